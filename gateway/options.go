@@ -1,0 +1,66 @@
+package gateway
+
+import (
+	"log/slog"
+	"net/netip"
+	"time"
+)
+
+// Options of a Gateway. A zero field means its default.
+type Options struct {
+	// Listen is where clients are served, over UDP and TCP both.
+	// Default: 127.0.0.1:5300 and [::1]:5300.
+	Listen []netip.AddrPort `config:"listen"`
+	// Timeout bounds one client's query, whatever happens behind it: past it
+	// the client gets SERVFAIL. Default: 4 s, below the 5 s of most clients.
+	Timeout time.Duration `config:"timeout"`
+	// MaxQueries is how many queries may wait for upstreams at once. Past it
+	// the newest are refused at once. Default: 12000.
+	MaxQueries int `config:"max_queries"`
+	// MaxConnections is how many TCP connections clients may have open, all
+	// together. Default: 1024.
+	MaxConnections int `config:"max_connections"`
+	// MaxPipelined is how many queries of one TCP connection are worked on at
+	// once; further ones wait unread. Default: 100.
+	MaxPipelined int `config:"max_pipelined"`
+	// IdleTimeout is how long a TCP connection may stay without a query before
+	// it is closed (RFC 7766 section 6.2.3). Default: 10 s.
+	IdleTimeout time.Duration `config:"idle_timeout"`
+
+	// Log takes what an operator should see. Default: slog.Default.
+	Log *slog.Logger `config:"-"`
+}
+
+// Defaults returns the options that zero fields stand for.
+func Defaults() Options { return Options{}.withDefaults() }
+
+// Check reports every option that can't be used, by its name. A zero number or
+// duration can't: whoever writes 0 does not ask for a default.
+func (o Options) Check(report func(option, problem string)) {
+	if len(o.Listen) == 0 {
+		report("listen", "is empty: nobody could ask")
+	}
+	seen := make(map[netip.AddrPort]bool)
+	for _, addr := range o.Listen {
+		if seen[addr] && addr.Port() != 0 {
+			report("listen", addr.String()+" is named twice")
+		}
+		seen[addr] = true
+	}
+	for _, d := range []struct {
+		option string
+		value  time.Duration
+	}{{"timeout", o.Timeout}, {"idle_timeout", o.IdleTimeout}} {
+		if d.value <= 0 {
+			report(d.option, "must be above 0")
+		}
+	}
+	for _, n := range []struct {
+		option string
+		value  int
+	}{{"max_queries", o.MaxQueries}, {"max_connections", o.MaxConnections}, {"max_pipelined", o.MaxPipelined}} {
+		if n.value <= 0 {
+			report(n.option, "must be above 0")
+		}
+	}
+}

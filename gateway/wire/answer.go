@@ -1,0 +1,254 @@
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// Why a message is not the answer to a query.
+var (
+	ErrNotResponse   = errors.New("not a response to a standard query")
+	ErrWrongQuestion = errors.New("response to another question")
+	ErrTruncated     = errors.New("truncated response")
+	ErrMalformed     = errors.New("malformed response")
+)
+
+// An Answer is a verified response to a Query. Only ParseAnswer makes one.
+//
+// It owns its bytes and never changes, so a cache and any number of waiting
+// clients may share it. The zero Answer is none.
+type Answer struct {
+	// data is, in one allocation: the message without its OPT record, the EDE
+	// options of that OPT record, and the offset of each TTL in two octets.
+	data        []byte
+	messageLen  uint16
+	edeLen      uint16
+	questionEnd uint16
+	rcode       RCode
+}
+
+// ParseAnswer verifies that message is the whole, well-formed response to q's
+// question, whatever its ID. It keeps a copy of what it needs, so message stays
+// the caller's.
+//
+// A response without a question counts if its code says that the question was
+// not understood or not answered (RFC 1035 section 4.1.1 asks for no more).
+func ParseAnswer(q Query, message []byte) (Answer, error) {
+	if len(message) < headerLen || len(message) > MaxSize {
+		return Answer{}, ErrMalformed
+	}
+	flags := flagsOf(message)
+	switch {
+	case flags&flagQR == 0 || flags&maskOpcode != 0:
+		return Answer{}, ErrNotResponse
+	case flags&flagTC != 0:
+		return Answer{}, ErrTruncated
+	}
+	off, err := matchQuestion(q, message)
+	if err != nil {
+		return Answer{}, err
+	}
+	var room [64]uint16 // more records than that are rare, and then allocate
+	found, ok := walk(message, off, room[:0])
+	if !ok {
+		return Answer{}, ErrMalformed
+	}
+	if off == headerLen && len(found.ttls) > 0 {
+		return Answer{}, ErrWrongQuestion
+	}
+	return assemble(q, message, off, found), nil
+}
+
+// matchQuestion returns the offset behind message's question, headerLen if it
+// has none.
+func matchQuestion(q Query, message []byte) (int, error) {
+	switch binary.BigEndian.Uint16(message[4:]) {
+	case 1:
+		end, ok := skipPlainName(message, headerLen)
+		if !ok || end+4 > len(message) {
+			return 0, ErrMalformed
+		}
+		end += 4
+		// Type and class are compared without case too, which is no equality.
+		if !equalNames(q.question(), message[headerLen:end]) ||
+			[4]byte(q.packet[q.questionEnd-4:]) != [4]byte(message[end-4:]) {
+			return 0, ErrWrongQuestion
+		}
+		return end, nil
+	case 0:
+		switch RCode(flagsOf(message) & maskRCode) {
+		case FormErr, ServFail, NotImp, Refused:
+			return headerLen, nil
+		}
+	}
+	return 0, ErrWrongQuestion
+}
+
+// parts is what walk found behind the question.
+type parts struct {
+	ttls   []uint16 // offsets of the TTLs that stay
+	end    int      // of what stays
+	cut    uint16   // records of the additional section that don't stay
+	opt    record   // valid if hasOPT
+	hasOPT bool
+}
+
+// walk reads all records behind off. It fails unless they are well-formed, end
+// where the message ends, and have at most one OPT record, in its place.
+//
+// What stays ends at the OPT record, which comes last by custom. Records behind
+// it could not move up, as names in them may point into each other; being
+// additional, they are dropped.
+func walk(message []byte, off int, ttls []uint16) (parts, bool) {
+	p := parts{ttls: ttls, end: len(message)}
+	for section := 1; section <= 3; section++ {
+		for range binary.BigEndian.Uint16(message[4+2*section:]) {
+			r, ok := parseRecord(message, off)
+			if !ok {
+				return p, false
+			}
+			if r.typ == typeOPT {
+				if section != 3 || p.hasOPT || !r.root || !validOptions(r.rdata(message)) {
+					return p, false
+				}
+				p.hasOPT, p.opt, p.end = true, r, off
+			}
+			if p.hasOPT {
+				p.cut++
+			} else {
+				p.ttls = append(p.ttls, uint16(r.ttlAt))
+			}
+			off = r.end
+		}
+	}
+	return p, off == len(message)
+}
+
+// assemble copies what an answer keeps of message.
+func assemble(q Query, message []byte, off int, p parts) Answer {
+	a := Answer{rcode: RCode(flagsOf(message) & maskRCode), questionEnd: q.questionEnd}
+	edeLen := 0
+	var options []byte
+	if p.hasOPT {
+		options = p.opt.rdata(message)
+		a.rcode |= RCode(p.opt.ttl>>24) << 4
+		for ede := range edeOptions(options) {
+			edeLen += len(ede)
+		}
+	}
+	messageLen := int(q.questionEnd) + p.end - off
+	a.data = make([]byte, 0, messageLen+edeLen+2*len(p.ttls))
+	a.data = append(a.data, message[:headerLen]...)
+	a.data = append(a.data, q.question()...)
+	a.data = append(a.data, message[off:p.end]...)
+	binary.BigEndian.PutUint16(a.data[4:], 1)
+	binary.BigEndian.PutUint16(a.data[10:], binary.BigEndian.Uint16(a.data[10:])-p.cut)
+	for ede := range edeOptions(options) {
+		a.data = append(a.data, ede...)
+	}
+	for _, at := range p.ttls {
+		a.data = binary.BigEndian.AppendUint16(a.data, at)
+	}
+	a.messageLen, a.edeLen = uint16(messageLen), uint16(edeLen)
+	return a
+}
+
+// edeOptions yields the Extended DNS Errors in the data of an OPT record, each
+// with its code and length. They are the only options that are not hop by hop.
+func edeOptions(rdata []byte) func(yield func([]byte) bool) {
+	return func(yield func([]byte) bool) {
+		for len(rdata) > 0 {
+			n := 4 + int(binary.BigEndian.Uint16(rdata[2:]))
+			if binary.BigEndian.Uint16(rdata) == ednsOptionEDE && n >= 6 && !yield(rdata[:n]) {
+				return
+			}
+			rdata = rdata[n:]
+		}
+	}
+}
+
+// RCode returns the response code. An error, with the EDE that came with it,
+// is an answer too: it is for the balancer to ask for a better one.
+func (a Answer) RCode() RCode { return a.rcode }
+
+// IsZero reports whether a is none.
+func (a Answer) IsZero() bool { return a.data == nil }
+
+// Len returns how many octets a keeps.
+func (a Answer) Len() int { return cap(a.data) }
+
+// String returns the answer for people, in the format of zone files.
+func (a Answer) String() string {
+	var m dns.Msg
+	if err := m.Unpack(a.data[:a.messageLen]); err != nil {
+		return "unprintable answer: " + err.Error()
+	}
+	return m.String()
+}
+
+// AppendReply appends a as the reply to q, with q's ID, flags and spelling of
+// the name, TTLs less age, and an OPT record if q had one. If q has no room for
+// it, the reply is the question with TC set (RFC 2181 section 9).
+//
+// The question of q must be the one that a answers.
+func (a Answer) AppendReply(dst []byte, q Query, age time.Duration) []byte {
+	ede := a.data[a.messageLen : int(a.messageLen)+int(a.edeLen)]
+	room := q.room()
+	optLen := 0
+	if q.edns {
+		optLen = optFixedLen
+	}
+	flags := q.replyFlags() | uint16(a.rcode)&maskRCode
+	if a.rcode > maskRCode && !q.edns {
+		flags = flags&^maskRCode | uint16(ServFail) // the rest of the code needs an OPT record
+	}
+	if q.wantsAD() {
+		flags |= flagsOf(a.data) & flagAD
+	}
+	if int(a.messageLen)+optLen > room {
+		dst = appendHeader(dst, ID(q.packet), flags|flagTC, [4]uint16{1, 0, 0, uint16(min(optLen, 1))})
+		dst = append(dst, q.question()...)
+		return a.appendOPT(dst, q, nil)
+	}
+	start := len(dst)
+	dst = append(dst, a.data[:a.messageLen]...)
+	reply := dst[start:]
+	binary.BigEndian.PutUint16(reply, ID(q.packet))
+	binary.BigEndian.PutUint16(reply[2:], flags)
+	copy(reply[headerLen:], q.question())
+	a.ageTTLs(reply, age)
+	if q.edns {
+		additional := binary.BigEndian.Uint16(reply[10:])
+		binary.BigEndian.PutUint16(reply[10:], additional+1)
+	}
+	if len(reply)+optLen+len(ede) > room {
+		ede = nil // an explanation is not worth a second query over TCP
+	}
+	return a.appendOPT(dst, q, ede)
+}
+
+func (a Answer) appendOPT(dst []byte, q Query, options []byte) []byte {
+	if !q.edns {
+		return dst
+	}
+	dst = appendOPT(dst, uint8(a.rcode>>4), q.do, len(options))
+	return append(dst, options...)
+}
+
+// ageTTLs takes age, in whole seconds, off each TTL in reply. A TTL with its
+// top bit set counts as 0 (RFC 2181 section 8).
+func (a Answer) ageTTLs(reply []byte, age time.Duration) {
+	seconds := uint32(min(max(age/time.Second, 0), 1<<31))
+	offsets := a.data[int(a.messageLen)+int(a.edeLen):]
+	for ; len(offsets) > 0; offsets = offsets[2:] {
+		field := reply[binary.BigEndian.Uint16(offsets):]
+		ttl := binary.BigEndian.Uint32(field)
+		if ttl >= 1<<31 {
+			ttl = 0
+		}
+		binary.BigEndian.PutUint32(field, ttl-min(ttl, seconds))
+	}
+}

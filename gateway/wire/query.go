@@ -1,0 +1,277 @@
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/miekg/dns"
+)
+
+// ErrNotQuery means that a packet is no query at all: shorter than a header, or
+// a response. It is ignored: any reply could be used to start a loop or to
+// amplify.
+var ErrNotQuery = errors.New("not a query")
+
+// A Refusal is why a query gets an error for a reply instead of an answer. It
+// is always one of a fixed set of values.
+type Refusal struct {
+	RCode  RCode
+	Reason string
+	EDE    EDECode // EDEOther: none is sent
+}
+
+func (r *Refusal) Error() string { return r.RCode.String() + ": " + r.Reason }
+
+var (
+	errOpcode     = &Refusal{RCode: NotImp, Reason: "opcode other than QUERY"}
+	errQuestions  = &Refusal{RCode: FormErr, Reason: "not exactly one question"} // RFC 9619
+	errQuestion   = &Refusal{RCode: FormErr, Reason: "malformed question"}
+	errRecords    = &Refusal{RCode: FormErr, Reason: "records in the answer or authority section"}
+	errAdditional = &Refusal{RCode: FormErr, Reason: "malformed additional section"}
+	errOPT        = &Refusal{RCode: FormErr, Reason: "malformed or repeated OPT record"} // RFC 6891 section 6.1.1
+	errTrailing   = &Refusal{RCode: FormErr, Reason: "garbage after the message"}
+	errVersion    = &Refusal{RCode: BadVers, Reason: "EDNS version above 0"} // RFC 6891 section 6.1.3
+	errTransfer   = &Refusal{RCode: Refused, Reason: "zone transfer", EDE: EDENotSupported}
+	errClass      = &Refusal{RCode: Refused, Reason: "class other than IN", EDE: EDENotSupported}
+	errSigned     = &Refusal{RCode: Refused, Reason: "TSIG-signed query", EDE: EDENotSupported}
+)
+
+// A Query is a verified client query. Only ParseQuery and NewQuery make one.
+//
+// It borrows the packet it was parsed from: Clone it before it outlives the
+// packet. It is small and meant to be passed by value.
+type Query struct {
+	packet      []byte
+	questionEnd uint16 // headerLen if there is no question to echo
+	udpSize     uint16 // as advertised; meaningful with edns only
+	via         Transport
+	edns        bool // an OPT record came with it
+	do          bool
+}
+
+// ParseQuery verifies packet, which came in over via, and borrows it.
+//
+// The error is ErrNotQuery, which deserves no reply, or a *Refusal; with a
+// Refusal, the Query is good for AppendError and for nothing else.
+func ParseQuery(packet []byte, via Transport) (Query, error) {
+	q := Query{packet: packet, questionEnd: headerLen, via: via}
+	if len(packet) < headerLen || len(packet) > MaxSize || flagsOf(packet)&flagQR != 0 {
+		return Query{}, ErrNotQuery
+	}
+	if flagsOf(packet)&maskOpcode != 0 {
+		return q, errOpcode
+	}
+	count := func(section int) uint16 { return binary.BigEndian.Uint16(packet[4+2*section:]) }
+	if count(0) != 1 {
+		return q, errQuestions
+	}
+	nameEnd, ok := skipPlainName(packet, headerLen)
+	if !ok || nameEnd+4 > len(packet) {
+		return q, errQuestion
+	}
+	q.questionEnd = uint16(nameEnd + 4)
+	refusal := q.refuse()
+	if refusal == nil && count(1)+count(2) != 0 {
+		refusal = errRecords
+	}
+	if refusal != nil && refusal.RCode == FormErr {
+		return q, refusal
+	}
+	// The OPT record is read even for what is refused: the reply needs one too.
+	if malformed := q.parseAdditional(int(count(3)), refusal == nil); malformed != nil && refusal == nil {
+		refusal = malformed
+	}
+	if refusal != nil {
+		return q, refusal
+	}
+	return q, nil
+}
+
+// refuse looks at the question alone.
+func (q *Query) refuse() *Refusal {
+	switch q.Type() {
+	case typeAXFR, typeIXFR:
+		return errTransfer
+	case typeOPT, typeTSIG: // pseudo-records that live in the additional section only
+		return errQuestion
+	}
+	if q.class() != classIN {
+		return errClass
+	}
+	return nil
+}
+
+// parseAdditional finds the OPT record. Whole asks for a message that ends
+// where its counts say.
+func (q *Query) parseAdditional(records int, whole bool) *Refusal {
+	off := int(q.questionEnd)
+	if n := int(binary.BigEndian.Uint16(q.packet[6:])) + int(binary.BigEndian.Uint16(q.packet[8:])); n > 0 {
+		return nil // a refused transfer with a SOA (RFC 1995): no OPT is looked for behind it
+	}
+	for range records {
+		rr, ok := parseRecord(q.packet, off)
+		switch {
+		case !ok:
+			return errAdditional
+		case rr.typ == typeTSIG:
+			// Forwarded, the signature would be half a promise.
+			return errSigned
+		case rr.typ == typeOPT:
+			if q.edns || !rr.root || !validOptions(rr.rdata(q.packet)) {
+				return errOPT
+			}
+			q.edns = true
+			q.do = rr.ttl&ednsFlagDO != 0
+			q.udpSize = rr.class
+			if version := byte(rr.ttl >> 16); version != 0 {
+				return errVersion
+			}
+		}
+		off = rr.end
+	}
+	if whole && off != len(q.packet) {
+		return errTrailing
+	}
+	return nil
+}
+
+// NewQuery makes a query of our own for name, in presentation format, as
+// probes and checks need it.
+func NewQuery(name, recordType string) (Query, error) {
+	t, ok := dns.StringToType[recordType]
+	if !ok {
+		return Query{}, fmt.Errorf("make a query: %q is no record type", recordType)
+	}
+	if _, ok := dns.IsDomainName(name); !ok {
+		return Query{}, fmt.Errorf("make a query: %q is no domain name", name)
+	}
+	m := new(dns.Msg).SetQuestion(dns.Fqdn(name), t).SetEdns0(MaxUDPSize, false)
+	packet, err := m.Pack()
+	if err != nil {
+		return Query{}, fmt.Errorf("make a query for %q: %w", name, err)
+	}
+	return ParseQuery(packet, TCP)
+}
+
+// Clone returns a Query with a packet of its own.
+func (q Query) Clone() Query {
+	q.packet = slices.Clone(q.packet)
+	return q
+}
+
+// Packet returns the bytes that q was made from. They are still borrowed.
+func (q Query) Packet() []byte { return q.packet }
+
+// Via returns how q came in.
+func (q Query) Via() Transport { return q.via }
+
+// Type returns the type asked for.
+func (q Query) Type() Type { return Type(binary.BigEndian.Uint16(q.packet[q.questionEnd-4:])) }
+
+func (q Query) class() uint16 { return binary.BigEndian.Uint16(q.packet[q.questionEnd-2:]) }
+
+// String returns the question for people: "example.com. A".
+func (q Query) String() string {
+	if q.questionEnd <= headerLen {
+		return "no question"
+	}
+	name, _, err := dns.UnpackDomainName(q.packet, headerLen)
+	if err != nil {
+		return "unprintable question"
+	}
+	return name + " " + dns.Type(q.Type()).String()
+}
+
+func (q Query) question() []byte { return q.packet[headerLen:q.questionEnd] }
+
+// AppendName appends the name asked for in wire format and lower case.
+func (q Query) AppendName(dst []byte) []byte {
+	for _, c := range q.packet[headerLen : q.questionEnd-4] {
+		dst = append(dst, lower(c))
+	}
+	return dst
+}
+
+// AppendKey appends a key that is equal for two queries exactly if one answer
+// serves both: name in lower case, type, class, DO and CD (RFC 6840 section 5.9
+// tells why CD belongs there).
+func (q Query) AppendKey(dst []byte) []byte {
+	dst = q.AppendName(dst)
+	dst = append(dst, q.packet[q.questionEnd-4:q.questionEnd]...)
+	var bits byte
+	if q.do {
+		bits |= 1
+	}
+	if flagsOf(q.packet)&flagCD != 0 {
+		bits |= 2
+	}
+	return append(dst, bits)
+}
+
+// AppendUpstream appends q as we ask it: with our own ID, recursion desired, AD
+// set so that the answer says whether it was validated (RFC 6840 section 5.7),
+// and an OPT record of ours, padded to a multiple of 128 octets (RFC 8467).
+// Nothing of the client's OPT record but DO goes along (RFC 6891 section 6.2.1:
+// it is hop by hop).
+func (q Query) AppendUpstream(dst []byte, id uint16) []byte {
+	flags := uint16(flagRD|flagAD) | flagsOf(q.packet)&flagCD
+	start := len(dst)
+	dst = appendHeader(dst, id, flags, [4]uint16{1, 0, 0, 1})
+	dst = append(dst, q.question()...)
+	bare := len(dst) - start + optFixedLen + 4
+	pad := (padding - bare%padding) % padding
+	dst = appendOPT(dst, 0, q.do, 4+pad)
+	dst = append(dst, 0, ednsOptionPadding, 0, byte(pad))
+	return append(dst, zeros[:pad]...)
+}
+
+var zeros [padding]byte
+
+// room returns how many octets a reply to q may have.
+func (q Query) room() int {
+	switch {
+	case q.via == TCP:
+		return MaxSize
+	case !q.edns:
+		return minUDPSize
+	}
+	return min(max(int(q.udpSize), minUDPSize), MaxUDPSize)
+}
+
+// replyFlags returns the flags that every reply to q has: RD and CD as they
+// came (RFC 1035 section 4.1.1, RFC 4035 section 3.2.2), recursion available,
+// never authoritative.
+func (q Query) replyFlags() uint16 {
+	return flagQR | flagRA | flagsOf(q.packet)&(maskOpcode|flagRD|flagCD)
+}
+
+// wantsAD reports whether the client understands AD (RFC 6840 section 5.8).
+func (q Query) wantsAD() bool { return q.do || flagsOf(q.packet)&flagAD != 0 }
+
+// AppendError appends a reply to q that is an error of our own. An EDE is sent
+// only if the client speaks EDNS.
+func (q Query) AppendError(dst []byte, rcode RCode, ede EDE) []byte {
+	flags := q.replyFlags() | uint16(rcode)&maskRCode
+	counts := [4]uint16{}
+	if q.questionEnd > headerLen {
+		counts[0] = 1
+	}
+	if q.edns {
+		counts[3] = 1
+	}
+	dst = appendHeader(dst, ID(q.packet), flags, counts)
+	dst = append(dst, q.question()...)
+	if !q.edns {
+		return dst
+	}
+	if ede == (EDE{}) {
+		return appendOPT(dst, uint8(rcode>>4), q.do, 0)
+	}
+	head := len(dst)
+	dst = appendOPT(dst, uint8(rcode>>4), q.do, 0)
+	dst = appendEDE(dst, ede)
+	binary.BigEndian.PutUint16(dst[head+optFixedLen-2:], uint16(len(dst)-head-optFixedLen))
+	return dst
+}

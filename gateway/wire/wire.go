@@ -1,0 +1,173 @@
+// Package wire reads and edits DNS messages as the bytes they travel in.
+//
+// It knows the header, the question, the OPT record, where names are and where
+// the TTLs are (RFC 1035 section 4, RFC 6891), and no more than that. All index
+// arithmetic on bytes from the network happens here, and all of it is fuzzed
+// against an independent codec.
+package wire
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// MaxUDPSize is the largest UDP message we send and the size we advertise: what
+// fits unfragmented into the smallest IPv6 MTU (DNS flag day 2020).
+const MaxUDPSize = 1232
+
+// MaxSize is the largest message there is, as the length prefix of TCP says.
+const MaxSize = 1<<16 - 1
+
+const (
+	headerLen  = 12
+	minUDPSize = 512 // RFC 1035 section 4.2.1, for clients without EDNS
+	maxName    = 255 // RFC 1035 section 2.3.4
+	padding    = 128 // block of padded queries, RFC 8467 section 4.1
+)
+
+// Transport is how a client's query came in. It decides how long a reply may be.
+type Transport uint8
+
+const (
+	UDP Transport = iota
+	TCP
+)
+
+func (t Transport) String() string {
+	switch t {
+	case UDP:
+		return "UDP"
+	case TCP:
+		return "TCP"
+	}
+	return fmt.Sprintf("Transport(%d)", uint8(t))
+}
+
+// RCode is a response code with the extended bits of RFC 6891 section 6.1.3.
+type RCode uint16
+
+const (
+	NoError  RCode = 0
+	FormErr  RCode = 1
+	ServFail RCode = 2
+	NXDomain RCode = 3
+	NotImp   RCode = 4
+	Refused  RCode = 5
+	BadVers  RCode = 16
+)
+
+var rcodeNames = map[RCode]string{
+	NoError: "NOERROR", FormErr: "FORMERR", ServFail: "SERVFAIL", NXDomain: "NXDOMAIN",
+	NotImp: "NOTIMP", Refused: "REFUSED", BadVers: "BADVERS",
+}
+
+func (r RCode) String() string {
+	if name, ok := rcodeNames[r]; ok {
+		return name
+	}
+	return fmt.Sprintf("RCODE%d", uint16(r))
+}
+
+// Type is a record type. Only those with a meaning to a gateway have a name
+// here; every other type travels through untouched (RFC 3597).
+type Type uint16
+
+const (
+	typeA     Type = 1
+	typeNS    Type = 2
+	typeMD    Type = 3
+	typeMF    Type = 4
+	typeCNAME Type = 5
+	typeSOA   Type = 6
+	typeMB    Type = 7
+	typeMG    Type = 8
+	typeMR    Type = 9
+	typePTR   Type = 12
+	typeMINFO Type = 14
+	typeMX    Type = 15
+	typeRP    Type = 17
+	typeAFSDB Type = 18
+	typeRT    Type = 21
+	typeAAAA  Type = 28
+	typeSRV   Type = 33
+	typeKX    Type = 36
+	typeDNAME Type = 39
+	typeOPT   Type = 41
+	typeTSIG  Type = 250
+	typeIXFR  Type = 251
+	typeAXFR  Type = 252
+)
+
+const classIN = 1
+
+// EDE is an Extended DNS Error (RFC 8914): why a reply is an error. The zero
+// EDE says nothing and is not sent.
+type EDE struct {
+	Code EDECode
+	Text string // for people; may be empty
+}
+
+// EDECode is an INFO-CODE of RFC 8914 section 4.
+type EDECode uint16
+
+const (
+	EDEOther          EDECode = 0
+	EDEProhibited     EDECode = 18
+	EDENotSupported   EDECode = 21
+	EDENoReachable    EDECode = 22
+	EDENetworkError   EDECode = 23
+	EDEInvalidData    EDECode = 24
+	ednsOptionEDE             = 15
+	ednsOptionPadding         = 12
+)
+
+// The second 16 bits of a header, as one number.
+const (
+	flagQR      = 1 << 15
+	maskOpcode  = 0xf << 11
+	flagTC      = 1 << 9
+	flagRD      = 1 << 8
+	flagRA      = 1 << 7
+	flagAD      = 1 << 5
+	flagCD      = 1 << 4
+	maskRCode   = 0xf
+	ednsFlagDO  = 1 << 15
+	optFixedLen = 11 // an OPT record without options
+)
+
+// ID returns the message ID of any packet at least a header long.
+func ID(packet []byte) uint16 { return binary.BigEndian.Uint16(packet) }
+
+func flagsOf(packet []byte) uint16 { return binary.BigEndian.Uint16(packet[2:]) }
+
+// appendHeader appends a header. Counts are question, answer, authority, additional.
+func appendHeader(dst []byte, id, flags uint16, counts [4]uint16) []byte {
+	dst = binary.BigEndian.AppendUint16(dst, id)
+	dst = binary.BigEndian.AppendUint16(dst, flags)
+	for _, n := range counts {
+		dst = binary.BigEndian.AppendUint16(dst, n)
+	}
+	return dst
+}
+
+// appendOPT appends the head of an OPT record of ours that will be followed by
+// rdlen octets of options.
+func appendOPT(dst []byte, extendedRCode uint8, do bool, rdlen int) []byte {
+	var flags uint16
+	if do {
+		flags = ednsFlagDO
+	}
+	dst = append(dst, 0, 0, byte(typeOPT), MaxUDPSize>>8, MaxUDPSize&0xff, extendedRCode, 0)
+	dst = binary.BigEndian.AppendUint16(dst, flags)
+	return binary.BigEndian.AppendUint16(dst, uint16(rdlen))
+}
+
+// appendEDE appends e as an EDNS option. It cuts a text that no UDP reply
+// could hold.
+func appendEDE(dst []byte, e EDE) []byte {
+	text := e.Text[:min(len(e.Text), 400)]
+	dst = binary.BigEndian.AppendUint16(dst, ednsOptionEDE)
+	dst = binary.BigEndian.AppendUint16(dst, uint16(2+len(text)))
+	dst = binary.BigEndian.AppendUint16(dst, uint16(e.Code))
+	return append(dst, text...)
+}

@@ -1,0 +1,83 @@
+package health
+
+import (
+	"log/slog"
+	"time"
+
+	"dotgate/gateway/wire"
+)
+
+// Options of a Monitor. A zero field means its default.
+type Options struct {
+	// Interval is how long an upstream that is up may go without an answer
+	// before it is probed. Live answers count: a busy upstream is never probed.
+	// Default: 10 s.
+	Interval time.Duration `config:"interval"`
+	// ProbeName is the name that probes ask for: one that has to resolve,
+	// whatever the upstream filters. Default: the root, ".".
+	ProbeName string `config:"probe_name"`
+	// ProbeType is the record type that probes ask for. Default: NS.
+	ProbeType string `config:"probe_type"`
+	// ProbeTimeout is how long a probe may take, dial and handshake included.
+	// Default: 2 s.
+	ProbeTimeout time.Duration `config:"probe_timeout"`
+	// Failures is how many exchanges in a row must fail before an upstream is
+	// down. Default: 3.
+	Failures int `config:"failures"`
+	// RecoveryMin and RecoveryMax bound the time between two probes of an
+	// upstream that is down. It grows from the one to the other, with jitter,
+	// and never ends. Defaults: 250 ms and 10 s.
+	RecoveryMin time.Duration `config:"recovery_min"`
+	RecoveryMax time.Duration `config:"recovery_max"`
+
+	// Log takes what an operator should see. Default: slog.Default.
+	Log *slog.Logger `config:"-"`
+}
+
+// Defaults returns the options that zero fields stand for.
+func Defaults() Options { return Options{}.withDefaults() }
+
+func (o Options) withDefaults() Options {
+	orDefault(&o.Interval, 10*time.Second)
+	orDefault(&o.ProbeName, ".")
+	orDefault(&o.ProbeType, "NS")
+	orDefault(&o.ProbeTimeout, 2*time.Second)
+	orDefault(&o.Failures, 3)
+	orDefault(&o.RecoveryMin, 250*time.Millisecond)
+	orDefault(&o.RecoveryMax, 10*time.Second)
+	orDefault(&o.Log, slog.Default())
+	return o
+}
+
+func orDefault[T comparable](field *T, value T) {
+	if *field == *new(T) {
+		*field = value
+	}
+}
+
+// Check reports every option that can't be used, by its name.
+func (o Options) Check(report func(option, problem string)) {
+	for _, d := range []struct {
+		option string
+		value  time.Duration
+	}{
+		{"interval", o.Interval}, {"probe_timeout", o.ProbeTimeout},
+		{"recovery_min", o.RecoveryMin}, {"recovery_max", o.RecoveryMax},
+	} {
+		if d.value <= 0 {
+			report(d.option, "must be above 0")
+		}
+	}
+	if o.RecoveryMin > o.RecoveryMax {
+		report("recovery_min", "is above recovery_max")
+	}
+	if o.Failures <= 0 {
+		report("failures", "must be above 0")
+	}
+	if _, err := wire.NewQuery(o.ProbeName, "A"); err != nil {
+		report("probe_name", `"`+o.ProbeName+`" is no domain name`)
+	}
+	if _, err := wire.NewQuery(".", o.ProbeType); err != nil {
+		report("probe_type", `"`+o.ProbeType+`" is no record type`)
+	}
+}

@@ -1,0 +1,170 @@
+package upstreams
+
+import (
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+)
+
+// Options of an Upstream. A zero field means its default.
+type Options struct {
+	// Name tells upstreams apart in logs and commands. Required.
+	Name string `config:"name"`
+	// Addresses are where the service answers. Either they or Host are required.
+	Addresses []netip.AddrPort `config:"addresses"`
+	// Host is a name to resolve for addresses, through Bootstrap.
+	Host string `config:"host"`
+	// Port goes with Host. Default: 853.
+	Port uint16 `config:"port"`
+	// Bootstrap are resolvers to ask for Host: "192.0.2.1:53" over plain DNS,
+	// "tls://192.0.2.1:853#dns.example" over DoT.
+	Bootstrap []string `config:"bootstrap"`
+	// ServerName is the name that the upstream's certificate must be valid for.
+	// Default: Host, and without it the certificate must be valid for the
+	// address itself.
+	ServerName string `config:"server_name"`
+	// CAFile holds the PEM certificates of the authorities to trust. Default:
+	// the system's.
+	CAFile string `config:"ca_file"`
+	// Pins, if any, are base64 SHA-256 digests of the public keys (SPKI) one of
+	// which the verified chain must contain. They come on top of verification.
+	Pins []string `config:"pins"`
+	// CertFile and KeyFile hold a client certificate in PEM. Default: none.
+	CertFile string `config:"cert_file"`
+	KeyFile  string `config:"key_file"`
+	// Connections is how many connections may be open to the upstream at once.
+	// A new one is dialled only when those that are open are busy. Default: 4.
+	Connections int `config:"connections"`
+	// ConnectTimeout bounds the TCP handshake. Default: 1 s.
+	ConnectTimeout time.Duration `config:"connect_timeout"`
+	// HandshakeTimeout bounds the TLS handshake. Default: 1.5 s.
+	HandshakeTimeout time.Duration `config:"handshake_timeout"`
+	// IdleTimeout is how long a connection is kept without a query. It should
+	// be below what the server allows: a connection that the server closes is
+	// noticed, but closing first is cheaper. Default: 8 s.
+	IdleTimeout time.Duration `config:"idle_timeout"`
+
+	// Log takes what an operator should see. Default: slog.Default.
+	Log *slog.Logger `config:"-"`
+}
+
+// Defaults returns the options that zero fields stand for.
+func Defaults() Options { return Options{}.withDefaults() }
+
+func (o Options) withDefaults() Options {
+	orDefault(&o.Port, 853)
+	orDefault(&o.ServerName, o.Host)
+	orDefault(&o.Connections, 4)
+	orDefault(&o.ConnectTimeout, time.Second)
+	orDefault(&o.HandshakeTimeout, 1500*time.Millisecond)
+	orDefault(&o.IdleTimeout, 8*time.Second)
+	orDefault(&o.Log, slog.Default())
+	return o
+}
+
+func orDefault[T comparable](field *T, value T) {
+	if *field == *new(T) {
+		*field = value
+	}
+}
+
+// Check reports every option that can't be used, by its name. It reads the
+// files that are named.
+func (o Options) Check(report func(option, problem string)) {
+	if o.Name == "" {
+		report("name", "is empty")
+	}
+	o.checkAddresses(report)
+	for _, d := range []struct {
+		option string
+		value  time.Duration
+	}{
+		{"connect_timeout", o.ConnectTimeout}, {"handshake_timeout", o.HandshakeTimeout}, {"idle_timeout", o.IdleTimeout},
+	} {
+		if d.value <= 0 {
+			report(d.option, "must be above 0")
+		}
+	}
+	if o.Connections <= 0 {
+		report("connections", "must be above 0")
+	}
+	if _, err := o.roots(); err != nil {
+		report("ca_file", err.Error())
+	}
+	if _, err := o.pins(); err != nil {
+		report("pins", err.Error())
+	}
+	if _, err := o.certificates(); err != nil {
+		report("cert_file", err.Error())
+	}
+}
+
+func (o Options) checkAddresses(report func(option, problem string)) {
+	switch {
+	case len(o.Addresses) == 0 && o.Host == "":
+		report("addresses", "is empty, and there is no host to resolve")
+	case len(o.Addresses) > 0 && o.Host != "":
+		report("host", "is not needed beside addresses; to check the certificate's name, set server_name")
+	case o.Host != "" && len(o.Bootstrap) == 0:
+		report("bootstrap", fmt.Sprintf("is empty, so %q could not be resolved; name a resolver here or give addresses and server_name", o.Host))
+	}
+	for _, a := range o.Addresses {
+		if !a.IsValid() || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast() {
+			report("addresses", fmt.Sprintf("%s is not the address and port of a server", a))
+		}
+	}
+	for _, b := range o.Bootstrap {
+		if _, err := parseBootstrap(b); err != nil {
+			report("bootstrap", err.Error())
+		}
+	}
+}
+
+func (o Options) roots() (*x509.CertPool, error) {
+	if o.CAFile == "" {
+		return nil, nil // crypto/tls then takes the system's
+	}
+	pem, err := os.ReadFile(o.CAFile)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no PEM certificate", o.CAFile)
+	}
+	return pool, nil
+}
+
+func (o Options) pins() (map[[sha256.Size]byte]bool, error) {
+	pins := make(map[[sha256.Size]byte]bool)
+	for _, text := range o.Pins {
+		digest, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(text, "sha256/"))
+		if err != nil || len(digest) != sha256.Size {
+			return nil, fmt.Errorf("%q is not the base64 of a SHA-256 digest", text)
+		}
+		pins[[sha256.Size]byte(digest)] = true
+	}
+	return pins, nil
+}
+
+func (o Options) certificates() ([]tls.Certificate, error) {
+	if o.CertFile == "" && o.KeyFile == "" {
+		return nil, nil
+	}
+	if o.CertFile == "" || o.KeyFile == "" {
+		return nil, errors.New("cert_file and key_file need each other")
+	}
+	certificate, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("load the client certificate: %w", err)
+	}
+	return []tls.Certificate{certificate}, nil
+}
