@@ -8,14 +8,15 @@ import (
 
 // Options of a Gateway. A zero field means its default.
 type Options struct {
-	// Listen is where clients are served, over UDP and TCP both.
-	// Default: 127.0.0.1:5300 and [::1]:5300.
+	// Listen is where clients are served, over UDP and TCP both. Port 0 is any
+	// port that is free for both. [::] serves IPv4 too, unless an IPv4 address
+	// with the same port is listed. Default: 127.0.0.1:5300 and [::1]:5300.
 	Listen []netip.AddrPort `config:"listen"`
 	// Timeout bounds one client's query, whatever happens behind it: past it
 	// the client gets SERVFAIL. Default: 4 s, below the 5 s of most clients.
 	Timeout time.Duration `config:"timeout"`
 	// MaxQueries is how many queries may wait for upstreams at once. Past it
-	// the newest are refused at once. Default: 12000.
+	// the newest get SERVFAIL at once. Default: 12000.
 	MaxQueries int `config:"max_queries"`
 	// MaxConnections is how many TCP connections clients may have open, all
 	// together. Default: 1024.
@@ -34,6 +35,28 @@ type Options struct {
 // Defaults returns the options that zero fields stand for.
 func Defaults() Options { return Options{}.withDefaults() }
 
+func (o Options) withDefaults() Options {
+	if o.Listen == nil {
+		o.Listen = []netip.AddrPort{
+			netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 5300),
+			netip.AddrPortFrom(netip.IPv6Loopback(), 5300),
+		}
+	}
+	orDefault(&o.Timeout, 4*time.Second)
+	orDefault(&o.MaxQueries, 12000)
+	orDefault(&o.MaxConnections, 1024)
+	orDefault(&o.MaxPipelined, 100)
+	orDefault(&o.IdleTimeout, 10*time.Second)
+	orDefault(&o.Log, slog.Default())
+	return o
+}
+
+func orDefault[T comparable](field *T, value T) {
+	if *field == *new(T) {
+		*field = value
+	}
+}
+
 // Check reports every option that can't be used, by its name. A zero number or
 // duration can't: whoever writes 0 does not ask for a default.
 func (o Options) Check(report func(option, problem string)) {
@@ -42,6 +65,9 @@ func (o Options) Check(report func(option, problem string)) {
 	}
 	seen := make(map[netip.AddrPort]bool)
 	for _, addr := range o.Listen {
+		if !addr.IsValid() || addr.Addr().IsMulticast() {
+			report("listen", addr.String()+" is no address to listen on")
+		}
 		if seen[addr] && addr.Port() != 0 {
 			report("listen", addr.String()+" is named twice")
 		}

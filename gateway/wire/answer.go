@@ -23,11 +23,10 @@ var (
 type Answer struct {
 	// data is, in one allocation: the message without its OPT record, the EDE
 	// options of that OPT record, and the offset of each TTL in two octets.
-	data        []byte
-	messageLen  uint16
-	edeLen      uint16
-	questionEnd uint16
-	rcode       RCode
+	data       []byte
+	messageLen uint16
+	edeLen     uint16
+	rcode      RCode
 }
 
 // ParseAnswer verifies that message is the whole, well-formed response to q's
@@ -106,7 +105,7 @@ func walk(message []byte, off int, ttls []uint16) (parts, bool) {
 	p := parts{ttls: ttls, end: len(message)}
 	for section := 1; section <= 3; section++ {
 		for range binary.BigEndian.Uint16(message[4+2*section:]) {
-			r, ok := parseRecord(message, off)
+			r, ok := parseRecord(message, off, p.ttls)
 			if !ok {
 				return p, false
 			}
@@ -121,6 +120,9 @@ func walk(message []byte, off int, ttls []uint16) (parts, bool) {
 			} else {
 				p.ttls = append(p.ttls, uint16(r.ttlAt))
 			}
+			if !validData(message, r, p.ttls) { // with its own TTL among them
+				return p, false
+			}
 			off = r.end
 		}
 	}
@@ -129,7 +131,7 @@ func walk(message []byte, off int, ttls []uint16) (parts, bool) {
 
 // assemble copies what an answer keeps of message.
 func assemble(q Query, message []byte, off int, p parts) Answer {
-	a := Answer{rcode: RCode(flagsOf(message) & maskRCode), questionEnd: q.questionEnd}
+	a := Answer{rcode: RCode(flagsOf(message) & maskRCode)}
 	edeLen := 0
 	var options []byte
 	if p.hasOPT {
@@ -201,10 +203,7 @@ func (a Answer) AppendReply(dst []byte, q Query, age time.Duration) []byte {
 	if q.edns {
 		optLen = optFixedLen
 	}
-	flags := q.replyFlags() | uint16(a.rcode)&maskRCode
-	if a.rcode > maskRCode && !q.edns {
-		flags = flags&^maskRCode | uint16(ServFail) // the rest of the code needs an OPT record
-	}
+	flags := q.replyFlags() | q.rcodeFlags(a.rcode)
 	if q.wantsAD() {
 		flags |= flagsOf(a.data) & flagAD
 	}
@@ -234,7 +233,7 @@ func (a Answer) appendOPT(dst []byte, q Query, options []byte) []byte {
 	if !q.edns {
 		return dst
 	}
-	dst = appendOPT(dst, uint8(a.rcode>>4), q.do, len(options))
+	dst = appendOPT(dst, a.rcode, q.do, len(options))
 	return append(dst, options...)
 }
 

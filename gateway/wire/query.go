@@ -63,7 +63,7 @@ func ParseQuery(packet []byte, via Transport) (Query, error) {
 	if flagsOf(packet)&maskOpcode != 0 {
 		return q, errOpcode
 	}
-	count := func(section int) uint16 { return binary.BigEndian.Uint16(packet[4+2*section:]) }
+	count := func(section int) int { return int(binary.BigEndian.Uint16(packet[4+2*section:])) }
 	if count(0) != 1 {
 		return q, errQuestions
 	}
@@ -73,14 +73,12 @@ func ParseQuery(packet []byte, via Transport) (Query, error) {
 	}
 	q.questionEnd = uint16(nameEnd + 4)
 	refusal := q.refuse()
-	if refusal == nil && count(1)+count(2) != 0 {
+	misplaced := count(1) + count(2) // a refused IXFR has a SOA there (RFC 1995 section 3)
+	if refusal == nil && misplaced > 0 {
 		refusal = errRecords
 	}
-	if refusal != nil && refusal.RCode == FormErr {
-		return q, refusal
-	}
 	// The OPT record is read even for what is refused: the reply needs one too.
-	if malformed := q.parseAdditional(int(count(3)), refusal == nil); malformed != nil && refusal == nil {
+	if malformed := q.parseRecords(misplaced, count(3)); refusal == nil {
 		refusal = malformed
 	}
 	if refusal != nil {
@@ -103,36 +101,42 @@ func (q *Query) refuse() *Refusal {
 	return nil
 }
 
-// parseAdditional finds the OPT record. Whole asks for a message that ends
-// where its counts say.
-func (q *Query) parseAdditional(records int, whole bool) *Refusal {
+// parseRecords finds the OPT record, which is in the additional section, behind
+// the misplaced records.
+func (q *Query) parseRecords(misplaced, additional int) *Refusal {
 	off := int(q.questionEnd)
-	if n := int(binary.BigEndian.Uint16(q.packet[6:])) + int(binary.BigEndian.Uint16(q.packet[8:])); n > 0 {
-		return nil // a refused transfer with a SOA (RFC 1995): no OPT is looked for behind it
-	}
-	for range records {
-		rr, ok := parseRecord(q.packet, off)
-		switch {
-		case !ok:
+	for i := range misplaced + additional {
+		r, ok := parseRecord(q.packet, off, nil)
+		if !ok || !validData(q.packet, r, nil) {
 			return errAdditional
-		case rr.typ == typeTSIG:
+		}
+		off = r.end
+		switch {
+		case i < misplaced:
+		case r.typ == typeTSIG:
 			// Forwarded, the signature would be half a promise.
 			return errSigned
-		case rr.typ == typeOPT:
-			if q.edns || !rr.root || !validOptions(rr.rdata(q.packet)) {
-				return errOPT
-			}
-			q.edns = true
-			q.do = rr.ttl&ednsFlagDO != 0
-			q.udpSize = rr.class
-			if version := byte(rr.ttl >> 16); version != 0 {
-				return errVersion
+		case r.typ == typeOPT:
+			if refusal := q.parseOPT(r); refusal != nil {
+				return refusal
 			}
 		}
-		off = rr.end
 	}
-	if whole && off != len(q.packet) {
+	if off != len(q.packet) {
 		return errTrailing
+	}
+	return nil
+}
+
+func (q *Query) parseOPT(r record) *Refusal {
+	if q.edns || !r.root || !validOptions(r.rdata(q.packet)) {
+		return errOPT
+	}
+	q.edns = true
+	q.do = r.ttl&ednsFlagDO != 0
+	q.udpSize = r.class
+	if version := byte(r.ttl >> 16); version != 0 {
+		return errVersion
 	}
 	return nil
 }
@@ -152,7 +156,11 @@ func NewQuery(name, recordType string) (Query, error) {
 	if err != nil {
 		return Query{}, fmt.Errorf("make a query for %q: %w", name, err)
 	}
-	return ParseQuery(packet, TCP)
+	q, err := ParseQuery(packet, TCP)
+	if err != nil {
+		return Query{}, fmt.Errorf("make a query for %q: %w", name, err)
+	}
+	return q, nil
 }
 
 // Clone returns a Query with a packet of its own.
@@ -222,7 +230,7 @@ func (q Query) AppendUpstream(dst []byte, id uint16) []byte {
 	dst = append(dst, q.question()...)
 	bare := len(dst) - start + optFixedLen + 4
 	pad := (padding - bare%padding) % padding
-	dst = appendOPT(dst, 0, q.do, 4+pad)
+	dst = appendOPT(dst, NoError, q.do, 4+pad)
 	dst = append(dst, 0, ednsOptionPadding, 0, byte(pad))
 	return append(dst, zeros[:pad]...)
 }
@@ -247,13 +255,22 @@ func (q Query) replyFlags() uint16 {
 	return flagQR | flagRA | flagsOf(q.packet)&(maskOpcode|flagRD|flagCD)
 }
 
+// rcodeFlags returns what the header of a reply to q holds of rcode. The bits
+// above it need an OPT record; without one, all we can say is that we failed.
+func (q Query) rcodeFlags(rcode RCode) uint16 {
+	if rcode > maskRCode && !q.edns {
+		return uint16(ServFail)
+	}
+	return uint16(rcode) & maskRCode
+}
+
 // wantsAD reports whether the client understands AD (RFC 6840 section 5.8).
 func (q Query) wantsAD() bool { return q.do || flagsOf(q.packet)&flagAD != 0 }
 
 // AppendError appends a reply to q that is an error of our own. An EDE is sent
-// only if the client speaks EDNS.
+// only if the client speaks EDNS, with as much of its text as q has room for.
 func (q Query) AppendError(dst []byte, rcode RCode, ede EDE) []byte {
-	flags := q.replyFlags() | uint16(rcode)&maskRCode
+	start := len(dst)
 	counts := [4]uint16{}
 	if q.questionEnd > headerLen {
 		counts[0] = 1
@@ -261,17 +278,17 @@ func (q Query) AppendError(dst []byte, rcode RCode, ede EDE) []byte {
 	if q.edns {
 		counts[3] = 1
 	}
-	dst = appendHeader(dst, ID(q.packet), flags, counts)
+	dst = appendHeader(dst, ID(q.packet), q.replyFlags()|q.rcodeFlags(rcode), counts)
 	dst = append(dst, q.question()...)
-	if !q.edns {
+	switch {
+	case !q.edns:
 		return dst
+	case ede == (EDE{}):
+		return appendOPT(dst, rcode, q.do, 0)
 	}
-	if ede == (EDE{}) {
-		return appendOPT(dst, uint8(rcode>>4), q.do, 0)
-	}
-	head := len(dst)
-	dst = appendOPT(dst, uint8(rcode>>4), q.do, 0)
-	dst = appendEDE(dst, ede)
-	binary.BigEndian.PutUint16(dst[head+optFixedLen-2:], uint16(len(dst)-head-optFixedLen))
-	return dst
+	// Even 512 octets leave more than 200 behind the longest question.
+	left := q.room() - (len(dst) - start) - optFixedLen - edeFixedLen
+	ede.Text = cutText(ede.Text, left)
+	dst = appendOPT(dst, rcode, q.do, edeFixedLen+len(ede.Text))
+	return appendEDE(dst, ede)
 }

@@ -1,6 +1,9 @@
 package wire
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // maxPointers bounds the compression pointers in one name. A name of 255 octets
 // has at most 127 labels, and no sane encoder spends a pointer on less than one.
@@ -44,10 +47,13 @@ func skipPlainName(msg []byte, off int) (end int, ok bool) {
 }
 
 // skipName returns the offset behind the name at off, which may be compressed.
-// It accepts only pointers that lead backwards, to where an earlier name may be
-// (RFC 1035 section 4.1.4: "a prior occurrence"), so that it always ends.
-func skipName(msg []byte, off int) (end int, ok bool) {
-	length, pointers, floor := 0, 0, off
+//
+// A pointer has to lead to what RFC 1035 section 4.1.4 calls "a prior
+// occurrence": octets that begin and end before those that point to them, so
+// that reading always ends. They must avoid the header and the TTLs at ttls, as
+// a name must not change with ID or age.
+func skipName(msg []byte, off int, ttls []uint16) (end int, ok bool) {
+	length, pointers, start := 0, 0, off // start: of the labels up to the next pointer
 	for off < len(msg) {
 		n := int(msg[off])
 		switch {
@@ -55,7 +61,7 @@ func skipName(msg []byte, off int) (end int, ok bool) {
 			if pointers == 0 {
 				end = off + 1
 			}
-			return end, length+1 <= maxName
+			return end, !overlaps(ttls, start, off+1)
 		case n <= 63:
 			off += 1 + n
 			length += 1 + n
@@ -63,12 +69,12 @@ func skipName(msg []byte, off int) (end int, ok bool) {
 			if pointers == 0 {
 				end = off + 2
 			}
-			off = (n&0x3f)<<8 | int(msg[off+1])
+			target := (n&0x3f)<<8 | int(msg[off+1])
 			pointers++
-			if off < headerLen || off >= floor || pointers > maxPointers {
+			if target < headerLen || pointers > maxPointers || overlaps(ttls, start, off+2) {
 				return 0, false
 			}
-			floor = off
+			msg, off, start = msg[:start], target, target
 		default: // label types that RFC 6891 section 5 gave up, or a cut pointer
 			return 0, false
 		}
@@ -77,6 +83,16 @@ func skipName(msg []byte, off int) (end int, ok bool) {
 		}
 	}
 	return 0, false
+}
+
+// overlaps reports whether msg[start:end] has an octet of one of the TTLs whose
+// offsets are in ttls, in ascending order.
+func overlaps(ttls []uint16, start, end int) bool {
+	if len(ttls) == 0 || end <= int(ttls[0]) || start >= int(ttls[len(ttls)-1])+4 {
+		return false // nearly always: in the question, or in no compressed name
+	}
+	i, _ := slices.BinarySearch(ttls, uint16(start-3))
+	return int(ttls[i]) < end
 }
 
 // record is where the parts of one resource record are.
@@ -92,11 +108,10 @@ type record struct {
 
 func (r record) rdata(msg []byte) []byte { return msg[r.end-r.rdataLen : r.end] }
 
-// parseRecord reads the record at off. It looks into the data of those types
-// only whose names may be compressed, or whose size is fixed: there, a mistake
-// would reach clients as a message that they can't read.
-func parseRecord(msg []byte, off int) (r record, ok bool) {
-	fixed, ok := skipName(msg, off)
+// parseRecord reads the record at off, whose owner avoids the TTLs at ttls. It
+// leaves the data to validData.
+func parseRecord(msg []byte, off int, ttls []uint16) (r record, ok bool) {
+	fixed, ok := skipName(msg, off, ttls)
 	if !ok || fixed+10 > len(msg) {
 		return record{}, false
 	}
@@ -109,15 +124,14 @@ func parseRecord(msg []byte, off int) (r record, ok bool) {
 		root:     msg[off] == 0,
 	}
 	r.end = fixed + 10 + r.rdataLen
-	if r.end > len(msg) {
-		return record{}, false
-	}
-	return r, validData(msg[:r.end], r)
+	return r, r.end <= len(msg)
 }
 
-// validData reports whether the data of r, which ends msg, has the form that
-// its type asks for: octets before the names, names, octets behind them.
-func validData(msg []byte, r record) bool {
+// validData reports whether the data of r has the form that its type asks for:
+// octets before the names, names, octets behind them. It looks at those types
+// only whose names may be compressed, or whose size is fixed: there, a mistake
+// would reach clients as a message that they can't read.
+func validData(msg []byte, r record, ttls []uint16) bool {
 	before, names, after := 0, 0, 0
 	switch r.typ {
 	case typeA:
@@ -139,10 +153,7 @@ func validData(msg []byte, r record) bool {
 	}
 	off := r.end - r.rdataLen + before
 	for range names {
-		if off > len(msg) {
-			return false
-		}
-		end, ok := skipName(msg, off)
+		end, ok := skipName(msg[:r.end], off, ttls)
 		if !ok {
 			return false
 		}

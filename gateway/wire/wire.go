@@ -9,6 +9,7 @@ package wire
 import (
 	"encoding/binary"
 	"fmt"
+	"unicode/utf8"
 )
 
 // MaxUDPSize is the largest UDP message we send and the size we advertise: what
@@ -133,6 +134,7 @@ const (
 	maskRCode   = 0xf
 	ednsFlagDO  = 1 << 15
 	optFixedLen = 11 // an OPT record without options
+	edeFixedLen = 6  // an EDE option without text
 )
 
 // ID returns the message ID of any packet at least a header long.
@@ -150,24 +152,34 @@ func appendHeader(dst []byte, id, flags uint16, counts [4]uint16) []byte {
 	return dst
 }
 
-// appendOPT appends the head of an OPT record of ours that will be followed by
-// rdlen octets of options.
-func appendOPT(dst []byte, extendedRCode uint8, do bool, rdlen int) []byte {
+// appendOPT appends the head of an OPT record of ours, with the upper bits of
+// rcode, that will be followed by rdlen octets of options.
+func appendOPT(dst []byte, rcode RCode, do bool, rdlen int) []byte {
 	var flags uint16
 	if do {
 		flags = ednsFlagDO
 	}
-	dst = append(dst, 0, 0, byte(typeOPT), MaxUDPSize>>8, MaxUDPSize&0xff, extendedRCode, 0)
+	dst = append(dst, 0, 0, byte(typeOPT), MaxUDPSize>>8, MaxUDPSize&0xff, byte(rcode>>4), 0)
 	dst = binary.BigEndian.AppendUint16(dst, flags)
 	return binary.BigEndian.AppendUint16(dst, uint16(rdlen))
 }
 
-// appendEDE appends e as an EDNS option. It cuts a text that no UDP reply
-// could hold.
+// appendEDE appends e as an EDNS option.
 func appendEDE(dst []byte, e EDE) []byte {
-	text := e.Text[:min(len(e.Text), 400)]
 	dst = binary.BigEndian.AppendUint16(dst, ednsOptionEDE)
-	dst = binary.BigEndian.AppendUint16(dst, uint16(2+len(text)))
+	dst = binary.BigEndian.AppendUint16(dst, uint16(2+len(e.Text)))
 	dst = binary.BigEndian.AppendUint16(dst, uint16(e.Code))
-	return append(dst, text...)
+	return append(dst, e.Text...)
+}
+
+// cutText returns at most size octets of text, whole characters all of them:
+// the text of an EDE is UTF-8 (RFC 8914 section 2).
+func cutText(text string, size int) string {
+	if len(text) <= size {
+		return text
+	}
+	for size > 0 && !utf8.RuneStart(text[size]) {
+		size--
+	}
+	return text[:size]
 }

@@ -1,0 +1,120 @@
+// Package balancer decides whom to ask, in what order, and when to ask another.
+//
+// A policy is an ordering of the members; failing over is walking it. Members
+// that are down come last rather than never: when nobody is up, the checks may
+// be what is broken.
+package balancer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"dotgate/gateway/wire"
+)
+
+// A Member is an upstream as a balancer sees it.
+type Member interface {
+	// Exchange asks q. It may be called concurrently and returns when ctx is done.
+	Exchange(ctx context.Context, q wire.Query) (wire.Answer, error)
+	// Up reports whether the member should get live queries.
+	Up() bool
+	// Suspect reports whether something seems wrong with a member that is up.
+	Suspect() bool
+	// Latency returns how long an answer usually takes, 0 if unknown, and how
+	// long to wait for one before asking somebody else too.
+	Latency() (usual, patience time.Duration)
+	// Blame tells that the member answered q with an error although another
+	// member has a proper answer.
+	Blame(q wire.Query, err error)
+	String() string
+}
+
+// A Candidate is a member with its place in the configuration.
+type Candidate struct {
+	Member
+	Weight int // share of the queries, relative to the others'; 0 means 1
+	Tier   int // members of a higher tier are asked only when nobody lower is up
+}
+
+// A Balancer asks its members. Make one with New.
+type Balancer struct {
+	o       Options
+	log     *slog.Logger
+	policy  policy
+	members []*member
+	hedges  bucket
+	turn    atomic.Uint64 // counts queries, for policies and for who may try a dead member
+	lastTry atomic.Int64  // in Unix nanoseconds
+	counts  counters
+}
+
+// member is a candidate with what the balancer itself knows about it.
+type member struct {
+	Candidate
+	index       int
+	outstanding atomic.Int32 // attempts open
+	losses      share        // attempts lately that brought nothing
+	comeback    comeback
+}
+
+// New checks all options and returns a Balancer over members, in the order of
+// the configuration.
+func New(candidates []Candidate, o Options) (*Balancer, error) {
+	o = o.withDefaults()
+	var problems []error
+	o.Check(func(option, problem string) {
+		problems = append(problems, fmt.Errorf("balancer: %s %s", option, problem))
+	})
+	if len(candidates) == 0 {
+		problems = append(problems, errors.New("balancer: there is no upstream to ask"))
+	}
+	b := &Balancer{o: o, log: o.Log, policy: policies[o.Policy], hedges: newBucket(hedgeShare, hedgeBurst)}
+	for i, c := range candidates {
+		if c.Weight < 0 || c.Tier < 0 {
+			problems = append(problems, fmt.Errorf("upstream %s: weight and tier can't be negative", c))
+		}
+		c.Weight = max(c.Weight, 1)
+		b.members = append(b.members, &member{Candidate: c, index: i})
+	}
+	return b, errors.Join(problems...)
+}
+
+// Exchange asks as many members as it takes, and returns the best answer. It
+// blocks until there is one, nobody can be expected to answer any more, or ctx
+// is done. Attempts that it leaves behind end by themselves.
+func (b *Balancer) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
+	var room [8]*member
+	r := race{
+		balancer: b, ctx: ctx, query: q, begin: time.Now(),
+		order: b.order(q, room[:0]),
+	}
+	return r.run()
+}
+
+// A counters' fields count what the balancer did beyond asking once.
+type counters struct {
+	queries, attempts, hedges, retries, seconds, failures atomic.Uint64
+}
+
+// Counts are totals since New.
+type Counts struct {
+	Queries  uint64 // Exchange was called
+	Attempts uint64 // members asked
+	Hedges   uint64 // of these: because an answer took long
+	Retries  uint64 // of these: because an attempt failed
+	Seconds  uint64 // of these: for a second opinion on an error
+	Failures uint64 // Exchange returned an error
+}
+
+// Counts returns the totals.
+func (b *Balancer) Counts() Counts {
+	c := &b.counts
+	return Counts{
+		Queries: c.queries.Load(), Attempts: c.attempts.Load(), Hedges: c.hedges.Load(),
+		Retries: c.retries.Load(), Seconds: c.seconds.Load(), Failures: c.failures.Load(),
+	}
+}

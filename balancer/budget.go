@@ -1,0 +1,62 @@
+package balancer
+
+import (
+	"math"
+	"sync/atomic"
+	"time"
+)
+
+// A bucket holds what each query earns, in thousandths, up to a limit.
+type bucket struct {
+	level, income, limit int64
+}
+
+func newBucket(income float64, limit int64) bucket {
+	return bucket{level: limit * 1000, income: int64(income * 1000), limit: limit * 1000}
+}
+
+func (b *bucket) earn() {
+	if level := atomic.LoadInt64(&b.level); level < b.limit {
+		atomic.AddInt64(&b.level, b.income)
+	}
+}
+
+// spend takes one, if there is one.
+func (b *bucket) spend() bool {
+	if atomic.AddInt64(&b.level, -1000) >= 0 {
+		return true
+	}
+	atomic.AddInt64(&b.level, 1000)
+	return false
+}
+
+// A share is the part of recent events that were bad: a moving average over
+// about sixteen of them.
+type share struct{ bits atomic.Uint64 }
+
+func (s *share) value() float64 { return math.Float64frombits(s.bits.Load()) }
+
+// add counts an event. Of two at the same moment, one may get lost.
+func (s *share) add(bad bool) {
+	old := s.bits.Load()
+	v := math.Float64frombits(old)
+	if !bad && v < 0.001 {
+		return // nothing to write that anybody would notice
+	}
+	target := 0.0
+	if bad {
+		target = 1
+	}
+	s.bits.CompareAndSwap(old, math.Float64bits(v+(target-v)/16))
+}
+
+// tryEvery is how often a query goes to a member that is down, when all are.
+const tryEvery = 250 * time.Millisecond
+
+// mayTry reports whether this query is the one, among those that find nobody
+// up, to see whether that is still so.
+func (b *Balancer) mayTry() bool {
+	now := time.Now().UnixNano()
+	last := b.lastTry.Load()
+	return now-last >= int64(tryEvery) && b.lastTry.CompareAndSwap(last, now)
+}

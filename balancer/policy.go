@@ -1,0 +1,197 @@
+package balancer
+
+import (
+	"cmp"
+	"math/rand/v2"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"dotgate/gateway/wire"
+)
+
+const (
+	// exploration is how many queries in a hundred go to any member first, so
+	// that one that has become fast, or well, is found out.
+	exploration = 5
+	// band is how much dearer than the cheapest a member may be and still count
+	// as equal: measurements differ more than that between twins.
+	band = 1.3
+	// granularity keeps differences that nobody notices from deciding.
+	granularity = 4 * time.Millisecond
+	// slowStart is how long a member that was down takes to get its full share.
+	slowStart = 10 * time.Second
+)
+
+// A policy orders the members for a query, best first. It need not care who is
+// up, nor about tiers: order does.
+type policy func(b *Balancer, q wire.Query, members []*member)
+
+var policies = map[string]policy{
+	"latency":           byLatency,
+	"round_robin":       byTurn,
+	"weighted":          byWeight,
+	"least_outstanding": byOutstanding,
+	"hash":              byHash,
+	"ordered":           asConfigured,
+}
+
+// Policies returns the names of all policies, sorted.
+func Policies() []string {
+	var names []string
+	for name := range policies {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// order returns all members for q, appended to dst: those that are well before
+// those that are suspect before those that are down, lower tiers before higher
+// ones, and by policy among equals. A single member comes twice: it has several
+// connections, and one of them may be what fails.
+func (b *Balancer) order(q wire.Query, dst []*member) []*member {
+	dst = append(dst, b.members...)
+	if len(dst) == 1 {
+		return append(dst, dst[0])
+	}
+	b.policy(b, q, dst)
+	var room [8]int
+	ranks := room[:0]
+	for _, m := range b.members {
+		ranks = append(ranks, m.rank())
+	}
+	slices.SortStableFunc(dst, func(x, y *member) int { return cmp.Compare(ranks[x.index], ranks[y.index]) })
+	return dst
+}
+
+// rank is lower for members that should be asked earlier.
+func (m *member) rank() int {
+	switch {
+	case !m.Up():
+		m.comeback.down()
+		return 2<<32 + m.Tier
+	case m.Suspect() || !m.comeback.admits():
+		return 1<<32 + m.Tier
+	}
+	return m.Tier
+}
+
+// A comeback lets a member that was down return by and by.
+type comeback struct {
+	wasDown atomic.Bool
+	since   atomic.Int64 // when it came back, in Unix nanoseconds; 0 if long ago
+}
+
+func (c *comeback) down() { c.wasDown.Store(true) }
+
+// admits reports whether this query may go to the member first, which gets
+// likelier until slowStart is over.
+func (c *comeback) admits() bool {
+	if c.wasDown.Load() && c.wasDown.CompareAndSwap(true, false) {
+		c.since.Store(time.Now().UnixNano())
+	}
+	since := c.since.Load()
+	if since == 0 {
+		return true
+	}
+	age := time.Since(time.Unix(0, since))
+	if age >= slowStart {
+		c.since.Store(0)
+		return true
+	}
+	return rand.Float64() < max(0.1, float64(age)/float64(slowStart))
+}
+
+// cost estimates how long a query would wait for the member, loss and queue
+// included.
+func (m *member) cost() float64 {
+	usual, _ := m.Latency()
+	lost := min(m.losses.value(), 0.95)
+	queue := float64(m.outstanding.Load()+1) / float64(m.Weight)
+	return float64(usual+granularity) * queue / ((1 - lost) * (1 - lost))
+}
+
+// byLatency compares two members picked at random and takes the cheaper (power
+// of two choices), so that all queries of a moment don't follow one measurement.
+func byLatency(_ *Balancer, _ wire.Query, members []*member) {
+	shuffle(members)
+	if rand.IntN(100) < exploration {
+		return
+	}
+	if members[1].cost()*band < members[0].cost() {
+		members[0], members[1] = members[1], members[0]
+	}
+	rest := members[1:]
+	slices.SortStableFunc(rest, func(a, b *member) int { return cmp.Compare(a.cost(), b.cost()) })
+}
+
+func shuffle(members []*member) {
+	rand.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] })
+}
+
+func byTurn(b *Balancer, _ wire.Query, members []*member) {
+	rotate(members, int(b.turn.Add(1)%uint64(len(members))))
+}
+
+func rotate(members []*member, n int) {
+	rotated := append(slices.Clone(members[n:]), members[:n]...)
+	copy(members, rotated)
+}
+
+// byWeight draws without putting back.
+func byWeight(_ *Balancer, _ wire.Query, members []*member) {
+	for rest := members; len(rest) > 1; rest = rest[1:] {
+		total := 0
+		for _, m := range rest {
+			total += m.Weight
+		}
+		n := rand.IntN(total)
+		for i, m := range rest {
+			if n -= m.Weight; n < 0 {
+				rest[0], rest[i] = rest[i], rest[0]
+				break
+			}
+		}
+	}
+}
+
+func byOutstanding(_ *Balancer, _ wire.Query, members []*member) {
+	shuffle(members)
+	// Losses count too: who fails fast has nothing outstanding.
+	queue := func(m *member) float64 { return float64(m.outstanding.Load()+1) / (1 - min(m.losses.value(), 0.95)) }
+	slices.SortStableFunc(members, func(a, b *member) int { return cmp.Compare(queue(a), queue(b)) })
+}
+
+// byHash gives each name its own order of members (rendezvous hashing), the same
+// in every process with the same upstreams. A member that is down moves its own
+// names only.
+func byHash(_ *Balancer, q wire.Query, members []*member) {
+	var room [256]byte
+	name := q.AppendName(room[:0])
+	scores := make([]uint64, len(members))
+	for _, m := range members {
+		scores[m.index] = mix(fnv(fnv(fnvBasis, []byte(m.String())), name))
+	}
+	slices.SortStableFunc(members, func(a, b *member) int { return cmp.Compare(scores[b.index], scores[a.index]) })
+}
+
+func asConfigured(*Balancer, wire.Query, []*member) {}
+
+const fnvBasis = 14695981039346656037
+
+func fnv(h uint64, data []byte) uint64 {
+	for _, c := range data {
+		h = (h ^ uint64(c)) * 1099511628211
+	}
+	return h
+}
+
+// mix spreads the bits of an FNV hash, whose upper ones know little of the last
+// octets.
+func mix(h uint64) uint64 {
+	h ^= h >> 33
+	h *= 0xff51afd7ed558ccd
+	h ^= h >> 33
+	return h
+}

@@ -1,0 +1,240 @@
+package balancer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"dotgate/gateway/wire"
+)
+
+// fake is a member that does what its script says: words out of "down",
+// "suspect", a duration to take, and what comes then ("never" is nothing).
+type fake struct {
+	name    string
+	down    bool
+	suspect bool
+	silent  bool // suspect as long as it owes an answer for longer than its patience
+	takes   time.Duration
+	outcome string
+	usual   time.Duration
+	log     *journal
+
+	mu      sync.Mutex
+	pending time.Time
+	blamed  int
+}
+
+// journal is what happened, as text.
+type journal struct {
+	mu    sync.Mutex
+	begin time.Time
+	lines []string
+}
+
+func (j *journal) add(text string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.lines = append(j.lines, fmt.Sprintf("%s@%v", text, time.Since(j.begin)))
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return strings.Join(j.lines, " ")
+}
+
+func parseFake(line string, log *journal) *fake {
+	words := strings.Fields(line)
+	m := &fake{name: words[0], usual: 10 * time.Millisecond, log: log}
+	for _, word := range words[1:] {
+		switch word {
+		case "down":
+			m.down = true
+		case "suspect":
+			m.suspect = true
+		case "silent":
+			m.silent, m.outcome = true, "never"
+		case "never", "fail", "NOERROR", "NXDOMAIN", "SERVFAIL", "REFUSED":
+			m.outcome = word
+		default:
+			d, err := time.ParseDuration(word)
+			if err != nil {
+				panic(err)
+			}
+			m.takes = d
+		}
+	}
+	return m
+}
+
+func (m *fake) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
+	m.log.add(m.name)
+	m.mu.Lock()
+	m.pending = time.Now()
+	m.mu.Unlock()
+	if m.outcome == "never" {
+		<-ctx.Done()
+		return wire.Answer{}, ctx.Err()
+	}
+	select {
+	case <-time.After(m.takes):
+	case <-ctx.Done():
+		return wire.Answer{}, ctx.Err()
+	}
+	for _, r := range []wire.RCode{wire.NoError, wire.NXDomain, wire.ServFail, wire.Refused} {
+		if r.String() == m.outcome {
+			return wire.ParseAnswer(q, q.AppendError(nil, r, wire.EDE{}))
+		}
+	}
+	return wire.Answer{}, errors.New(m.name + " failed")
+}
+
+func (m *fake) Up() bool { return !m.down }
+
+func (m *fake) Suspect() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.suspect || m.silent && !m.pending.IsZero() && time.Since(m.pending) >= 40*time.Millisecond
+}
+
+func (m *fake) Latency() (usual, patience time.Duration) { return m.usual, 40 * time.Millisecond }
+
+func (m *fake) Blame(wire.Query, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.blamed++
+	m.log.add("blame-" + m.name)
+}
+
+func (m *fake) String() string { return m.name }
+
+func query(t testing.TB, name string) wire.Query {
+	t.Helper()
+	q, err := wire.NewQuery(name, "A")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return q
+}
+
+func TestAQueryWalksTheMembersUntilOneAnswers(t *testing.T) {
+	// f runs one query against the members in script, a line each, and compares
+	// whom it asked when, and what came of it when.
+	f := func(script, want string) {
+		t.Helper()
+		synctest.Test(t, func(t *testing.T) {
+			log := &journal{begin: time.Now()}
+			var candidates []Candidate
+			for line := range strings.Lines(script) {
+				candidates = append(candidates, Candidate{Member: parseFake(line, log)})
+			}
+			b, err := New(candidates, Options{Policy: "ordered"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+			defer cancel()
+			a, err := b.Exchange(ctx, query(t, "www.example.com"))
+			if err != nil {
+				log.add("error")
+			} else {
+				log.add(a.RCode().String())
+			}
+			if got := log.String(); got != want {
+				t.Errorf("members:\n%s\n got %s\nwant %s", script, got, want)
+			}
+			time.Sleep(2 * attemptLimit) // fake time, for what was left behind
+		})
+	}
+
+	// the usual: one is asked, one answers
+	f("a 10ms NOERROR\nb 10ms NOERROR", "a@0s NOERROR@10ms")
+	f("a 10ms NXDOMAIN\nb 10ms NOERROR", "a@0s NXDOMAIN@10ms")
+	// a failure moves on at once
+	f("a 0s fail\nb 10ms NOERROR", "a@0s b@0s NOERROR@10ms")
+	f("a 5ms fail\nb 5ms fail\nc 10ms NOERROR", "a@0s b@5ms c@10ms NOERROR@20ms")
+	f("a 5ms fail\nb 5ms fail", "a@0s b@5ms error@10ms")
+	// slowness gets company, and the first answer wins
+	f("a 500ms NOERROR\nb 10ms NOERROR", "a@0s b@40ms NOERROR@50ms")
+	f("a 50ms NOERROR\nb 100ms NOERROR", "a@0s b@40ms NOERROR@50ms")
+	f("a silent\nb silent\nc 10ms NOERROR", "a@0s b@40ms c@80ms NOERROR@90ms")
+	// a name that is slow everywhere is waited for, and costs two queries
+	f("a 2s NOERROR\nb 2s NOERROR\nc 2s NOERROR", "a@0s b@40ms NOERROR@2s")
+	f("a never\nb never\nc never", "a@0s b@40ms error@4s")
+	// nobody gives a sign of life: that is known within a second
+	f("a silent\nb silent\nc silent", "a@0s b@40ms c@80ms error@900ms")
+	// an error gets one second opinion, whoever comes first
+	f("a 10ms SERVFAIL\nb 10ms NOERROR\nc 10ms NOERROR", "a@0s b@10ms blame-a@20ms NOERROR@20ms")
+	f("a 10ms SERVFAIL\nb 10ms REFUSED\nc 10ms NOERROR", "a@0s b@10ms SERVFAIL@20ms")
+	f("a 60ms NOERROR\nb 5ms SERVFAIL\nc 10ms NOERROR", "a@0s b@40ms blame-b@60ms NOERROR@60ms")
+	f("a 10ms SERVFAIL\nb 0s fail\nc 10ms NOERROR", "a@0s b@10ms c@10ms blame-a@20ms NOERROR@20ms")
+	f("a 10ms SERVFAIL\nb down 10ms NOERROR", "a@0s SERVFAIL@10ms")
+	f("a 10ms SERVFAIL\nb never", "a@0s b@10ms SERVFAIL@900ms")
+	// members that are not well come last
+	f("a down 10ms NOERROR\nb 10ms NOERROR", "b@0s NOERROR@10ms")
+	f("a suspect 10ms NOERROR\nb 10ms NOERROR", "b@0s NOERROR@10ms")
+	f("a down 10ms NOERROR\nb suspect 0s fail\nc 0s fail", "c@0s b@0s a@0s NOERROR@10ms")
+	// nobody up: one query finds out, and does not wait for long
+	f("a down never\nb down never", "a@0s error@15ms")
+	f("a down 10ms NOERROR\nb down never", "a@0s NOERROR@10ms")
+	f("a down 0s fail\nb down 10ms NOERROR", "a@0s b@0s NOERROR@10ms")
+	// a single member is asked again when it is slow, not when it fails
+	f("a 10ms SERVFAIL", "a@0s SERVFAIL@10ms")
+	f("a 0s fail", "a@0s error@0s")
+	f("a 60ms NOERROR", "a@0s a@40ms NOERROR@60ms")
+}
+
+func TestQueriesThatFindNobodyUpAreRefusedWithoutWaitingButOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &journal{begin: time.Now()}
+		b, err := New([]Candidate{{Member: parseFake("a down never", log)}, {Member: parseFake("b down never", log)}}, Options{Policy: "ordered"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 100 {
+			if _, err := b.Exchange(t.Context(), query(t, "example.com")); err == nil {
+				t.Fatal("an answer from nobody")
+			}
+		}
+		if took := time.Since(log.begin); took > 20*time.Millisecond {
+			t.Errorf("100 queries took %v", took)
+		}
+		if got := log.String(); got != "a@0s" {
+			t.Errorf("asked %s, want one attempt", got)
+		}
+		time.Sleep(tryEvery) // fake time
+		if _, err := b.Exchange(t.Context(), query(t, "example.com")); err == nil {
+			t.Fatal("an answer from nobody")
+		}
+		if got := strings.Count(log.String(), "a@"); got != 2 {
+			t.Errorf("%d attempts after %v, want 2", got, tryEvery)
+		}
+		time.Sleep(2 * attemptLimit)
+	})
+}
+
+func TestHedgesOfHealthyMembersAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &journal{begin: time.Now()}
+		b, err := New([]Candidate{{Member: parseFake("a 100ms NOERROR", log)}, {Member: parseFake("b 100ms NOERROR", log)}}, Options{Policy: "ordered"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		const queries = 2000
+		for range queries {
+			if _, err := b.Exchange(t.Context(), query(t, "example.com")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, limit := b.Counts().Hedges, uint64(hedgeBurst+hedgeShare*queries); got > limit {
+			t.Errorf("%d hedges for %d queries, want at most %d", got, queries, limit)
+		}
+		time.Sleep(2 * attemptLimit)
+	})
+}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"dotgate/balancer"
+	"dotgate/configs"
+	"dotgate/gateway"
+	"dotgate/health"
+	"dotgate/upstreams"
+)
+
+// serve builds the gateway from the inside out, and runs it until ctx is done.
+func serve(ctx context.Context, config *configs.Config, _ io.Writer) error {
+	log := newLogger(config.Log)
+	config.Gateway.Log, config.Balancer.Log, config.Health.Log = log, log, log
+
+	var monitors []*health.Monitor
+	var candidates []balancer.Candidate
+	for _, c := range config.Upstreams {
+		c.Log = log
+		upstream, err := upstreams.New(c.Options)
+		if err != nil {
+			return err
+		}
+		defer upstream.Close()
+		monitor, err := health.New(upstream, config.Health)
+		if err != nil {
+			return err
+		}
+		monitors = append(monitors, monitor)
+		candidates = append(candidates, balancer.Candidate{Member: monitor, Weight: c.Weight, Tier: c.Tier})
+	}
+	resolver, err := balancer.New(candidates, config.Balancer)
+	if err != nil {
+		return err
+	}
+	server, err := gateway.New(resolver, config.Gateway)
+	if err != nil {
+		return err
+	}
+	if err := server.Listen(); err != nil {
+		return err
+	}
+	log.Info("dotgate is serving", "on", joined(server.Addrs(), netip.AddrPort.String),
+		"asking", joined(config.Upstreams, func(u configs.Upstream) string { return u.Name }), "policy", config.Balancer.Policy)
+
+	group, ctx := errgroup.WithContext(ctx)
+	for _, m := range monitors {
+		group.Go(func() error { return m.Run(ctx) })
+	}
+	group.Go(func() error { return server.Serve(ctx) })
+	if err := group.Wait(); err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	log.Info("dotgate has stopped")
+	return nil
+}
+
+func joined[T any](items []T, text func(T) string) string {
+	var texts []string
+	for _, item := range items {
+		texts = append(texts, text(item))
+	}
+	return strings.Join(texts, ", ")
+}

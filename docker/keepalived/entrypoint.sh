@@ -1,0 +1,92 @@
+#!/bin/sh
+# Writes keepalived's configuration from the environment and becomes keepalived.
+#
+#   VRRP_ADDRESS    the address that the pair shares (required)
+#   VRRP_PEER       the other node's own address (required)
+#   VRRP_INTERFACE  where the address goes. Default: where the peer is
+#   VRRP_ROUTER_ID  tells pairs in one network apart, 1 to 255. Default: 53
+#   VRRP_PRIORITY   1 to 254, the same on both nodes unless one is to be
+#                   preferred; then the difference must be below 50. Default: 100
+#   VRRP_INTERVAL   seconds between two advertisements. Default: 0.1
+set -eu
+
+die() {
+	echo "keepalived: $*" >&2
+	exit 1
+}
+
+# number NAME VALUE MIN MAX
+number() {
+	case $2 in
+	'' | *[!0-9]*) die "$1 is \"$2\", not a number" ;;
+	esac
+	if [ "$2" -lt "$3" ] || [ "$2" -gt "$4" ]; then
+		die "$1 is $2, not within $3 to $4"
+	fi
+}
+
+[ -n "${VRRP_ADDRESS:-}" ] || die "VRRP_ADDRESS is not set: which address does the pair share?"
+[ -n "${VRRP_PEER:-}" ] || die "VRRP_PEER is not set: which address has the other node?"
+router=${VRRP_ROUTER_ID:-53}
+priority=${VRRP_PRIORITY:-100}
+number VRRP_ROUTER_ID "$router" 1 255
+number VRRP_PRIORITY "$priority" 1 254
+
+route=$(ip -oneline route get "$VRRP_PEER") || die "no route to VRRP_PEER $VRRP_PEER"
+interface=${VRRP_INTERFACE:-$(echo "$route" | sed -n 's/.* dev \([^ ]*\).*/\1/p')}
+source=$(echo "$route" | sed -n 's/.* src \([^ ]*\).*/\1/p')
+
+# A keepalived that was killed could not take its address along.
+ip address del "$VRRP_ADDRESS/32" dev "$interface" 2>/dev/null || true
+
+cat >/run/keepalived.conf <<END
+global_defs {
+	router_id dotgate
+	vrrp_version 3
+	enable_script_security
+	script_user root
+	max_auto_priority -1
+	# Tell the neighbours at once, and again a second later.
+	vrrp_garp_master_delay 1
+	vrrp_garp_master_repeat 2
+	vrrp_garp_master_refresh 30
+	vrrp_garp_lower_prio_delay 1
+	vrrp_garp_lower_prio_repeat 2
+}
+
+vrrp_script dotgate {
+	# Keepalived counts in whole seconds; the script looks several times in one.
+	script /usr/local/bin/check.sh
+	interval 1
+	timeout 3
+	fall 1
+	rise 2
+	# A node that can't answer steps back instead of out: if neither can, the
+	# checks may be what is broken, and one of the two keeps the address.
+	weight -50
+	init_fail
+}
+
+vrrp_instance dotgate {
+	# Equal priorities: the address moves when its holder is worse than the
+	# other node, and not back when it is as good again.
+	state BACKUP
+	priority $priority
+	interface $interface
+	virtual_router_id $router
+	advert_int ${VRRP_INTERVAL:-0.1}
+	unicast_src_ip $source
+	unicast_peer {
+		$VRRP_PEER
+	}
+	virtual_ipaddress {
+		$VRRP_ADDRESS/32 dev $interface
+	}
+	track_script {
+		dotgate
+	}
+}
+END
+
+exec keepalived --dont-fork --log-console --no-syslog --vrrp \
+	--use-file=/run/keepalived.conf --pid=/run/keepalived.pid --vrrp_pid=/run/vrrp.pid

@@ -1,0 +1,171 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"dotgate/gateway/wire"
+)
+
+// A step is what comes after answerNow.
+type step uint8
+
+const (
+	ignore step = iota // no reply is due
+	send               // the reply is there
+	ask                // only the Resolver knows; a slot has been taken
+)
+
+// answerNow appends the reply to packet if it can be had at once. It doesn't
+// wait, doesn't allocate and starts no goroutine: it runs in the read loops.
+//
+// If the next step is ask, q borrows packet, and the caller hands its clone to
+// answerLater and then gives the slot back.
+func (g *Gateway) answerNow(dst, packet []byte, via wire.Transport, t *tally) (reply []byte, q wire.Query, next step) {
+	defer func() {
+		if v := recover(); v != nil {
+			g.panics.report(v)
+			t.count(Crashed)
+			reply, next = dst, ignore
+		}
+	}()
+	q, refusal, outcome, ok := verify(packet, via)
+	switch {
+	case refusal != nil:
+		t.count(outcome)
+		return q.AppendError(dst, refusal.RCode, explanation(refusal)), q, send
+	case !ok:
+		t.count(outcome)
+		return dst, q, ignore
+	case !g.slots.take():
+		t.count(Shed)
+		return q.AppendError(dst, wire.ServFail, wire.EDE{Text: "too many queries under way"}), q, send
+	}
+	return dst, q, ask
+}
+
+// answerLater asks the Resolver and appends the reply to q, which is a clone.
+// It waits for Options.Timeout at the most, or until work is done.
+func (g *Gateway) answerLater(work context.Context, dst []byte, q wire.Query, t *tally) []byte {
+	reply, err := g.fetch(work, dst, q)
+	if err == nil {
+		t.count(Answered)
+		return reply
+	}
+	outcome, ede := failure(err)
+	t.count(outcome)
+	g.options.Log.Debug("query failed", "query", q, "outcome", outcome, "err", err)
+	return q.AppendError(dst, wire.ServFail, ede)
+}
+
+// fetch is answerLater without its errors. A panic becomes one of them: a bug
+// that one name brings out must not end the service for all others.
+func (g *Gateway) fetch(work context.Context, dst []byte, q wire.Query) (reply []byte, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			g.panics.report(v)
+			err = errCrashed
+		}
+	}()
+	ctx, cancel := context.WithTimeout(work, g.options.Timeout)
+	defer cancel()
+	answer, err := g.resolver.Exchange(ctx, q)
+	switch {
+	case err != nil:
+		return nil, err
+	case answer.IsZero():
+		return nil, errors.New("BUG: the resolver returned neither an answer nor an error")
+	}
+	return answer.AppendReply(dst, q, 0), nil
+}
+
+var errCrashed = errors.New("BUG: panic")
+
+// failure returns what became of a query that failed with err, and what the
+// client is told.
+func failure(err error) (Outcome, wire.EDE) {
+	outcome, ede := Failed, wire.EDE{Code: wire.EDENoReachable, Text: "no upstream answered"}
+	switch {
+	case errors.Is(err, errCrashed):
+		outcome, ede = Crashed, wire.EDE{Text: "internal error"}
+	case errors.Is(err, context.DeadlineExceeded):
+		// Not EDE 23 (Network Error), which is about an error seen while
+		// talking to a server: silence is the absence of one.
+		outcome, ede.Text = TimedOut, "no upstream answered in time"
+	case errors.Is(err, context.Canceled):
+		ede = wire.EDE{Text: "shutting down"}
+	}
+	type explained interface {
+		error
+		EDE() wire.EDE
+	}
+	if e, ok := errors.AsType[explained](err); ok && e.EDE() != (wire.EDE{}) {
+		ede = e.EDE()
+	}
+	return outcome, ede
+}
+
+// slots bounds the queries under way.
+type slots struct {
+	taken atomic.Int64
+	max   int64
+	full  atomic.Bool // since a take failed, until half of them are free
+	log   *slog.Logger
+}
+
+func (s *slots) take() bool {
+	if s.taken.Add(1) <= s.max {
+		return true
+	}
+	s.taken.Add(-1)
+	if !s.full.Load() && s.full.CompareAndSwap(false, true) {
+		s.log.Warn("too many queries under way, further ones get SERVFAIL (gateway.max_queries)", "max", s.max)
+	}
+	return false
+}
+
+func (s *slots) release() {
+	if left := s.taken.Add(-1); left <= s.max/2 && s.full.Load() && s.full.CompareAndSwap(true, false) {
+		s.log.Info("queries get through again", "under_way", left)
+	}
+}
+
+// A panicLog reports panics with their stacks, but not each of a thousand.
+type panicLog struct {
+	log  *slog.Logger
+	mu   sync.Mutex
+	last time.Time
+}
+
+const panicLogInterval = 10 * time.Second
+
+func (p *panicLog) report(v any) {
+	p.mu.Lock()
+	again := !p.last.IsZero() && time.Since(p.last) < panicLogInterval
+	if !again {
+		p.last = time.Now()
+	}
+	p.mu.Unlock()
+	if !again {
+		p.log.Error("BUG: a query caused a panic", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+	}
+}
+
+// buffers are for replies. Most replies are small; the few large ones are left
+// to the collector.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 0, wire.MaxUDPSize); return &b }}
+
+const maxPooled = 16 << 10
+
+func putBuffer(b *[]byte) {
+	if cap(*b) <= maxPooled {
+		*b = (*b)[:0]
+		buffers.Put(b)
+	}
+}

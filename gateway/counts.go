@@ -1,0 +1,118 @@
+package gateway
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"dotgate/gateway/wire"
+)
+
+// An Outcome is what became of one packet or message from a client. Each has
+// exactly one. An outcome says what was decided; replies that then could not be
+// delivered are in Counts.Undelivered as well.
+type Outcome uint8
+
+const (
+	Answered Outcome = iota // with an answer of the Resolver, be it an error
+
+	// Failures of ours: the client got SERVFAIL.
+	Failed   // the Resolver had no answer
+	TimedOut // the Resolver had no answer in time
+	Shed     // Options.MaxQueries were under way
+	Crashed  // a bug of ours; if it is in the reading of packets, no reply
+
+	// Queries that the client should not have sent like this.
+	RefusedMalformed // FORMERR
+	RefusedOpcode    // NOTIMP: an opcode other than QUERY
+	RefusedVersion   // BADVERS: an EDNS version above 0
+	RefusedPolicy    // REFUSED: zone transfers, classes other than IN, TSIG
+
+	// Packets that are no queries. Any reply could start a loop or amplify.
+	// Over TCP, the connection is closed.
+	IgnoredShort    // shorter than a header
+	IgnoredResponse // a response
+	IgnoredSource   // from port 0, where no reply can go
+
+	outcomes int = iota
+)
+
+var outcomeNames = [outcomes]string{
+	Answered: "answered",
+	Failed:   "failed", TimedOut: "timed_out", Shed: "shed", Crashed: "crashed",
+	RefusedMalformed: "refused_malformed", RefusedOpcode: "refused_opcode",
+	RefusedVersion: "refused_version", RefusedPolicy: "refused_policy",
+	IgnoredShort: "ignored_short", IgnoredResponse: "ignored_response", IgnoredSource: "ignored_source",
+}
+
+// String returns the outcome in a form fit for a metric's label.
+func (o Outcome) String() string {
+	if int(o) < outcomes {
+		return outcomeNames[o]
+	}
+	return fmt.Sprintf("Outcome(%d)", uint8(o))
+}
+
+// Counts is what a Gateway has done since New. All but the two that say "now"
+// only grow.
+//
+// Received is the sum of Outcomes, per transport, once nothing is under way;
+// until then it is ahead of it.
+type Counts struct {
+	Received    PerTransport
+	Outcomes    [outcomes]PerTransport // indexed by Outcome
+	Undelivered PerTransport           // replies that were made but not taken
+	UnderWay    int                    // queries that wait for the Resolver now
+
+	Connections struct {
+		Open     int    // now
+		Accepted uint64 // all, those turned away included
+		Evicted  uint64 // closed while idle, to make room for a new one
+		Rejected uint64 // turned away: no room, and none idle
+		Idle     uint64 // closed for being idle
+		Stalled  uint64 // closed, or closed by the client, in the midst of a message
+		Slow     uint64 // closed for not reading replies
+	}
+}
+
+// PerTransport is a count for UDP and one for TCP, indexed by wire.Transport.
+type PerTransport [2]uint64
+
+// Total returns the sum over all transports.
+func (p PerTransport) Total() uint64 { return p[wire.UDP] + p[wire.TCP] }
+
+// A tally counts for one socket, or for all TCP connections of one listener.
+// Every UDP socket is read by a core of its own, hence the padding: cores don't
+// contend for the cache lines.
+type tally struct {
+	_           [64]byte
+	received    atomic.Uint64
+	outcomes    [outcomes]atomic.Uint64
+	undelivered atomic.Uint64
+	_           [64]byte
+}
+
+func (t *tally) count(o Outcome) { t.outcomes[o].Add(1) }
+
+func (t *tally) addTo(c *Counts, via wire.Transport) {
+	for o := range t.outcomes {
+		c.Outcomes[o][via] += t.outcomes[o].Load()
+	}
+	// Received comes after its outcomes, so that it is never behind them.
+	c.Received[via] += t.received.Load()
+	c.Undelivered[via] += t.undelivered.Load()
+}
+
+// Counts returns the counts of now. It is cheap, but made for a scrape every
+// second rather than for every query.
+func (g *Gateway) Counts() Counts {
+	var c Counts
+	for _, s := range g.udp {
+		s.tally.addTo(&c, wire.UDP)
+	}
+	for _, l := range g.tcp {
+		l.tally.addTo(&c, wire.TCP)
+	}
+	c.UnderWay = int(g.slots.taken.Load())
+	g.clients.addTo(&c)
+	return c
+}

@@ -1,0 +1,110 @@
+// Package gateway is the client's side: sockets, verification, the path of one
+// query.
+//
+// It serves plain DNS over UDP and TCP (RFC 1035 section 4.2, RFC 7766) and has
+// never heard of upstreams: a Resolver answers. Its read loops never wait for
+// one. What can't be answered at once gets a goroutine, of which there are at
+// most Options.MaxQueries; whoever comes on top of that gets an error at once,
+// and every well-formed query gets some reply.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"dotgate/gateway/wire"
+)
+
+const (
+	// grace is how long queries under way may go on when the gateway stops.
+	// Container runtimes kill after 10 s, and clients ask again after 1 s to 5 s.
+	grace = 2 * time.Second
+	// farewell is how long replies may take to leave after that.
+	farewell = 250 * time.Millisecond
+	// lastCall is how long sockets are still read when the gateway stops: what
+	// had already reached this host is not lost.
+	lastCall = 20 * time.Millisecond
+)
+
+// A Resolver answers queries. It is the only thing that a Gateway needs.
+type Resolver interface {
+	// Exchange returns the answer to q, or an error for which the client gets
+	// SERVFAIL. If that error has a method EDE() wire.EDE, the client is told
+	// what it returns.
+	//
+	// It may be called concurrently and must return when ctx is done. Q is the
+	// callee's to keep, but not to change.
+	Exchange(ctx context.Context, q wire.Query) (wire.Answer, error)
+}
+
+// A Gateway serves clients. It goes one way: New, Listen, Serve.
+type Gateway struct {
+	resolver Resolver
+	options  Options
+	slots    slots
+	clients  connections
+	panics   panicLog
+
+	// What Listen opened and Serve closes.
+	addrs []netip.AddrPort
+	udp   []*udpSocket
+	tcp   []*tcpListener
+}
+
+// New returns a Gateway that asks r. It checks all options, opens nothing and
+// starts nothing.
+func New(r Resolver, o Options) (*Gateway, error) {
+	o = o.withDefaults()
+	var problems []error
+	if r == nil {
+		problems = append(problems, errors.New("gateway: no resolver"))
+	}
+	o.Check(func(option, problem string) {
+		problems = append(problems, fmt.Errorf("gateway.%s %s", option, problem))
+	})
+	if len(problems) > 0 {
+		return nil, errors.Join(problems...)
+	}
+	g := &Gateway{resolver: r, options: o}
+	g.slots = slots{max: int64(o.MaxQueries), log: o.Log}
+	g.clients = connections{max: o.MaxConnections, open: make(map[*connection]struct{})}
+	g.panics.log = o.Log
+	return g, nil
+}
+
+// Addrs returns where g listens, with the ports that were chosen for port 0.
+func (g *Gateway) Addrs() []netip.AddrPort { return slices.Clone(g.addrs) }
+
+// Serve serves clients until ctx is done and then returns nil. It blocks.
+//
+// When ctx is done it takes no more queries, gives those under way up to two
+// seconds, says goodbye and closes all sockets; with a ctx that is done from
+// the start, it does no more than close them. All goroutines of g are gone when
+// it returns.
+func (g *Gateway) Serve(ctx context.Context) error {
+	if len(g.addrs) == 0 {
+		return errors.New("serve: nothing is listening")
+	}
+	// Queries outlive ctx: what was asked before the end gets its answer.
+	work, abandon := context.WithCancel(context.WithoutCancel(ctx))
+	defer abandon()
+	var servers sync.WaitGroup
+	for _, s := range g.udp {
+		servers.Go(func() { s.serve(ctx, work) })
+	}
+	for _, l := range g.tcp {
+		servers.Go(func() { l.serve(ctx, work) })
+	}
+	g.options.Log.Info("serving clients", "addresses", g.addrs)
+	<-ctx.Done()
+	defer time.AfterFunc(grace, abandon).Stop()
+	defer time.AfterFunc(grace+farewell, g.clients.closeAll).Stop()
+	servers.Wait()
+	g.options.Log.Info("stopped serving clients")
+	return nil
+}

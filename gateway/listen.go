@@ -1,0 +1,150 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"syscall"
+)
+
+// Listen opens all sockets, UDP and TCP for each address. Either all of them
+// are open when it returns, or none and an error that names every address that
+// could not be had.
+//
+// One exception: [::1] on a host without IPv6 is left out, with a warning, if
+// there is another address. It is among the defaults, and nobody misses it.
+func (g *Gateway) Listen() error {
+	if len(g.addrs) > 0 {
+		return errors.New("listen: already listening")
+	}
+	var problems []error
+	for _, addr := range g.options.Listen {
+		err := g.listen(addr)
+		if addr.Addr() == netip.IPv6Loopback() && noIPv6(err) && len(g.options.Listen) > 1 {
+			g.options.Log.Warn("this host has no IPv6, nobody can ask there", "address", addr)
+			continue
+		}
+		if err != nil {
+			problems = append(problems, err)
+		}
+	}
+	if len(problems) > 0 {
+		g.closeSockets()
+		return errors.Join(problems...)
+	}
+	return nil
+}
+
+func noIPv6(err error) bool {
+	return errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT)
+}
+
+// attempts bounds the search for a port that is free for TCP and UDP both.
+const attempts = 20
+
+// listen opens the sockets for one address.
+func (g *Gateway) listen(addr netip.AddrPort) error {
+	for attempt := 1; ; attempt++ {
+		// TCP comes first. UDP sockets share their port (SO_REUSEPORT), so only
+		// TCP can tell that another gateway runs here already.
+		l, err := g.listenTCP(addr)
+		if err != nil {
+			return explain(err, "TCP", addr)
+		}
+		bound := netip.AddrPortFrom(addr.Addr(), uint16(l.ln.Addr().(*net.TCPAddr).Port))
+		sockets, err := g.listenUDP(bound)
+		if err == nil {
+			g.tcp = append(g.tcp, l)
+			g.udp = append(g.udp, sockets...)
+			g.addrs = append(g.addrs, bound)
+			return nil
+		}
+		l.ln.Close()
+		if !errors.Is(err, syscall.EADDRINUSE) || addr.Port() != 0 || attempt == attempts {
+			return explain(err, "UDP", addr)
+		}
+	}
+}
+
+func (g *Gateway) listenTCP(addr netip.AddrPort) (*tcpListener, error) {
+	var config net.ListenConfig
+	config.SetMultipathTCP(false) // its handshake is longer, and a query never lives long enough to profit
+	ln, err := config.Listen(context.Background(), "tcp"+g.family(addr), addr.String())
+	if err != nil {
+		return nil, err
+	}
+	return &tcpListener{gateway: g, ln: ln.(*net.TCPListener)}, nil
+}
+
+func (g *Gateway) listenUDP(addr netip.AddrPort) ([]*udpSocket, error) {
+	var sockets []*udpSocket
+	config := net.ListenConfig{Control: sharePort}
+	for range socketsPerAddress(runtime.GOMAXPROCS(0)) {
+		s, err := newUDPSocket(g, config, "udp"+g.family(addr), addr)
+		if err != nil {
+			for _, s := range sockets {
+				s.conn.Close()
+			}
+			return nil, err
+		}
+		sockets = append(sockets, s)
+	}
+	return sockets, nil
+}
+
+// family returns the suffix of the network for addr: none for an IPv6 socket
+// that takes IPv4 too. If IPv4 addresses are listed, they are what is meant for
+// IPv4, and the two would be in each other's way.
+func (g *Gateway) family(addr netip.AddrPort) string {
+	if addr.Addr().Unmap().Is4() {
+		return "4"
+	}
+	if addr.Addr() != netip.IPv6Unspecified() {
+		return "6"
+	}
+	for _, other := range g.options.Listen {
+		if other.Addr().Unmap().Is4() && other.Port() == addr.Port() {
+			return "6"
+		}
+	}
+	return ""
+}
+
+func (g *Gateway) closeSockets() {
+	for _, s := range g.udp {
+		s.conn.Close()
+	}
+	for _, l := range g.tcp {
+		l.ln.Close()
+	}
+	g.udp, g.tcp, g.addrs = nil, nil, nil
+}
+
+// explain says what was being done, which option it comes from, and what
+// usually helps.
+func explain(err error, transport string, addr netip.AddrPort) error {
+	hint := ""
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		hint = fmt.Sprintf("; another program serves there, and `ss -lntup 'sport = :%d'` tells which", addr.Port())
+		if addr.Port() == 53 {
+			hint += " (often systemd-resolved: see DNSStubListener= in resolved.conf)"
+		}
+	case errors.Is(err, syscall.EACCES):
+		hint = "; ports below 1024 need root, CAP_NET_BIND_SERVICE, or a lower net.ipv4.ip_unprivileged_port_start"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		hint = "; no interface has this address. 0.0.0.0 and [::] serve addresses that come and go, too"
+	case errors.Is(err, syscall.EAFNOSUPPORT):
+		hint = "; this host has no IPv6"
+	}
+	// The system's own words are clearer than the net package's, which repeat
+	// the address.
+	if call, ok := errors.AsType[*os.SyscallError](err); ok {
+		err = call
+	}
+	return fmt.Errorf("gateway.listen: serve %s on %s: %w%s", transport, addr, err, hint)
+}

@@ -1,0 +1,94 @@
+package gateway
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func newGateway(t *testing.T, listen ...string) *Gateway {
+	t.Helper()
+	o := Options{Log: slog.New(slog.DiscardHandler)}
+	for _, addr := range listen {
+		o.Listen = append(o.Listen, netip.MustParseAddrPort(addr))
+	}
+	g, err := New(addressed, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(g.closeSockets)
+	return g
+}
+
+func TestListenOnUsedPort(t *testing.T) {
+	first := newGateway(t, "127.0.0.1:0")
+	if err := first.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	taken := first.Addrs()[0]
+	second := newGateway(t, "127.0.0.1:0", taken.String())
+	err := second.Listen()
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		t.Fatalf("got %v", err)
+	}
+	for _, want := range []string{"gateway.listen", taken.String(), "TCP", "another program"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is missing from: %v", want, err)
+		}
+	}
+	if n := len(second.Addrs()); n != 0 {
+		t.Errorf("%d sockets are still open", n)
+	}
+}
+
+func TestListenOnPortUsedForUDPOnly(t *testing.T) {
+	other, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	g := newGateway(t, other.LocalAddr().String())
+	if err := g.Listen(); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), "UDP") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestListenNamesEveryAddressThatCannotBeHad(t *testing.T) {
+	g := newGateway(t, "192.0.2.99:5300", "127.0.0.1:0", "192.0.2.98:5300")
+	err := g.Listen()
+	for _, want := range []string{"192.0.2.99", "192.0.2.98", "no interface has this address"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is missing from: %v", want, err)
+		}
+	}
+}
+
+func TestListenTwice(t *testing.T) {
+	g := newGateway(t, "127.0.0.1:0")
+	if err := g.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Listen(); err == nil {
+		t.Error("no error")
+	}
+	if len(g.Addrs()) != 1 {
+		t.Error("the sockets are gone")
+	}
+}
+
+func TestWildcardsOfBothFamiliesShareAPort(t *testing.T) {
+	first := newGateway(t, "127.0.0.1:0")
+	if err := first.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	port := first.Addrs()[0].Port()
+	first.closeSockets()
+	g := newGateway(t, netip.AddrPortFrom(netip.IPv4Unspecified(), port).String(), netip.AddrPortFrom(netip.IPv6Unspecified(), port).String())
+	if err := g.Listen(); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,164 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A tcpListener serves the clients of one TCP socket.
+type tcpListener struct {
+	gateway *Gateway
+	ln      acceptor
+	tally   tally
+}
+
+// An acceptor is what a *net.TCPListener does for us.
+type acceptor interface {
+	net.Listener
+	SetDeadline(time.Time) error
+}
+
+// serve accepts connections until shortly after ctx is done, so that the
+// backlog is not met by resets, and then waits for those that are open.
+func (l *tcpListener) serve(ctx, work context.Context) {
+	var open sync.WaitGroup
+	defer open.Wait()
+	defer l.ln.Close()
+	stop := context.AfterFunc(ctx, func() { l.ln.SetDeadline(time.Now().Add(lastCall)) })
+	defer stop()
+	clients := &l.gateway.clients
+	failing := setback{log: l.gateway.options.Log, doing: "accept TCP"}
+	for {
+		nc, err := l.ln.Accept()
+		switch {
+		case err == nil:
+			failing.over()
+		case errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed):
+			return
+		case errors.Is(err, syscall.ECONNABORTED): // gone while in the backlog
+			continue
+		default:
+			if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+				clients.evict()
+			}
+			failing.wait(ctx, err)
+			continue
+		}
+		c := newConnection(l.gateway, nc.(stream), &l.tally)
+		if !clients.admit(c) {
+			nc.Close()
+			continue
+		}
+		open.Go(func() {
+			defer clients.leave(c)
+			c.serve(ctx, work)
+		})
+	}
+}
+
+// connections are the open TCP connections of all listeners.
+//
+// When there are too many, the one that has been idle longest makes room: it
+// costs its client a handshake with the next query, whereas turning the
+// newcomer away costs an answer. It also means that a crowd that connects and
+// says nothing keeps nobody out (RFC 7766 section 6.2.3 permits it).
+type connections struct {
+	max int
+
+	mu   sync.Mutex // guards all below; not held during I/O
+	open map[*connection]struct{}
+	counts
+}
+
+type counts struct{ accepted, evicted, rejected, idle, stalled, slow uint64 }
+
+// admit makes c one of the open connections, unless there is no room.
+func (cs *connections) admit(c *connection) bool {
+	cs.mu.Lock()
+	var evicted *connection
+	cs.accepted++
+	if len(cs.open) >= cs.max {
+		if evicted = cs.removeIdle(); evicted == nil {
+			cs.rejected++
+			cs.mu.Unlock()
+			return false
+		}
+	}
+	cs.open[c] = struct{}{}
+	cs.mu.Unlock()
+	if evicted != nil {
+		evicted.nc.Close()
+	}
+	return true
+}
+
+// evict closes the connection that has been idle longest, if there is any.
+func (cs *connections) evict() {
+	cs.mu.Lock()
+	evicted := cs.removeIdle()
+	cs.mu.Unlock()
+	if evicted != nil {
+		evicted.nc.Close()
+	}
+}
+
+// removeIdle returns the connection that has been idle longest, which is then
+// no longer among the open ones, or nil.
+//
+// It looks at all of them: a microsecond per hundred, and only when it is full.
+func (cs *connections) removeIdle() (idlest *connection) {
+	var since time.Duration
+	for c := range cs.open {
+		if idle, ok := c.idleFor(); ok && (idlest == nil || idle > since) {
+			idlest, since = c, idle
+		}
+	}
+	if idlest != nil {
+		delete(cs.open, idlest)
+		cs.evicted++
+	}
+	return idlest
+}
+
+// leave counts why c ended. One that was evicted has been counted.
+func (cs *connections) leave(c *connection) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if _, ok := cs.open[c]; !ok {
+		return
+	}
+	delete(cs.open, c)
+	switch c.end {
+	case wasIdle:
+		cs.idle++
+	case wasStalled:
+		cs.stalled++
+	case wasSlow:
+		cs.slow++
+	}
+}
+
+func (cs *connections) closeAll() {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for c := range cs.open {
+		c.nc.Close() // doesn't wait: SO_LINGER is not set
+	}
+}
+
+func (cs *connections) addTo(c *Counts) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	c.Connections.Open = len(cs.open)
+	c.Connections.Accepted = cs.accepted
+	c.Connections.Evicted = cs.evicted
+	c.Connections.Rejected = cs.rejected
+	c.Connections.Idle = cs.idle
+	c.Connections.Stalled = cs.stalled
+	c.Connections.Slow = cs.slow
+}

@@ -1,0 +1,184 @@
+package wire_test
+
+import (
+	"encoding/binary"
+	"slices"
+	"strings"
+
+	"github.com/miekg/dns"
+)
+
+// What follows decides with miekg/dns which messages are well-formed, and adds
+// what it leaves open: it takes trailing octets, counts that promise too much,
+// records that end between two fields, and pointers to anywhere.
+
+// dissected is a message in parts.
+type dissected struct {
+	qname       string // of the first question
+	qtype       uint16
+	qclass      uint16
+	questionEnd int
+	records     []dissectedRecord
+}
+
+type dissectedRecord struct {
+	section           int // 1 answer, 2 authority, 3 additional
+	start, ttlAt, end int
+	header            dns.RR_Header
+	rdata             []byte
+	rr                dns.RR // nil if rdata is opaque to a gateway
+}
+
+// dataNames tells how many octets come before the names in the data of a type,
+// and how many names there are.
+var dataNames = map[uint16][2]int{
+	dns.TypeA: {0, 0}, dns.TypeAAAA: {0, 0},
+	dns.TypeNS: {0, 1}, dns.TypeMD: {0, 1}, dns.TypeMF: {0, 1}, dns.TypeCNAME: {0, 1}, dns.TypeMB: {0, 1},
+	dns.TypeMG: {0, 1}, dns.TypeMR: {0, 1}, dns.TypePTR: {0, 1}, dns.TypeDNAME: {0, 1},
+	dns.TypeSOA: {0, 2}, dns.TypeMINFO: {0, 2}, dns.TypeRP: {0, 2},
+	dns.TypeMX: {2, 1}, dns.TypeAFSDB: {2, 1}, dns.TypeRT: {2, 1}, dns.TypeKX: {2, 1}, dns.TypeSRV: {6, 1},
+}
+
+// dissect takes a message with at most one question apart. It fails unless the
+// message is well-formed and ends where its counts say.
+func dissect(msg []byte) (d dissected, ok bool) {
+	if len(msg) < 12 || len(msg) > 65535 {
+		return d, false
+	}
+	msg = append(slices.Clone(msg), make([]byte, 64)...)[:len(msg)] // see dissectRecord
+	count := func(i int) int { return int(binary.BigEndian.Uint16(msg[4+2*i:])) }
+	off := 12
+	switch count(0) {
+	case 0:
+	case 1:
+		if d.qname, off, ok = readName(msg, off, nil); !ok || off+4 > len(msg) {
+			return d, false
+		}
+		d.qtype, d.qclass = binary.BigEndian.Uint16(msg[off:]), binary.BigEndian.Uint16(msg[off+2:])
+		off += 4
+	default:
+		return d, false
+	}
+	d.questionEnd = off
+	var ttls []int
+	for section := 1; section <= 3; section++ {
+		for range count(section) {
+			r, ok := dissectRecord(msg, off, &ttls)
+			if !ok {
+				return d, false
+			}
+			r.section = section
+			d.records = append(d.records, r)
+			off = r.end
+		}
+	}
+	return d, off == len(msg)
+}
+
+func dissectRecord(msg []byte, off int, ttls *[]int) (r dissectedRecord, ok bool) {
+	r.start = off
+	r.header.Name, off, ok = readName(msg, off, *ttls)
+	if !ok || off+10 > len(msg) {
+		return r, false
+	}
+	r.header.Rrtype = binary.BigEndian.Uint16(msg[off:])
+	r.header.Class = binary.BigEndian.Uint16(msg[off+2:])
+	r.header.Ttl = binary.BigEndian.Uint32(msg[off+4:])
+	r.header.Rdlength = binary.BigEndian.Uint16(msg[off+8:])
+	r.ttlAt = off + 4
+	data := off + 10
+	r.end = data + int(r.header.Rdlength)
+	if r.end > len(msg) {
+		return r, false
+	}
+	r.rdata = msg[data:r.end]
+	if r.header.Rrtype != dns.TypeOPT {
+		*ttls = append(*ttls, r.ttlAt)
+	}
+	layout, known := dataNames[r.header.Rrtype]
+	if !known {
+		return r, true
+	}
+	// Data may lack its last fields, as in dynamic updates (RFC 2136 section
+	// 2.4). With more octets to read, a missing field shows as a wrong length.
+	rr, _, err := dns.UnpackRRWithHeader(r.header, msg[:len(msg)+64], data)
+	if err != nil || r.header.Rdlength == 0 {
+		return r, false
+	}
+	r.rr = rr
+	for at := data + layout[0]; layout[1] > 0; layout[1]-- {
+		if _, at, ok = readName(msg[:r.end], at, *ttls); !ok {
+			return r, false
+		}
+	}
+	return r, true
+}
+
+// readName reads the name at off with miekg/dns. It fails unless the name's
+// pointers lead back to octets that end before start, where those that
+// point to them begin, and that avoid the header and the TTLs.
+func readName(msg []byte, off int, ttls []int) (name string, end int, ok bool) {
+	name, end, err := dns.UnpackDomainName(msg, off)
+	if err != nil {
+		return "", 0, false
+	}
+	limit, at := len(msg), off
+	for {
+		next, pointer := labels(msg, at)
+		if next > limit || at < 12 {
+			return "", 0, false
+		}
+		for _, ttl := range ttls {
+			if ttl+4 > at && ttl < next {
+				return "", 0, false
+			}
+		}
+		if pointer < 0 {
+			return name, end, true
+		}
+		at, limit = pointer, at
+	}
+}
+
+// labels returns where the labels at off end, and where the pointer leads that
+// ends them, or -1. The name must be well-formed.
+func labels(msg []byte, off int) (end, pointer int) {
+	for ; ; off += 1 + int(msg[off]) {
+		switch n := msg[off]; {
+		case n == 0:
+			return off + 1, -1
+		case n >= 0xc0:
+			return off + 2, int(binary.BigEndian.Uint16(msg[off:]) & 0x3fff)
+		}
+	}
+}
+
+// equalName compares names in presentation format, which is ASCII.
+func equalName(a, b string) bool { return strings.EqualFold(a, b) }
+
+// optOf returns the only OPT record of a message, or nil. It fails if there is
+// another one, or one out of place.
+func (d dissected) optOf() (opt *dissectedRecord, ok bool) {
+	for i, r := range d.records {
+		if r.header.Rrtype != dns.TypeOPT {
+			continue
+		}
+		if opt != nil || r.section != 3 || r.ttlAt-r.start != 5 || r.header.Name != "." || !optionsOK(r.rdata) {
+			return nil, false
+		}
+		opt = &d.records[i]
+	}
+	return opt, true
+}
+
+// optionsOK asks miekg/dns about a list of options, under a code without a
+// format of its own.
+func optionsOK(rdata []byte) bool {
+	opaque := slices.Clone(rdata)
+	for at := 0; at+4 <= len(opaque); at += 4 + int(binary.BigEndian.Uint16(opaque[at+2:])) {
+		binary.BigEndian.PutUint16(opaque[at:], dns.EDNS0LOCALSTART)
+	}
+	header := dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT, Rdlength: uint16(len(opaque))}
+	_, _, err := dns.UnpackRRWithHeader(header, opaque, 0)
+	return err == nil
+}

@@ -1,0 +1,86 @@
+package health
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"dotgate/gateway/wire"
+)
+
+// settle probes an upstream that is up, if something is in question, and ejects
+// it if the probe fails too.
+func (m *Monitor) settle(ctx context.Context, woken bool) {
+	if !woken && m.failures.Load() == 0 && m.now()-m.lastAnswer.Load() < int64(m.o.Interval) {
+		return // a live answer came while we waited
+	}
+	if !m.Up() { // condemned meanwhile
+		return
+	}
+	accused := woken && m.accused()
+	_, patience := m.upstream.Latency()
+	limit := min(max(verdictMin, 3*patience), m.o.ProbeTimeout)
+	err := m.probe(ctx, limit)
+	weak := errors.Is(err, errWeakProbe)
+	switch {
+	case ctx.Err() != nil || !m.Up():
+	case err == nil:
+		m.failures.Store(0)
+	case weak && !accused:
+		// It lives. That it can't resolve the probe's name may be the name's fault.
+		m.failures.Store(0)
+	case weak, m.upstream.Silent() >= limit, m.failures.Add(1) >= int32(m.o.Failures):
+		m.condemn(fmt.Errorf("probe for %s: %w", m.query, err))
+	default:
+		m.setReason(err)
+		m.vote(err)
+	}
+}
+
+// accused reports whether live traffic speaks against the upstream.
+func (m *Monitor) accused() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.faulty) > 0 && time.Since(m.opened) <= window
+}
+
+// tryAgain probes an upstream that is down, and takes it back if it answers.
+func (m *Monitor) tryAgain(ctx context.Context) {
+	err := m.probe(ctx, m.o.ProbeTimeout)
+	if ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		m.setReason(fmt.Errorf("probe for %s: %w", m.query, err))
+	}
+	m.vote(err)
+	if m.Up() {
+		m.failures.Store(0)
+		m.changedState()
+	}
+}
+
+func (m *Monitor) answeredSince(t time.Time) bool {
+	return m.lastAnswer.Load() > int64(t.Sub(m.epoch))
+}
+
+// probe asks the upstream for the probe's name. The limit holds whatever the
+// upstream does: a probe that never ends would be the last.
+func (m *Monitor) probe(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	a, err := m.upstream.Exchange(ctx, m.query)
+	if err != nil {
+		if ctx.Err() != nil {
+			// Not the context's error, which would be excused.
+			return fmt.Errorf("no answer within %v", limit)
+		}
+		return err
+	}
+	m.lastAnswer.Store(m.now())
+	if r := a.RCode(); r != wire.NoError && r != wire.NXDomain {
+		return fmt.Errorf("%w: %v", errWeakProbe, r)
+	}
+	return nil
+}

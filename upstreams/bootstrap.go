@@ -1,0 +1,117 @@
+package upstreams
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+const (
+	// resolveEvery is how long addresses of a name are used before they are
+	// looked up again. Those of public resolvers outlive their TTLs by years.
+	resolveEvery = 5 * time.Minute
+	// resolveTimeout bounds a look-up by all bootstrap resolvers together.
+	resolveTimeout = 3 * time.Second
+)
+
+// A bootstrap is a resolver that knows where an upstream is.
+type bootstrap struct {
+	addr       netip.AddrPort
+	tls        bool
+	serverName string // empty: the certificate must be valid for the address
+}
+
+// parseBootstrap reads "192.0.2.1", "192.0.2.1:53" or
+// "tls://192.0.2.1:853#dns.example".
+func parseBootstrap(text string) (bootstrap, error) {
+	rest, secure := strings.CutPrefix(text, "tls://")
+	address, name, _ := strings.Cut(rest, "#")
+	port := uint16(53)
+	if secure {
+		port = 853
+	}
+	b := bootstrap{tls: secure, serverName: name}
+	var err error
+	if b.addr, err = netip.ParseAddrPort(address); err != nil {
+		var ip netip.Addr
+		if ip, err = netip.ParseAddr(strings.Trim(address, "[]")); err == nil {
+			b.addr = netip.AddrPortFrom(ip, port)
+		}
+	}
+	if err != nil || b.addr.Port() == 0 || !secure && name != "" {
+		return bootstrap{}, fmt.Errorf("%q is neither ADDRESS[:PORT] nor tls://ADDRESS[:PORT][#NAME]", text)
+	}
+	return b, nil
+}
+
+// resolve finds the addresses of Host, if there is one and it is due. Known
+// addresses stay in use when nobody answers.
+func (d *dialer) resolve(ctx context.Context) error {
+	if d.o.Host == "" {
+		return nil
+	}
+	d.mu.Lock()
+	due := len(d.endpoints) == 0 || time.Since(d.resolved) > resolveEvery
+	d.mu.Unlock()
+	if !due {
+		return nil
+	}
+	addrs, err := d.lookUp(ctx)
+	if err != nil {
+		if len(d.addresses()) > 0 {
+			d.log.Warn("keeping the known addresses", "host", d.o.Host, "error", err)
+			return nil
+		}
+		return err
+	}
+	d.setAddresses(addrs)
+	d.mu.Lock()
+	d.resolved = time.Now()
+	d.mu.Unlock()
+	return nil
+}
+
+func (d *dialer) lookUp(ctx context.Context) ([]netip.AddrPort, error) {
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	var last error
+	for _, text := range d.o.Bootstrap {
+		b, err := parseBootstrap(text)
+		if err != nil {
+			return nil, err
+		}
+		resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return d.dialBootstrap(ctx, network, b)
+		}}
+		// The dot at the end keeps search domains away.
+		ips, err := resolver.LookupNetIP(ctx, "ip", strings.TrimSuffix(d.o.Host, ".")+".")
+		if err != nil {
+			last = err
+			continue
+		}
+		var addrs []netip.AddrPort
+		for _, ip := range ips {
+			addrs = append(addrs, netip.AddrPortFrom(ip.Unmap(), d.o.Port))
+		}
+		return addrs, nil
+	}
+	return nil, fmt.Errorf("resolve %s through %s (setting bootstrap): %w", d.o.Host, strings.Join(d.o.Bootstrap, ", "), last)
+}
+
+// dialBootstrap connects to b. The resolver speaks TCP to whatever is no packet
+// connection, which is DNS-over-TLS if the connection is.
+func (d *dialer) dialBootstrap(ctx context.Context, network string, b bootstrap) (net.Conn, error) {
+	if !b.tls {
+		return new(net.Dialer).DialContext(ctx, network, b.addr.String())
+	}
+	name := b.serverName
+	if name == "" {
+		name = b.addr.Addr().String()
+	}
+	secure := tls.Dialer{Config: &tls.Config{MinVersion: tls.VersionTLS12, ServerName: name, RootCAs: d.config.RootCAs}}
+	return secure.DialContext(ctx, "tcp", b.addr.String())
+}

@@ -1,0 +1,343 @@
+package upstreams
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"dotgate/gateway/wire"
+)
+
+// maxBad is how many responses in a row that answer nothing a connection may
+// bring before it is given up.
+const maxBad = 8
+
+var (
+	errSilent = errors.New("connection went silent")
+	errIdle   = errors.New("connection idle")
+	errBad    = errors.New("connection brings no proper answers")
+)
+
+// A connError is why a connection ended. Reused tells that it had brought
+// answers before: its end is then no news about the upstream.
+type connError struct {
+	err    error
+	reused bool
+	at     int64 // instant
+}
+
+func (e *connError) Error() string { return e.err.Error() }
+func (e *connError) Unwrap() error { return e.err }
+
+// A conn is one connection with any number of queries under way, each with an
+// ID of its own. Answers come in any order (RFC 7766 section 6.2.1.1).
+//
+// Whoever removes a call from the table completes it.
+type conn struct {
+	upstream *Upstream
+	tls      *tls.Conn
+	from     *endpoint
+	born     int64         // instant
+	wake     chan struct{} // one place: out is not empty
+	gone     chan struct{} // closed with the connection
+
+	pending  atomic.Int32 // len(calls)
+	lastSend atomic.Int64 // instant
+	lastRead atomic.Int64 // instant of the last answer
+	waiting  atomic.Int64 // instant of the first query since the last answer, or 0
+
+	// mu guards what follows. Nothing blocks while it is held.
+	mu     sync.Mutex
+	calls  map[uint16]*call
+	nextID uint16
+	out    []byte      // frames that writeLoop has not taken yet
+	timer  *time.Timer // runs check
+	err    *connError  // why it ended, or nil
+}
+
+// A call is a query under way on a connection.
+type call struct {
+	id     uint16
+	sent   int64 // instant
+	query  wire.Query
+	result chan result // one place, so that completing never waits
+}
+
+type result struct {
+	answer wire.Answer
+	err    error
+}
+
+func newConn(u *Upstream, secured *tls.Conn, from *endpoint) *conn {
+	now := u.now()
+	c := &conn{
+		upstream: u, tls: secured, from: from, born: now,
+		wake: make(chan struct{}, 1), gone: make(chan struct{}),
+		calls: make(map[uint16]*call),
+	}
+	c.lastSend.Store(now)
+	c.lastRead.Store(now)
+	c.timer = time.AfterFunc(u.o.IdleTimeout, c.check)
+	return c
+}
+
+// silentFor returns how long the connection has owed a sign of life.
+func (c *conn) silentFor(now int64) time.Duration {
+	since := c.waiting.Load()
+	if since == 0 {
+		return 0
+	}
+	return time.Duration(now - since)
+}
+
+// exchange sends q and waits for its answer.
+func (c *conn) exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
+	call, err := c.send(q)
+	if err != nil {
+		return wire.Answer{}, err
+	}
+	defer c.forget(call)
+	return call.wait(ctx)
+}
+
+func (call *call) wait(ctx context.Context) (wire.Answer, error) {
+	select {
+	case r := <-call.result:
+		return r.answer, r.err
+	case <-ctx.Done():
+		return wire.Answer{}, context.Cause(ctx)
+	}
+}
+
+// send enters q into the table and hands its frame to writeLoop.
+func (c *conn) send(q wire.Query) (*call, error) {
+	now := c.upstream.now()
+	call := &call{query: q, sent: now, result: make(chan result, 1)}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return nil, c.err
+	}
+	if len(c.calls) >= full {
+		return nil, ErrBusy
+	}
+	// A counter rests each ID longest. Guessing one is no use to anybody: the
+	// answers come through TLS.
+	for c.calls[c.nextID] != nil {
+		c.nextID++
+	}
+	call.id = c.nextID
+	c.nextID++
+	c.calls[call.id] = call
+	if c.pending.Add(1) == 1 {
+		c.timer.Reset(retireAfter)
+	}
+	c.waiting.CompareAndSwap(0, now)
+	c.lastSend.Store(now)
+	frame := len(c.out)
+	c.out = q.AppendUpstream(append(c.out, 0, 0), call.id)
+	binary.BigEndian.PutUint16(c.out[frame:], uint16(len(c.out)-frame-2))
+	select {
+	case c.wake <- struct{}{}:
+	default: // it is awake already
+	}
+	c.upstream.counts.sent.Add(1)
+	return call, nil
+}
+
+// take removes the call with id from the table, for the caller to complete. It
+// returns nil if there is none.
+func (c *conn) take(id uint16) *call {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	call := c.calls[id]
+	if call != nil {
+		delete(c.calls, id)
+		c.pending.Add(-1)
+	}
+	return call
+}
+
+// forget gives up a call that nobody waits for any more. Its answer, if one
+// comes, is ignored.
+func (c *conn) forget(call *call) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.calls[call.id] == call {
+		delete(c.calls, call.id)
+		c.pending.Add(-1)
+	}
+}
+
+// writeLoop writes all frames that there are as one TLS record, so that a burst
+// shares it and a lone query leaves at once.
+func (c *conn) writeLoop() {
+	var frames []byte
+	for {
+		select {
+		case <-c.wake:
+		case <-c.gone:
+			if errors.Is(c.reason(), errIdle) {
+				c.tls.Close() // with an alert, which may wait for the peer
+			}
+			return
+		}
+		c.mu.Lock()
+		frames, c.out = c.out, frames[:0]
+		c.mu.Unlock()
+		if len(frames) == 0 {
+			continue
+		}
+		if _, err := c.tls.Write(frames); err != nil {
+			c.close(fmt.Errorf("write: %w", err))
+			return
+		}
+	}
+}
+
+// readLoop completes calls. It always reads, so that a connection that the
+// upstream closes while idle is out of the pool at once.
+func (c *conn) readLoop() {
+	r := bufio.NewReaderSize(c.tls, 2+wire.MaxSize)
+	bad := 0
+	for {
+		frame, err := nextFrame(r)
+		if err != nil {
+			c.close(fmt.Errorf("read: %w", err))
+			return
+		}
+		if c.receive(frame) {
+			bad = 0
+		} else if bad++; bad >= maxBad {
+			c.close(errBad)
+			return
+		}
+		if _, err := r.Discard(2 + len(frame)); err != nil {
+			panic("BUG: a frame that was peeked at can't be discarded: " + err.Error())
+		}
+	}
+}
+
+// nextFrame returns the next message behind its length prefix. The bytes stay
+// valid until the next read, and are still to be discarded.
+func nextFrame(r *bufio.Reader) ([]byte, error) {
+	prefix, err := r.Peek(2)
+	if err != nil {
+		if len(prefix) > 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, err
+	}
+	n := int(binary.BigEndian.Uint16(prefix))
+	frame, err := r.Peek(2 + n)
+	if err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, err
+	}
+	return frame[2:], nil
+}
+
+// receive completes the call that message answers. It reports whether message
+// was an answer to something asked.
+func (c *conn) receive(message []byte) bool {
+	u := c.upstream
+	if len(message) < 2 {
+		u.counts.malformed.Add(1)
+		return false
+	}
+	call := c.take(wire.ID(message))
+	if call == nil {
+		u.counts.unasked.Add(1)
+		return false
+	}
+	answer, err := wire.ParseAnswer(call.query, message)
+	if err != nil {
+		if errors.Is(err, wire.ErrWrongQuestion) {
+			u.counts.mismatched.Add(1)
+		} else {
+			u.counts.malformed.Add(1)
+		}
+		call.result <- result{err: err}
+		return false
+	}
+	now := u.now()
+	c.lastRead.Store(now)
+	c.waiting.Store(0)
+	u.waiting.Store(0)
+	u.rtt.sample(time.Duration(now - call.sent))
+	u.counts.answered.Add(1)
+	call.result <- result{answer: answer}
+	return true
+}
+
+// check closes the connection if it has been idle or silent for too long, and
+// comes back when it could be.
+func (c *conn) check() {
+	now := c.upstream.now()
+	var next time.Duration
+	if c.pending.Load() > 0 {
+		next = retireAfter - c.silentFor(now)
+		if next <= 0 {
+			c.from.suspect()
+			c.close(errSilent)
+			return
+		}
+	} else {
+		next = c.upstream.o.IdleTimeout - time.Duration(now-c.lastSend.Load())
+		if next <= 0 {
+			c.close(errIdle)
+			return
+		}
+	}
+	c.mu.Lock()
+	if c.err == nil {
+		c.timer.Reset(max(next, time.Millisecond))
+	}
+	c.mu.Unlock()
+}
+
+// close ends the connection and fails the calls under way. Only the first call
+// has an effect. An idle connection is left to writeLoop, which can wait.
+func (c *conn) close(err error) {
+	c.mu.Lock()
+	if c.err != nil {
+		c.mu.Unlock()
+		return
+	}
+	now := c.upstream.now()
+	answered := c.lastRead.Load() > c.born
+	c.err = &connError{err: err, reused: answered, at: now}
+	calls := c.calls
+	c.calls = nil
+	c.pending.Store(0)
+	c.timer.Stop()
+	c.mu.Unlock()
+
+	close(c.gone)
+	c.upstream.remove(c)
+	if !answered {
+		c.upstream.growAfter.Store(now + int64(growPause))
+	}
+	for _, call := range calls {
+		call.result <- result{err: c.err}
+	}
+	if !errors.Is(err, errIdle) {
+		c.tls.NetConn().Close()
+	}
+}
+
+// reason returns why the connection ended.
+func (c *conn) reason() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}

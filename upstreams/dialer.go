@@ -1,0 +1,290 @@
+package upstreams
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// stagger is how long one address may take before the next is tried beside
+	// it (RFC 8305 section 5 recommends 250 ms).
+	stagger = 250 * time.Millisecond
+	// grudge is how long an address that failed is tried after the others.
+	grudge = 30 * time.Second
+)
+
+var (
+	errHandshake = errors.New("TLS handshake failed")
+	errPin       = errors.New("no certificate in the verified chain has a pinned key (setting pins)")
+)
+
+// A dialer makes connections to one service. Each has a verified certificate.
+type dialer struct {
+	o                          Options
+	log                        *slog.Logger
+	config                     *tls.Config // never used as it is: each address gets a copy
+	dials, handshakes, resumed atomic.Uint64
+
+	mu        sync.Mutex
+	endpoints []*endpoint
+	resolved  time.Time // when Host was, if it is
+}
+
+// An endpoint is one address of a service, with what is known about it.
+type endpoint struct {
+	addr   netip.AddrPort
+	failed atomic.Pointer[time.Time] // when it last failed, nil if it works
+}
+
+// suspect puts the address behind the others for a while.
+func (e *endpoint) suspect() {
+	now := time.Now()
+	e.failed.Store(&now)
+}
+
+func (e *endpoint) inDisgrace() bool {
+	failed := e.failed.Load()
+	return failed != nil && time.Since(*failed) < grudge
+}
+
+func (d *dialer) init(o Options, log *slog.Logger) error {
+	roots, err := o.roots()
+	if err != nil {
+		return err
+	}
+	certificates, err := o.certificates()
+	if err != nil {
+		return err
+	}
+	pins, err := o.pins()
+	if err != nil {
+		return err
+	}
+	d.o, d.log = o, log
+	d.config = &tls.Config{
+		MinVersion:                  tls.VersionTLS12,
+		ServerName:                  o.ServerName,
+		RootCAs:                     roots,
+		Certificates:                certificates,
+		NextProtos:                  []string{"dot"}, // RFC 7858 names it; a server on port 443 needs it
+		ClientSessionCache:          tls.NewLRUClientSessionCache(0),
+		DynamicRecordSizingDisabled: true, // a burst of queries is one record
+	}
+	if len(pins) > 0 {
+		// Unlike VerifyPeerCertificate, this runs on resumed sessions too.
+		d.config.VerifyConnection = func(state tls.ConnectionState) error { return checkPins(state, pins) }
+	}
+	d.setAddresses(o.Addresses)
+	return nil
+}
+
+func checkPins(state tls.ConnectionState, pins map[[sha256.Size]byte]bool) error {
+	for _, chain := range state.VerifiedChains {
+		for _, certificate := range chain {
+			if pins[sha256.Sum256(certificate.RawSubjectPublicKeyInfo)] {
+				return nil
+			}
+		}
+	}
+	return errPin
+}
+
+// setAddresses replaces the addresses, keeping what is known of those that stay.
+func (d *dialer) setAddresses(addrs []netip.AddrPort) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	old := d.endpoints
+	d.endpoints = nil
+	for _, addr := range addrs {
+		if i := slices.IndexFunc(old, func(e *endpoint) bool { return e.addr == addr }); i >= 0 {
+			d.endpoints = append(d.endpoints, old[i])
+		} else {
+			d.endpoints = append(d.endpoints, &endpoint{addr: addr})
+		}
+	}
+}
+
+func (d *dialer) addresses() []netip.AddrPort {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var addrs []netip.AddrPort
+	for _, e := range d.endpoints {
+		addrs = append(addrs, e.addr)
+	}
+	return addrs
+}
+
+// ordered returns the addresses, those that failed lately last.
+func (d *dialer) ordered() []*endpoint {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	order := slices.Clone(d.endpoints)
+	slices.SortStableFunc(order, func(a, b *endpoint) int {
+		switch bad, worse := a.inDisgrace(), b.inDisgrace(); {
+		case bad == worse:
+			return 0
+		case bad:
+			return 1
+		}
+		return -1
+	})
+	return order
+}
+
+type dialed struct {
+	conn *tls.Conn
+	from *endpoint
+	err  error
+}
+
+// dial connects to the first address that lets it. Addresses are tried one
+// after the other, the next as soon as one fails or takes long.
+func (d *dialer) dial(ctx context.Context) (*tls.Conn, *endpoint, error) {
+	if err := d.resolve(ctx); err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	todo := d.ordered()
+	results := make(chan dialed, len(todo))
+	underWay := 0
+	var problem error
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for len(todo) > 0 || underWay > 0 {
+		select {
+		case <-next.C:
+			if len(todo) == 0 {
+				continue
+			}
+			e := todo[0]
+			todo = todo[1:]
+			underWay++
+			go func() { results <- d.dialOne(ctx, e) }()
+			next.Reset(stagger)
+		case r := <-results:
+			underWay--
+			if r.err == nil {
+				cancel()
+				closeRest(results, underWay)
+				return r.conn, r.from, nil
+			}
+			if problem == nil {
+				problem = r.err
+			} else {
+				problem = fmt.Errorf("%w; %w", problem, r.err)
+			}
+			next.Reset(0)
+		}
+	}
+	return nil, nil, problem
+}
+
+// closeRest waits for the n dials that lost, so that they leave nothing behind.
+// They have been cancelled.
+func closeRest(results chan dialed, n int) {
+	for range n {
+		if r := <-results; r.err == nil {
+			r.conn.NetConn().Close()
+		}
+	}
+}
+
+func (d *dialer) dialOne(ctx context.Context, e *endpoint) dialed {
+	conn, err := d.handshake(ctx, e.addr)
+	if err != nil {
+		if ctx.Err() == nil {
+			e.suspect()
+		}
+		return dialed{from: e, err: fmt.Errorf("%s: %w", e.addr, err)}
+	}
+	e.failed.Store(nil)
+	return dialed{conn: conn, from: e}
+}
+
+// handshake connects to addr and verifies who answers there. A handshake that
+// fails over a session that was offered is tried once more without one.
+func (d *dialer) handshake(ctx context.Context, addr netip.AddrPort) (*tls.Conn, error) {
+	config := d.config.Clone()
+	if config.ServerName == "" {
+		config.ServerName = addr.Addr().WithZone("").String()
+	}
+	sessions := &offeredSessions{ClientSessionCache: config.ClientSessionCache}
+	config.ClientSessionCache = sessions
+	for {
+		conn, err := d.secure(ctx, addr, config)
+		if err == nil || !sessions.offered || !errors.Is(err, errHandshake) {
+			return conn, err
+		}
+		sessions.Put(config.ServerName, nil)
+		sessions.offered = false
+	}
+}
+
+// offeredSessions notes whether a session was found to offer.
+type offeredSessions struct {
+	tls.ClientSessionCache
+	offered bool
+}
+
+func (s *offeredSessions) Get(key string) (*tls.ClientSessionState, bool) {
+	session, ok := s.ClientSessionCache.Get(key)
+	s.offered = s.offered || ok && session != nil
+	return session, ok
+}
+
+func (d *dialer) secure(ctx context.Context, addr netip.AddrPort, config *tls.Config) (*tls.Conn, error) {
+	d.dials.Add(1)
+	tcp, err := connect(ctx, addr, d.o.ConnectTimeout)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, d.o.HandshakeTimeout,
+		fmt.Errorf("no TLS handshake within %v (setting handshake_timeout)", d.o.HandshakeTimeout))
+	defer cancel()
+	conn := tls.Client(tcp, config)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		tcp.Close()
+		if cause := context.Cause(ctx); cause != nil {
+			return nil, cause
+		}
+		return nil, explain(err)
+	}
+	d.handshakes.Add(1)
+	if conn.ConnectionState().DidResume {
+		d.resumed.Add(1)
+	}
+	return conn, nil
+}
+
+func connect(ctx context.Context, addr netip.AddrPort, limit time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no connection within %v (setting connect_timeout)", limit))
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr.String())
+	if err != nil && context.Cause(ctx) != nil {
+		err = context.Cause(ctx)
+	}
+	return conn, err
+}
+
+// explain adds to a certificate's failure what its text leaves open.
+func explain(err error) error {
+	var invalid x509.CertificateInvalidError
+	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
+		return fmt.Errorf("%w: certificate is valid from %s to %s, and the clock of this machine says %s: %w", errHandshake,
+			invalid.Cert.NotBefore.Format(time.RFC3339), invalid.Cert.NotAfter.Format(time.RFC3339),
+			time.Now().UTC().Format(time.RFC3339), err)
+	}
+	return fmt.Errorf("%w: %w", errHandshake, err)
+}

@@ -1,0 +1,363 @@
+// Package upstreams asks resolvers over DNS-over-TLS (RFC 7858).
+//
+// An upstream keeps a few connections, each of which carries many queries at
+// once. It only does: whether it is well is for others to judge, from what
+// Exchange returns, Latency and Silent. There is no way to ask in clear text or
+// without verifying the certificate.
+package upstreams
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"dotgate/gateway/wire"
+)
+
+const (
+	// busy is how many queries under way make a connection worth a second one:
+	// a hundred is what other resolvers allow on one, and answering is cheaper
+	// when a burst shares records.
+	busy = 64
+	// full is how many queries under way a connection takes at all. An upstream
+	// that is that far behind will not catch up within a client's patience.
+	full = 4096
+	// retireAfter is how long a connection may be silent, with queries under
+	// way, before it is given up. Lost segments are sent again well within it.
+	retireAfter = time.Second
+	// growPause is how long no further connection is tried after the upstream
+	// closed one without an answer: it may allow only so many.
+	growPause = 10 * time.Second
+)
+
+// ErrBusy means that more queries are under way than the upstream can answer in
+// time. It is no evidence against it.
+var ErrBusy error = busyError{}
+
+type busyError struct{}
+
+func (busyError) Error() string { return "too many queries under way" }
+
+// Excused tells that the failure says nothing about the upstream.
+func (busyError) Excused() bool { return true }
+
+// ErrClosed means that Close was called.
+var ErrClosed = errors.New("upstream closed")
+
+// An Upstream is one resolver service with its addresses and its connections.
+type Upstream struct {
+	o         Options
+	log       *slog.Logger
+	dialer    dialer
+	epoch     time.Time // what instants count from
+	rtt       estimator
+	waiting   atomic.Int64 // instant of the first query since the last answer, or 0
+	wg        sync.WaitGroup
+	ctx       context.Context // ends with Close
+	stop      context.CancelFunc
+	growAfter atomic.Int64 // instant
+	counts    counters
+
+	// mu guards the pool. Nothing blocks while it is held.
+	mu     sync.Mutex
+	conns  []*conn
+	dial   *dial // under way, or nil
+	closed bool
+}
+
+// New checks all options and returns an Upstream that has not dialled yet.
+func New(o Options) (*Upstream, error) {
+	o = o.withDefaults()
+	var problems []error
+	o.Check(func(option, problem string) {
+		problems = append(problems, fmt.Errorf("upstream %s: %s %s", o.Name, option, problem))
+	})
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	u := &Upstream{o: o, log: o.Log.With("upstream", o.Name), epoch: time.Now()}
+	u.ctx, u.stop = context.WithCancel(context.Background())
+	if err := u.dialer.init(o, u.log); err != nil {
+		return nil, fmt.Errorf("upstream %s: %w", o.Name, err)
+	}
+	return u, nil
+}
+
+// String returns the upstream's name.
+func (u *Upstream) String() string { return u.o.Name }
+
+// Latency returns how long an answer usually takes, 0 while that is not known,
+// and how long one may be waited for before something seems wrong. Both include
+// a dial while no connection is open.
+func (u *Upstream) Latency() (usual, patience time.Duration) {
+	usual, patience = u.rtt.usual()
+	if u.open() == 0 { // a round trip for TCP and one for TLS 1.3 come first
+		patience += 2 * usual
+		usual *= 3
+	}
+	return usual, patience
+}
+
+// Silent returns how long the upstream has owed a sign of life: the time since
+// the first query after its last answer. A name that nobody answers makes no
+// silence while others are answered.
+func (u *Upstream) Silent() time.Duration {
+	since := u.waiting.Load()
+	if since == 0 {
+		return 0
+	}
+	return time.Duration(u.now() - since)
+}
+
+func (u *Upstream) now() int64 { return int64(time.Since(u.epoch)) + 1 }
+
+func (u *Upstream) open() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.conns)
+}
+
+// Exchange asks q and returns its verified answer. It may be called
+// concurrently, and keeps q until it returns. It blocks until there is an
+// answer, the upstream fails, or ctx is done; a dial that it started goes on
+// without it.
+//
+// A connection that was in use and dies under the query says little about the
+// upstream: then the query is sent once more, on a connection made after that.
+func (u *Upstream) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
+	u.waiting.CompareAndSwap(0, u.now())
+	a, err := u.attempt(ctx, q, 0)
+	var died *connError
+	if errors.As(err, &died) && died.reused {
+		u.counts.resent.Add(1)
+		a, err = u.attempt(ctx, q, died.at)
+	}
+	if err != nil {
+		return wire.Answer{}, fmt.Errorf("%s: %w", u.o.Name, err)
+	}
+	return a, nil
+}
+
+// attempt sends q on one connection, born after the given instant.
+func (u *Upstream) attempt(ctx context.Context, q wire.Query, bornAfter int64) (wire.Answer, error) {
+	c, silent := u.pick(bornAfter)
+	if c == nil {
+		fresh, err := u.connect(ctx)
+		if err != nil {
+			return wire.Answer{}, err
+		}
+		return fresh.exchange(ctx, q)
+	}
+	if silent {
+		return u.exchangeBeside(ctx, c, q)
+	}
+	return c.exchange(ctx, q)
+}
+
+// exchangeBeside sends q on a connection that owes answers, and once more on a
+// fresh one as soon as there is one: the first may be dead without anybody
+// having said so, or just slow.
+func (u *Upstream) exchangeBeside(ctx context.Context, c *conn, q wire.Query) (wire.Answer, error) {
+	first, err := c.send(q)
+	if err != nil {
+		return wire.Answer{}, err
+	}
+	defer c.forget(first)
+	d := u.startDial()
+	select {
+	case r := <-first.result:
+		return r.answer, r.err
+	case <-ctx.Done():
+		return wire.Answer{}, context.Cause(ctx)
+	case <-d.done:
+	}
+	if d.err != nil {
+		return first.wait(ctx)
+	}
+	second, err := d.conn.send(q)
+	if err != nil {
+		return first.wait(ctx)
+	}
+	defer d.conn.forget(second)
+	select {
+	case r := <-first.result:
+		if r.err != nil {
+			return second.wait(ctx)
+		}
+		return r.answer, nil
+	case r := <-second.result:
+		if r.err != nil {
+			return first.wait(ctx)
+		}
+		return r.answer, nil
+	case <-ctx.Done():
+		return wire.Answer{}, context.Cause(ctx)
+	}
+}
+
+// pick returns the connection for the next query: the one used last that is not
+// busy, so that the others may go idle; else the least busy one. Silent is true
+// if it owes answers, as all of them do. Nil means that none is open.
+func (u *Upstream) pick(bornAfter int64) (c *conn, silent bool) {
+	_, patience := u.rtt.usual()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	now := u.now()
+	var calm, crowded, mute *conn
+	trusted := 0
+	for _, c := range u.conns {
+		switch {
+		case c.born <= bornAfter:
+		case c.silentFor(now) > 2*patience:
+			if mute == nil || c.lastRead.Load() > mute.lastRead.Load() {
+				mute = c
+			}
+			continue
+		case c.pending.Load() < busy:
+			if calm == nil || c.lastSend.Load() > calm.lastSend.Load() {
+				calm = c
+			}
+		case crowded == nil || c.pending.Load() < crowded.pending.Load():
+			crowded = c
+		}
+		trusted++
+	}
+	switch {
+	case calm != nil:
+		return calm, false
+	case crowded != nil:
+		if trusted < u.o.Connections && now > u.growAfter.Load() {
+			u.startDialLocked()
+		}
+		return crowded, false
+	}
+	return mute, true
+}
+
+// connect waits for a fresh connection.
+func (u *Upstream) connect(ctx context.Context) (*conn, error) {
+	d := u.startDial()
+	select {
+	case <-d.done:
+		return d.conn, d.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// A dial is a connection being made, and everybody who waits for it.
+type dial struct {
+	done chan struct{} // closed when one of the others is set
+	conn *conn
+	err  error
+}
+
+func (u *Upstream) startDial() *dial {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.startDialLocked()
+}
+
+// startDialLocked returns the dial under way, or starts one. It outlives the
+// caller: a client that is less patient than a handshake takes long would
+// otherwise keep everybody from ever connecting.
+func (u *Upstream) startDialLocked() *dial {
+	if u.dial != nil {
+		return u.dial
+	}
+	d := &dial{done: make(chan struct{})}
+	if u.closed {
+		d.err = ErrClosed
+		close(d.done)
+		return d
+	}
+	u.dial = d
+	u.wg.Go(func() { u.runDial(d) })
+	return d
+}
+
+func (u *Upstream) runDial(d *dial) {
+	secured, from, err := u.dialer.dial(u.ctx)
+	var c *conn
+	if err == nil {
+		c = newConn(u, secured, from)
+	}
+	u.mu.Lock()
+	u.dial = nil
+	switch {
+	case err != nil:
+		d.err = err
+	case u.closed:
+		d.err = ErrClosed
+	default:
+		d.conn = c
+		u.conns = append(u.conns, c)
+		u.wg.Go(c.readLoop)
+		u.wg.Go(c.writeLoop)
+	}
+	u.mu.Unlock()
+	if d.conn == nil && c != nil {
+		c.close(ErrClosed)
+	}
+	close(d.done)
+}
+
+// remove takes c out of the pool. It may be called twice.
+func (u *Upstream) remove(c *conn) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for i := range u.conns {
+		if u.conns[i] == c {
+			u.conns = append(u.conns[:i], u.conns[i+1:]...)
+			return
+		}
+	}
+}
+
+// Close ends all connections, fails the queries under way with ErrClosed, and
+// returns when every goroutine is gone.
+func (u *Upstream) Close() error {
+	u.mu.Lock()
+	u.closed = true
+	conns := append([]*conn(nil), u.conns...)
+	u.mu.Unlock()
+	u.stop()
+	for _, c := range conns {
+		c.close(ErrClosed)
+	}
+	u.wg.Wait()
+	return nil
+}
+
+// Addresses returns where the upstream was last known to be.
+func (u *Upstream) Addresses() []netip.AddrPort { return u.dialer.addresses() }
+
+// counters count what went wrong on connections, by reason, and what it cost.
+type counters struct {
+	sent, answered, resent         atomic.Uint64
+	unasked, mismatched, malformed atomic.Uint64
+}
+
+// Counts are totals since New.
+type Counts struct {
+	Dials, Handshakes, Resumed uint64 // TCP connects tried; TLS handshakes completed, and how many of them resumed
+	Sent, Answered, Resent     uint64 // queries sent, answers accepted, queries sent again after their connection died
+	Unasked                    uint64 // responses to no query under way: late, duplicate, or wrong ID
+	Mismatched                 uint64 // responses to another question
+	Malformed                  uint64 // responses that are not well-formed, or truncated
+}
+
+// Counts returns the totals.
+func (u *Upstream) Counts() Counts {
+	c := &u.counts
+	return Counts{
+		Dials: u.dialer.dials.Load(), Handshakes: u.dialer.handshakes.Load(), Resumed: u.dialer.resumed.Load(),
+		Sent: c.sent.Load(), Answered: c.answered.Load(), Resent: c.resent.Load(),
+		Unasked: c.unasked.Load(), Mismatched: c.mismatched.Load(), Malformed: c.malformed.Load(),
+	}
+}
