@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,7 +40,7 @@ type stream interface {
 
 // A connection is one client's TCP connection. It has two loops of its own: one
 // reads queries, the other writes replies in the order in which they come
-// (RFC 7766 section 6.2.1.1), as many at once as there are.
+// (RFC 7766 section 7), as many at once as there are.
 type connection struct {
 	gateway *Gateway
 	nc      stream
@@ -246,6 +247,9 @@ func (c *connection) writeLoop() {
 	var batch []byte
 	for reply := range c.replies {
 		batch = appendMessage(batch[:0], reply)
+		// Those who are about to reply as well may do so first. It costs a lone
+		// reply nothing and saves most system calls of a burst.
+		runtime.Gosched()
 		n := 1
 		for len(batch) < writeSize && len(c.replies) > 0 {
 			batch = appendMessage(batch, <-c.replies)

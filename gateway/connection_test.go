@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"os"
 	"sync"
@@ -35,6 +36,7 @@ func (p *pipe) Write(b []byte) (int, error) {
 // bubble. It returns the server's end, why the connection ended and when.
 func piped(t *testing.T, r Resolver, o Options, f func(client net.Conn)) (server *pipe, end ending, took time.Duration) {
 	synctest.Test(t, func(t *testing.T) {
+		o.Log = slog.New(slog.DiscardHandler)
 		g, err := New(r, o)
 		if err != nil {
 			t.Fatal(err)
@@ -153,7 +155,7 @@ func (l *flakyListener) Close() error                { return nil }
 
 func TestAcceptErrorsNeitherSpinNorEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g, err := New(addressed, Options{})
+		g, err := New(addressed, Options{Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -28,7 +28,7 @@ const (
 	farewell = 250 * time.Millisecond
 	// lastCall is how long sockets are still read when the gateway stops: what
 	// had already reached this host is not lost.
-	lastCall = 20 * time.Millisecond
+	lastCall = 50 * time.Millisecond
 )
 
 // A Resolver answers queries. It is the only thing that a Gateway needs.
@@ -82,10 +82,11 @@ func (g *Gateway) Addrs() []netip.AddrPort { return slices.Clone(g.addrs) }
 
 // Serve serves clients until ctx is done and then returns nil. It blocks.
 //
-// When ctx is done it takes no more queries, gives those under way up to two
-// seconds, says goodbye and closes all sockets; with a ctx that is done from
-// the start, it does no more than close them. All goroutines of g are gone when
-// it returns.
+// When ctx is done it answers what has reached this host by then, gives queries
+// under way up to two seconds, and closes all sockets a quarter of a second
+// later at most. Serve with a ctx that is done is thus how to close a Gateway
+// that listens. All goroutines of g are gone when it returns. It can't be
+// called again.
 func (g *Gateway) Serve(ctx context.Context) error {
 	if len(g.addrs) == 0 {
 		return errors.New("serve: nothing is listening")

@@ -248,21 +248,13 @@ func TestShutdownAnswersWhatIsUnderWay(t *testing.T) {
 			<-release
 			return addressed(ctx, q)
 		}), Options{})
-		c := dial(t, network, g.Addrs()[0])
+		c, witness := dial(t, network, g.Addrs()[0]), dial(t, "tcp", g.Addrs()[0])
 		send1(t, c, query("example.com."))
 		<-asked
 		stopped := make(chan struct{})
 		go func() { stop(); close(stopped) }()
-		if network == "tcp" {
-			// The listener's end shows that stopping has begun.
-			for {
-				late, err := net.Dial("tcp", g.Addrs()[0].String())
-				if err != nil {
-					break
-				}
-				late.Close()
-			}
-		}
+		expectEOF(t, witness) // stopping has begun
+		witness.Close()
 		close(release)
 		if reply := receive(t, c); len(reply.Answer) != 1 {
 			t.Errorf("odd reply: %v", reply)
@@ -294,6 +286,35 @@ func TestShutdownDoesNotWaitForever(t *testing.T) {
 	})
 }
 
+// TestStopAnswersWhatHadArrived stops a gateway that has not looked at its
+// sockets yet.
+func TestStopAnswersWhatHadArrived(t *testing.T) {
+	g := newGateway(t, "127.0.0.1:0")
+	if err := g.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	var clients []net.Conn
+	for _, network := range []string{"udp", "udp", "udp", "tcp", "tcp"} {
+		c := dial(t, network, g.Addrs()[0])
+		send1(t, c, query("example.com."))
+		clients = append(clients, c)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	served := make(chan error)
+	go func() { served <- g.Serve(ctx) }()
+	for _, c := range clients {
+		if reply := receive(t, c); len(reply.Answer) != 1 {
+			t.Errorf("odd reply: %v", reply)
+		}
+		c.Close()
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	checkCounts(t, g.Counts())
+}
+
 func TestServeWithoutListen(t *testing.T) {
 	g, err := New(addressed, Options{})
 	if err != nil {
@@ -313,6 +334,23 @@ func TestNewReportsEveryProblem(t *testing.T) {
 	}
 	if _, err := New(addressed, Options{Listen: []netip.AddrPort{{}}}); err == nil {
 		t.Error("an invalid address passed")
+	}
+	for listen, ok := range map[string]bool{
+		"127.0.0.1:53 [::1]:53":   true,
+		"0.0.0.0:53 [::]:53":      true,
+		"127.0.0.1:53 [::]:53":    true,
+		"0.0.0.0:53 127.0.0.1:5":  true,
+		"0.0.0.0:53 127.0.0.1:53": false,
+		"[::1]:53 [::]:53":        false,
+		"[::1]:53 [::1]:53":       false,
+	} {
+		var o Options
+		for addr := range strings.FieldsSeq(listen) {
+			o.Listen = append(o.Listen, netip.MustParseAddrPort(addr))
+		}
+		if _, err := New(addressed, o); (err == nil) != ok {
+			t.Errorf("%s: %v", listen, err)
+		}
 	}
 }
 

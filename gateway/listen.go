@@ -48,6 +48,7 @@ const attempts = 20
 
 // listen opens the sockets for one address.
 func (g *Gateway) listen(addr netip.AddrPort) error {
+	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 	for attempt := 1; ; attempt++ {
 		// TCP comes first. UDP sockets share their port (SO_REUSEPORT), so only
 		// TCP can tell that another gateway runs here already.
@@ -100,7 +101,7 @@ func (g *Gateway) listenUDP(addr netip.AddrPort) ([]*udpSocket, error) {
 // that takes IPv4 too. If IPv4 addresses are listed, they are what is meant for
 // IPv4, and the two would be in each other's way.
 func (g *Gateway) family(addr netip.AddrPort) string {
-	if addr.Addr().Unmap().Is4() {
+	if addr.Addr().Is4() {
 		return "4"
 	}
 	if addr.Addr() != netip.IPv6Unspecified() {

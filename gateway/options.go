@@ -72,6 +72,11 @@ func (o Options) Check(report func(option, problem string)) {
 			report("listen", addr.String()+" is named twice")
 		}
 		seen[addr] = true
+		for _, other := range o.Listen {
+			if covers(addr, other) {
+				report("listen", addr.String()+" includes "+other.String())
+			}
+		}
 	}
 	for _, d := range []struct {
 		option string
@@ -89,4 +94,12 @@ func (o Options) Check(report func(option, problem string)) {
 			report(n.option, "must be above 0")
 		}
 	}
+}
+
+// covers reports whether a wildcard takes all that comes to another address, so
+// that there can't be both.
+func covers(wildcard, other netip.AddrPort) bool {
+	w, o := wildcard.Addr().Unmap(), other.Addr().Unmap()
+	return w.IsUnspecified() && !o.IsUnspecified() && w.Is4() == o.Is4() &&
+		wildcard.Port() == other.Port() && wildcard.Port() != 0
 }

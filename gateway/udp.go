@@ -35,15 +35,25 @@ type batchConn interface {
 	WriteBatch([]ipv4.Message, int) (int, error)
 }
 
-// A udpSocket serves the clients of one socket. Its read loop alone uses in and
-// out.
+// A udpSocket serves the clients of one socket. It has two loops: one reads
+// queries and writes the replies that can be had at once, the other writes those
+// that came later. If each query wrote its own, the read loop would have to
+// queue for the socket behind thousands of them.
 type udpSocket struct {
 	gateway *Gateway
 	conn    *net.UDPConn
 	batch   batchConn
-	in, out []ipv4.Message
+	in, out []ipv4.Message // the read loop's
+	late    chan udpReply
+	queries sync.WaitGroup // those that wait for the Resolver
 	tally   tally
-	queries sync.WaitGroup
+}
+
+// A udpReply is a reply that came later.
+type udpReply struct {
+	buffer *[]byte
+	source []byte // as a control message; may be empty
+	to     *net.UDPAddr
 }
 
 // newUDPSocket opens a socket.
@@ -61,14 +71,21 @@ func newUDPSocket(g *Gateway, config net.ListenConfig, network string, addr neti
 			return nil, err
 		}
 	}
-	s := &udpSocket{gateway: g, conn: conn, batch: newBatchConn(conn, v6)}
-	s.in, s.out = make([]ipv4.Message, batchSize), make([]ipv4.Message, batchSize)
-	for i := range batchSize {
-		s.in[i].Buffers = [][]byte{make([]byte, packetSize)}
+	s := &udpSocket{gateway: g, conn: conn, batch: newBatchConn(conn, v6), late: make(chan udpReply, batchSize)}
+	s.in, s.out = newBatch(packetSize), newBatch(wire.MaxUDPSize)
+	for i := range s.in {
 		s.in[i].OOB = make([]byte, controlSize)
-		s.out[i].Buffers = [][]byte{make([]byte, 0, wire.MaxUDPSize)}
 	}
 	return s, nil
+}
+
+// newBatch returns messages with one buffer each.
+func newBatch(size int) []ipv4.Message {
+	batch := make([]ipv4.Message, batchSize)
+	for i := range batch {
+		batch[i].Buffers = [][]byte{make([]byte, size)}
+	}
+	return batch
 }
 
 // noteDestination asks the system to tell, with each packet, which of our
@@ -84,7 +101,15 @@ func noteDestination(conn *net.UDPConn, v6 bool) error {
 // way and closes the socket.
 func (s *udpSocket) serve(ctx, work context.Context) {
 	defer s.conn.Close()
-	defer s.queries.Wait()
+	var writer sync.WaitGroup
+	writer.Go(s.writeLoop)
+	s.readLoop(ctx, work)
+	s.queries.Wait()
+	close(s.late)
+	writer.Wait()
+}
+
+func (s *udpSocket) readLoop(ctx, work context.Context) {
 	stop := context.AfterFunc(ctx, func() { s.conn.SetReadDeadline(time.Now().Add(lastCall)) })
 	defer stop()
 	failing := setback{log: s.gateway.options.Log, doing: "read UDP"}
@@ -121,23 +146,42 @@ func (s *udpSocket) handle(work context.Context, in []ipv4.Message) {
 			out.Buffers[0], out.OOB, out.Addr = reply, source, from
 			n++
 		case ask:
-			s.later(work, q.Clone(), slices.Clone(source), from.AddrPort())
+			s.later(work, q.Clone(), slices.Clone(source), from)
 		}
 	}
 	s.flush(s.out[:n])
 }
 
 // later answers q when the Resolver has.
-func (s *udpSocket) later(work context.Context, q wire.Query, source []byte, to netip.AddrPort) {
+func (s *udpSocket) later(work context.Context, q wire.Query, source []byte, to *net.UDPAddr) {
 	s.queries.Go(func() {
 		defer s.gateway.slots.release()
 		buffer := buffers.Get().(*[]byte)
-		defer putBuffer(buffer)
 		*buffer = s.gateway.answerLater(work, (*buffer)[:0], q, &s.tally)
-		if _, _, err := s.conn.WriteMsgUDPAddrPort(*buffer, source, to); err != nil {
-			s.tally.undelivered.Add(1)
-		}
+		s.late <- udpReply{buffer, source, to}
 	})
+}
+
+// writeLoop writes late replies until there will be no more: a burst of them
+// together, a lone one at once.
+func (s *udpSocket) writeLoop() {
+	batch := newBatch(0)
+	var written [batchSize]*[]byte
+	for reply := range s.late {
+		n := 0
+		for {
+			batch[n].Buffers[0], batch[n].OOB, batch[n].Addr = *reply.buffer, reply.source, reply.to
+			written[n] = reply.buffer
+			if n++; n == batchSize || len(s.late) == 0 {
+				break
+			}
+			reply = <-s.late
+		}
+		s.flush(batch[:n])
+		for _, buffer := range written[:n] {
+			putBuffer(buffer)
+		}
+	}
 }
 
 // flush sends replies. One that can't be sent, for want of a route or by a

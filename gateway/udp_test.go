@@ -170,6 +170,17 @@ func TestReplyThatCannotBeSentDoesNotStopOthers(t *testing.T) {
 	}
 }
 
+func TestQueryFromPortZeroIsIgnored(t *testing.T) {
+	g := newGateway(t)
+	s := &udpSocket{gateway: g, out: newBatch(wire.MaxUDPSize), batch: &failingBatch{}}
+	packet := packed(new(dns.Msg).SetAxfr("example.com."), nil)
+	m := ipv4.Message{Buffers: [][]byte{packet}, N: len(packet), Addr: &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1)}}
+	s.handle(t.Context(), []ipv4.Message{m, m})
+	if n := s.tally.outcomes[IgnoredSource].Load(); n != 2 {
+		t.Errorf("ignored %d", n)
+	}
+}
+
 func TestReplySourceKeepsOnlyWhatMatters(t *testing.T) {
 	if got := replySource(nil); got != nil {
 		t.Errorf("of nothing: %v", got)

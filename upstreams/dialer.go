@@ -269,11 +269,11 @@ func (d *dialer) secure(ctx context.Context, addr netip.AddrPort, config *tls.Co
 }
 
 func connect(ctx context.Context, addr netip.AddrPort, limit time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no connection within %v (setting connect_timeout)", limit))
-	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr.String())
-	if err != nil && context.Cause(ctx) != nil {
-		err = context.Cause(ctx)
+	dialer := net.Dialer{Timeout: limit}
+	conn, err := dialer.DialContext(ctx, "tcp", addr.String())
+	var timeout net.Error
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		return nil, fmt.Errorf("no connection within %v (setting connect_timeout)", limit)
 	}
 	return conn, err
 }

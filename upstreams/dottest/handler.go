@@ -260,10 +260,9 @@ func appendResponse(dst []byte, q question, rcode wire.RCode, s section) []byte 
 	dst = append(dst, q.message[:2]...)
 	dst = binary.BigEndian.AppendUint16(dst, flags)
 	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0)
-	counts := dst[start+4 : start+headerLen]
 	if q.end > headerLen {
 		dst = append(dst, q.message[headerLen:q.end]...)
-		counts[1] = 1
+		dst[start+5] = 1
 	}
 	var answers, others uint16
 	if s.records {
@@ -286,7 +285,7 @@ func appendResponse(dst []byte, q question, rcode wire.RCode, s section) []byte 
 		dst = appendOPT(dst, byte(rcode>>4), s.ede)
 		additional = 1
 	}
-	counts = dst[start+4 : start+headerLen] // dst may have moved
+	counts := dst[start+4 : start+headerLen] // dst may have moved before
 	binary.BigEndian.PutUint16(counts[2:], answers)
 	binary.BigEndian.PutUint16(counts[4:], others)
 	binary.BigEndian.PutUint16(counts[6:], additional)

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"maps"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// imports is the picture of who may import whom, tests aside. The four siblings
+// gateway, balancer, health and upstreams never meet but here, in the command.
+var imports = map[string][]string{
+	"cmd/dotgate":       {"balancer", "configs", "gateway", "gateway/wire", "health", "upstreams"},
+	"configs":           {"balancer", "gateway", "health", "upstreams"},
+	"gateway":           {"gateway/wire"},
+	"gateway/wire":      {},
+	"balancer":          {"gateway/wire"},
+	"health":            {"gateway/wire"},
+	"upstreams":         {"gateway/wire"},
+	"upstreams/dottest": {"gateway/wire"},
+}
+
+// owners are the only packages that know of a library, so that replacing it is
+// a change in one package.
+var owners = map[string]string{
+	"github.com/miekg/dns":           "gateway/wire",
+	"github.com/sony/gobreaker/v2":   "health",
+	"github.com/cenkalti/backoff/v4": "health",
+	"github.com/spf13/viper":         "configs",
+	"go.yaml.in/yaml/v3":             "configs",
+	"github.com/spf13/cobra":         "cmd/dotgate",
+	"golang.org/x/net":               "gateway",
+	"golang.org/x/sys":               "gateway",
+}
+
+func TestImportsFollowThePicture(t *testing.T) {
+	for pkg, found := range importsOf(t, "../..") {
+		allowed, known := imports[pkg]
+		if !known {
+			t.Errorf("package %s is not in the picture", pkg)
+		}
+		for _, imported := range found {
+			if own, inside := strings.CutPrefix(imported, "dotgate/"); inside && !slices.Contains(allowed, own) {
+				t.Errorf("%s imports %s", pkg, own)
+			}
+			for library, owner := range owners {
+				if (imported == library || strings.HasPrefix(imported, library+"/")) && pkg != owner {
+					t.Errorf("%s imports %s, which is for %s alone", pkg, library, owner)
+				}
+			}
+		}
+	}
+}
+
+func TestTheTopLevelStaysAsItIs(t *testing.T) {
+	known := []string{
+		"CHANGELOG.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "balancer", "cmd", "configs",
+		"docker", "gateway", "go.mod", "go.sum", "health", "upstreams",
+	}
+	entries, err := filepath.Glob("../../*")
+	if err != nil || len(entries) == 0 {
+		t.Fatal(err, len(entries))
+	}
+	for _, entry := range entries {
+		if name := filepath.Base(entry); !slices.Contains(known, name) && !strings.HasPrefix(name, ".") {
+			t.Errorf("%s is at the top level", name)
+		}
+	}
+}
+
+// importsOf returns what each package below root imports, tests aside.
+func importsOf(t *testing.T, root string) map[string][]string {
+	t.Helper()
+	found := make(map[string]map[string]bool)
+	err := filepath.WalkDir(root, func(file string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() && (entry.Name() == "testdata" || strings.HasPrefix(entry.Name(), ".") && entry.Name() != "..") {
+			return filepath.SkipDir
+		}
+		if !strings.HasSuffix(file, ".go") || strings.HasSuffix(file, "_test.go") {
+			return nil
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		relative, err := filepath.Rel(root, filepath.Dir(file))
+		if err != nil {
+			return err
+		}
+		pkg := path.Clean(filepath.ToSlash(relative))
+		if found[pkg] == nil {
+			found[pkg] = make(map[string]bool)
+		}
+		for _, spec := range parsed.Imports {
+			imported, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				return err
+			}
+			found[pkg][imported] = true
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lists := make(map[string][]string)
+	for pkg, set := range found {
+		lists[pkg] = slices.Sorted(maps.Keys(set))
+	}
+	return lists
+}

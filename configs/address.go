@@ -1,0 +1,81 @@
+package configs
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+const dotPort = 853 // RFC 7858 section 3.1
+
+// listenAddress reads where to listen: IP:port. Without an IP it is all
+// addresses of both families, [::], on which Go listens for IPv4 too.
+func listenAddress(text string) (netip.AddrPort, error) {
+	if port, ok := strings.CutPrefix(text, ":"); ok && isPort(port) {
+		text = "[::]:" + port
+	}
+	a, err := netip.ParseAddrPort(text)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("%q is not an address to listen on; write IP:port, as in 192.0.2.1:53 or [2001:db8::1]:53, or :53 for all addresses", text)
+	}
+	return a, nil
+}
+
+// serverAddress reads where an upstream answers: an IP, or IP:port.
+func serverAddress(text string) (netip.AddrPort, error) {
+	if a, err := netip.ParseAddr(text); err == nil {
+		return netip.AddrPortFrom(a, dotPort), nil
+	}
+	a, err := netip.ParseAddrPort(text)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("%q is not an address; write 192.0.2.1, 192.0.2.1:853, 2001:db8::1 or [2001:db8::1]:853 (a name goes into host)", text)
+	}
+	return a, nil
+}
+
+// splitPort splits a URL's authority: "192.0.2.1:853", "[2001:db8::1]", or
+// "dns.example". The brackets go; a missing port is 853.
+func splitPort(authority string) (host string, port uint16, err error) {
+	rest := authority
+	if inner, bracket := strings.CutPrefix(authority, "["); bracket {
+		host, rest, _ = strings.Cut(inner, "]")
+		if a, err := netip.ParseAddr(host); err != nil || !a.Is6() || !strings.Contains(inner, "]") {
+			return "", 0, fmt.Errorf("%q is not an IPv6 address in brackets", authority)
+		}
+	} else if strings.Count(authority, ":") > 1 {
+		return "", 0, fmt.Errorf("%q is not a host; an IPv6 address needs brackets", authority)
+	} else {
+		host, _, _ = strings.Cut(authority, ":")
+		rest = authority[len(host):]
+	}
+	if rest == "" {
+		return host, dotPort, nil
+	}
+	text, ok := strings.CutPrefix(rest, ":")
+	n, err := strconv.ParseUint(text, 10, 16)
+	if !ok || err != nil || n == 0 {
+		return "", 0, fmt.Errorf("%q is not a port", text)
+	}
+	return host, uint16(n), nil
+}
+
+// isHostname tells whether text is a name that a server can have, rather than a
+// misspelt address.
+func isHostname(text string) bool {
+	labels := strings.Split(text, ".")
+	for _, label := range labels {
+		if label == "" || len(label) > 63 || strings.Trim(label, hostLetters) != "" {
+			return false
+		}
+	}
+	last := labels[len(labels)-1]
+	return len(text) <= 253 && strings.Trim(last, "0123456789") != ""
+}
+
+const hostLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
+
+func isPort(text string) bool {
+	_, err := strconv.ParseUint(text, 10, 16)
+	return err == nil
+}

@@ -1,0 +1,217 @@
+package configs
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"dotgate/balancer"
+	"dotgate/gateway"
+	"dotgate/health"
+)
+
+// parse loads a document as if it were the file dotgate.yaml.
+func parse(document string, environ ...string) (*Config, error) {
+	l := newLoader("dotgate.yaml")
+	l.readDocument([]byte(document))
+	return l.load(Sources{Environ: environ})
+}
+
+func mustParse(t *testing.T, document string, environ ...string) *Config {
+	t.Helper()
+	c, err := parse(document, environ...)
+	if err != nil {
+		t.Fatalf("load:\n%s\n%v", document, err)
+	}
+	return c
+}
+
+func TestNothingGivenIsTheDefaults(t *testing.T) {
+	t.Parallel()
+	f := func(document string) {
+		t.Helper()
+		c := mustParse(t, document)
+		g, b, h := gateway.Defaults(), balancer.Defaults(), health.Defaults()
+		g.Log, b.Log, h.Log = nil, nil, nil
+		if !reflect.DeepEqual(c.Gateway, g) || !reflect.DeepEqual(c.Balancer, b) || !reflect.DeepEqual(c.Health, h) {
+			t.Errorf("%q: got %+v", document, c)
+		}
+		if c.Log != (Log{slog.LevelInfo, "text"}) || c.Bootstrap != nil {
+			t.Errorf("%q: got %+v", document, c)
+		}
+		if got := upstreamNames(c); !slices.Equal(got, []string{"cloudflare", "quad9", "google"}) {
+			t.Errorf("%q: upstreams %v", document, got)
+		}
+	}
+	f("")
+	f("\n\n")
+	f("# only a comment\n")
+	f("---\n# only a comment\n")
+	f("---\n...\n")
+	f("gateway:\n  # timeout: 3s\nlog:\n")
+
+	c, err := Load(Sources{})
+	if err != nil || !reflect.DeepEqual(c, mustParse(t, "")) {
+		t.Errorf("no sources: %+v, %v", c, err)
+	}
+}
+
+func upstreamNames(c *Config) (names []string) {
+	for _, u := range c.Upstreams {
+		names = append(names, u.Name)
+	}
+	return names
+}
+
+// Each layer hides those before it, for every key there is.
+func TestPrecedence(t *testing.T) {
+	t.Parallel()
+	values := map[string][3]string{ // in the file, the environment, a flag
+		"gateway.listen":          {`[127.0.0.1:1]`, "127.0.0.1:2", "127.0.0.1:3"},
+		"gateway.timeout":         {"1s", "2s", "3s"},
+		"gateway.max_queries":     {"1", "2", "3"},
+		"gateway.max_connections": {"1", "2", "3"},
+		"gateway.max_pipelined":   {"1", "2", "3"},
+		"gateway.idle_timeout":    {"1s", "2s", "3s"},
+		"upstreams":               {"[google]", "quad9", "tls://192.0.2.1"},
+		"bootstrap":               {"[192.0.2.1]", "192.0.2.2", "192.0.2.3"},
+		"balancer.policy":         {"latency", "latency", "latency"},
+		"health.interval":         {"1s", "2s", "3s"},
+		"health.probe_name":       {"a.example.com", "b.example.com", "c.example.com"},
+		"health.probe_type":       {"A", "AAAA", "SOA"},
+		"health.probe_timeout":    {"1s", "2s", "3s"},
+		"health.failures":         {"1", "2", "4"},
+		"health.recovery_min":     {"1s", "2s", "3s"},
+		"health.recovery_max":     {"11s", "12s", "13s"},
+		"log.level":               {"debug", "warn", "error"},
+		"log.format":              {"json", "json", "json"},
+	}
+	for _, s := range newLoader("").settings {
+		v, ok := values[s.key]
+		if !ok {
+			t.Errorf("%s: this test has no values for it", s.key)
+			continue
+		}
+		file := filepath.Join(t.TempDir(), "dotgate.yaml")
+		writeFile(t, file, underSections(s.key, v[0]))
+		sources := Sources{File: file}
+		f := func(want source, value string) {
+			t.Helper()
+			c, err := Load(sources)
+			if err != nil {
+				t.Fatalf("%s: %v", s.key, err)
+			}
+			if got := c.sources[s.key]; got != want {
+				t.Errorf("%s: is from %v, want %v", s.key, got, want)
+			}
+			if got := effectiveLine(t, c, s.key, want); !strings.Contains(got, strings.Trim(value, "[]")) {
+				t.Errorf("%s: %q does not have %s", s.key, got, value)
+			}
+		}
+		f(source{name: file, line: 1 + strings.Count(s.key, ".")}, v[0])
+		sources.Environ = []string{"PATH=/bin", variable(s.key) + "=" + v[1]}
+		f(source{name: variable(s.key)}, v[1])
+		sources.Flags = map[string][]string{s.key: {v[2]}, "log.unused": nil}
+		f(source{name: flagName(s.key)}, v[2])
+		sources.File = ""
+		f(source{name: flagName(s.key)}, v[2])
+	}
+}
+
+// underSections writes "a.b" and a value as YAML.
+func underSections(key, value string) string {
+	section, name, ok := strings.Cut(key, ".")
+	if !ok {
+		return key + ": " + value + "\n"
+	}
+	return section + ":\n  " + name + ": " + value + "\n"
+}
+
+func writeFile(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestEveryFieldHasATag(t *testing.T) {
+	t.Parallel()
+	var walk func(options reflect.Type)
+	walk = func(options reflect.Type) {
+		for field := range options.Fields() {
+			if field.Anonymous || field.IsExported() && isSection(field.Type) {
+				walk(field.Type)
+			}
+			if !field.Anonymous && field.IsExported() && field.Tag.Get("config") == "" {
+				t.Errorf("%s.%s has no config tag: nobody could set it", options, field.Name)
+			}
+		}
+	}
+	walk(reflect.TypeFor[Config]())
+	walk(reflect.TypeFor[Upstream]())
+}
+
+func TestVariablesAreUnique(t *testing.T) {
+	t.Parallel()
+	seen := make(map[string]string)
+	for _, s := range newLoader("").settings {
+		if other, twice := seen[variable(s.key)]; twice {
+			t.Errorf("%s and %s are both %s", other, s.key, variable(s.key))
+		}
+		seen[variable(s.key)] = s.key
+	}
+}
+
+func TestValuesAreRead(t *testing.T) {
+	t.Parallel()
+	c := mustParse(t, `
+gateway:
+  listen: [":53", '[2001:db8::1]:5353', 192.0.2.1:53]
+  timeout: &t 1m30s
+  idle_timeout: *t
+health: {failures: 7, probe_name: "example.com"}
+log: {level: debug, format: json}
+bootstrap: [192.0.2.1]
+`)
+	listen := []netip.AddrPort{
+		netip.MustParseAddrPort("[::]:53"), netip.MustParseAddrPort("[2001:db8::1]:5353"), netip.MustParseAddrPort("192.0.2.1:53"),
+	}
+	if !slices.Equal(c.Gateway.Listen, listen) {
+		t.Errorf("listen %v", c.Gateway.Listen)
+	}
+	if c.Gateway.Timeout != 90*time.Second || c.Gateway.IdleTimeout != 90*time.Second {
+		t.Errorf("timeouts %v, %v", c.Gateway.Timeout, c.Gateway.IdleTimeout)
+	}
+	if c.Health.Failures != 7 || c.Health.ProbeName != "example.com" || c.Log != (Log{slog.LevelDebug, "json"}) {
+		t.Errorf("got %+v, %+v", c.Health, c.Log)
+	}
+}
+
+func TestLoadReadsAFile(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "my.yaml")
+	writeFile(t, file, "gateway: {timeout: 3s}\n")
+	c, err := Load(Sources{File: file})
+	if err != nil || c.Gateway.Timeout != 3*time.Second {
+		t.Fatalf("got %v, %v", c, err)
+	}
+
+	_, err = Load(Sources{File: file + ".not", Environ: []string{"DOTGATE_LOG_LEVEL=loud"}})
+	var problems Problems
+	if !errors.As(err, &problems) || len(problems) != 2 {
+		t.Fatalf("got %v", err)
+	}
+	if p := problems[0]; p.Source != file+".not" || !strings.Contains(p.Text, "read the configuration") {
+		t.Errorf("got %+v", p)
+	}
+	if p := problems[1]; p.Source != "DOTGATE_LOG_LEVEL" || p.Key != "log.level" {
+		t.Errorf("got %+v", p)
+	}
+}

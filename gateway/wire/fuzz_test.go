@@ -1,0 +1,538 @@
+package wire_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"dotgate/gateway/wire"
+)
+
+// FuzzParseQuery holds ParseQuery, and all that is sent because of a query,
+// against miekg/dns.
+func FuzzParseQuery(f *testing.F) {
+	for _, text := range []string{
+		"flags rd; question www.Example.com. A",
+		"flags rd ad cd; question . NS; opt 4096 do 10:0011223344556677 12:0000",
+		"question a. A; additional a. 0 IN MX 1 a.; opt 512; additional a. 0 IN SOA a. a. 1 2 3 4 5; compress",
+		"question a. A; opt version=1",
+		"question a. A; opt; opt",
+		"question a. A; tsig",
+		"question a. IXFR; authority a. 0 IN SOA a. a. 1 2 3 4 5; opt",
+		"question a. CH A; opt",
+		"question a. OPT",
+		"question a. A; question a. A",
+		"opcode 4; question a. SOA",
+	} {
+		f.Add(pack(f, text), false)
+	}
+	f.Add(unhex(f, "abcd 0100 0001 8000 8000 0000 01 61 00 0001 0001"), true)
+	f.Fuzz(func(t *testing.T, packet []byte, overTCP bool) {
+		via := wire.UDP
+		if overTCP {
+			via = wire.TCP
+		}
+		original := bytes.Clone(packet)
+		checkQuery(t, packet, via)
+		for _, packed := range repack(packet) {
+			q := checkQuery(t, packed.bytes, via)
+			if isGoodQuery(packed.msg) && q == nil {
+				t.Fatalf("refused %x", packed.bytes)
+			}
+		}
+		if !bytes.Equal(packet, original) {
+			t.Fatal("the packet was written to")
+		}
+	})
+}
+
+// checkQuery returns the query, or nil if packet is none.
+func checkQuery(t *testing.T, packet []byte, via wire.Transport) *wire.Query {
+	q, err := wire.ParseQuery(packet, via)
+	want := expectQuery(packet)
+	got := "accepted"
+	var refusal *wire.Refusal
+	switch {
+	case errors.As(err, &refusal):
+		got = refusal.RCode.String()
+	case errors.Is(err, wire.ErrNotQuery):
+		got = "ignored"
+	case err != nil:
+		t.Fatal(err)
+	}
+	if got != want.verdict {
+		t.Fatalf("%x: got %s, want %s", packet, got, want.verdict)
+	}
+	if got == "ignored" {
+		return nil
+	}
+	for _, rcode := range []wire.RCode{wire.ServFail, wire.BadVers} {
+		for _, text := range []string{"", strings.Repeat("why?", 500)} {
+			ede := wire.EDE{Code: wire.EDENoReachable, Text: text}
+			want.checkError(t, packet, via, q.AppendError(nil, rcode, ede), rcode)
+		}
+	}
+	if err != nil {
+		return nil
+	}
+	d, _ := dissect(packet)
+	mustUnpack(t, packet)
+	if q.Type() != wire.Type(d.qtype) || q.String() != d.qname+" "+dns.Type(d.qtype).String() {
+		t.Fatalf("%x: got %s", packet, q)
+	}
+	want.checkUpstream(t, packet, q.AppendUpstream(nil, 7))
+	checkKey(t, packet, q)
+	return &q
+}
+
+// expectation is what miekg/dns sees in a query.
+type expectation struct {
+	verdict  string
+	question []byte // as it is echoed
+	edns, do bool
+	udpSize  uint16
+}
+
+func expectQuery(packet []byte) (e expectation) {
+	if len(packet) < 12 || len(packet) > wire.MaxSize || packet[2]&0x80 != 0 {
+		return expectation{verdict: "ignored"}
+	}
+	count := func(i int) int { return int(binary.BigEndian.Uint16(packet[4+2*i:])) }
+	if packet[2]>>3&0xf != dns.OpcodeQuery {
+		return expectation{verdict: "NOTIMP"}
+	}
+	_, end, ok := readName(packet, 12, nil)
+	if count(0) != 1 || !ok || end+4 > len(packet) {
+		return expectation{verdict: "FORMERR"}
+	}
+	e.question = packet[12 : end+4]
+	verdict := e.readRecords(packet, end+4, count(1)+count(2), count(3))
+	switch qtype := binary.BigEndian.Uint16(packet[end:]); {
+	case qtype == dns.TypeAXFR || qtype == dns.TypeIXFR:
+		e.verdict = "REFUSED"
+	case qtype == dns.TypeOPT || qtype == dns.TypeTSIG:
+		e.verdict = "FORMERR"
+	case binary.BigEndian.Uint16(packet[end+2:]) != dns.ClassINET:
+		e.verdict = "REFUSED"
+	case count(1)+count(2) > 0:
+		e.verdict = "FORMERR"
+	default:
+		e.verdict = verdict
+	}
+	return e
+}
+
+func (e *expectation) readRecords(packet []byte, off, misplaced, additional int) (verdict string) {
+	packet = append(bytes.Clone(packet), make([]byte, 64)...)[:len(packet)]
+	for i := range misplaced + additional {
+		var ttls []int // of no matter, as queries don't age
+		r, ok := dissectRecord(packet, off, &ttls)
+		if !ok {
+			return "FORMERR"
+		}
+		off = r.end
+		switch {
+		case i < misplaced:
+		case r.header.Rrtype == dns.TypeTSIG:
+			return "REFUSED"
+		case r.header.Rrtype == dns.TypeOPT:
+			r.section = 3
+			if _, ok := (dissected{records: []dissectedRecord{r}}).optOf(); !ok || e.edns {
+				return "FORMERR"
+			}
+			opt := dns.OPT{Hdr: r.header}
+			e.edns, e.do, e.udpSize = true, opt.Do(), opt.UDPSize()
+			if opt.Version() != 0 {
+				return "BADVERS"
+			}
+		}
+	}
+	if off != len(packet) {
+		return "FORMERR"
+	}
+	return "accepted"
+}
+
+func (e expectation) room(via wire.Transport) int {
+	switch {
+	case via == wire.TCP:
+		return 65535
+	case !e.edns:
+		return 512
+	}
+	return max(512, min(1232, int(e.udpSize)))
+}
+
+// checkError checks an error reply to packet.
+func (e expectation) checkError(t *testing.T, packet []byte, via wire.Transport, reply []byte, rcode wire.RCode) {
+	d, ok := dissect(reply)
+	opt, optOK := d.optOf()
+	if !ok || !optOK || len(reply) > e.room(via) || (opt != nil) != e.edns || len(d.records) > 1 {
+		t.Fatalf("%x: bad reply %x", packet, reply)
+	}
+	m := mustUnpack(t, reply)
+	want := dns.MsgHdr{
+		Id: binary.BigEndian.Uint16(packet), Response: true, Opcode: int(packet[2] >> 3 & 0xf), Rcode: int(rcode),
+		RecursionDesired: packet[2]&1 != 0, RecursionAvailable: true, CheckingDisabled: packet[3]&0x10 != 0,
+	}
+	if !e.edns && rcode > 15 {
+		want.Rcode = dns.RcodeServerFailure
+	}
+	if m.MsgHdr != want || !bytes.Equal(reply[12:d.questionEnd], e.question) {
+		t.Fatalf("%x: bad reply %x", packet, reply)
+	}
+	if e.edns && (opt.header.Class != 1232 || m.IsEdns0().Do() != e.do || m.IsEdns0().Version() != 0) {
+		t.Fatalf("%x: bad OPT record in %x", packet, reply)
+	}
+}
+
+func (e expectation) checkUpstream(t *testing.T, packet, sent []byte) {
+	d, ok := dissect(sent)
+	if !ok || len(sent)%128 != 0 || len(d.records) != 1 || !bytes.Equal(sent[12:d.questionEnd], e.question) {
+		t.Fatalf("%x: bad query %x", packet, sent)
+	}
+	m := new(dns.Msg)
+	if err := m.Unpack(sent); err != nil {
+		t.Fatal(err)
+	}
+	want := dns.MsgHdr{Id: 7, RecursionDesired: true, AuthenticatedData: true, CheckingDisabled: packet[3]&0x10 != 0}
+	opt := m.IsEdns0()
+	if m.MsgHdr != want || opt == nil || opt.Do() != e.do || len(opt.Option) != 1 || opt.Option[0].Option() != dns.EDNS0PADDING {
+		t.Fatalf("%x: bad query %x", packet, sent)
+	}
+	if got := expectQuery(sent); got.verdict != "accepted" {
+		t.Fatalf("%x: %s for %x", packet, got.verdict, sent)
+	}
+}
+
+// checkKey changes what an answer depends on, and what it doesn't.
+func checkKey(t *testing.T, packet []byte, q wire.Query) {
+	key := string(q.AppendKey(nil))
+	f := func(change func(packet []byte, typeAt int), same bool) {
+		changed := bytes.Clone(packet)
+		_, end, _ := readName(packet, 12, nil)
+		change(changed, end)
+		other, err := wire.ParseQuery(changed, wire.UDP)
+		if err == nil && (string(other.AppendKey(nil)) == key) != same {
+			t.Fatalf("keys of %x and %x: want same %t", packet, changed, same)
+		}
+	}
+	f(func(p []byte, typeAt int) { respell(p[12:typeAt], ^uint64(0)) }, true)
+	f(func(p []byte, _ int) { p[0]++; p[2] ^= 1; p[3] ^= 0x20 }, true)
+	f(func(p []byte, _ int) { p[3] ^= 0x10 }, false)
+	f(func(p []byte, typeAt int) { p[typeAt] ^= 0x20 }, false)
+	f(func(p []byte, typeAt int) { p[typeAt+1] ^= 0x20 }, false)
+	f(func(p []byte, _ int) {
+		if p[12] > 0 {
+			p[13] ^= 1
+		} else {
+			p[3] ^= 0x10
+		}
+	}, false)
+}
+
+// FuzzParseAnswer holds ParseAnswer against miekg/dns.
+func FuzzParseAnswer(f *testing.F) {
+	for _, message := range seedResponses(f) {
+		f.Add(message, uint64(0xaaaaaaaaaaaaaaaa))
+	}
+	f.Fuzz(func(t *testing.T, message []byte, spelling uint64) {
+		original := bytes.Clone(message)
+		client := client{spelling: spelling, overTCP: true, rd: true, edns: true, do: true}
+		checkAnswer(t, client, message, time.Second)
+		for _, packed := range repack(message) {
+			accepted := checkAnswer(t, client, packed.bytes, time.Second)
+			if isGoodResponse(packed.msg) && !accepted {
+				t.Fatalf("refused %x", packed.bytes)
+			}
+		}
+		if !bytes.Equal(message, original) {
+			t.Fatal("the message was written to")
+		}
+	})
+}
+
+// FuzzAppendReply checks what all sorts of clients get to see of an answer.
+func FuzzAppendReply(f *testing.F) {
+	for i, message := range seedResponses(f) {
+		f.Add(message, uint64(i), uint8(i), uint16(512+i), int64(i)*1e9)
+		f.Add(message, uint64(i), uint8(0x3e), uint16(4096), int64(1e9))
+	}
+	f.Fuzz(func(t *testing.T, message []byte, spelling uint64, bits uint8, udpSize uint16, age int64) {
+		bit := func(n int) bool { return bits>>n&1 != 0 }
+		client := client{spelling: spelling, overTCP: bit(0), edns: bit(1), do: bit(1) && bit(2), rd: bit(3), ad: bit(4), cd: bit(5), udpSize: udpSize}
+		checkAnswer(t, client, message, time.Duration(age))
+	})
+}
+
+func seedResponses(tb testing.TB) [][]byte {
+	const (
+		q   = "flags qr rd ra; compress; question www.Example.com. A; "
+		a   = "answer www.Example.com. 60 IN CNAME a.example.com.; answer a.example.com. 5 IN A 192.0.2.1; "
+		opt = "opt 1232 ede=3:stale 12:000000; "
+		soa = "authority example.com. 60 IN SOA ns.example.com. host.example.com. 1 2 3 4 5; "
+	)
+	var seeds [][]byte
+	for _, text := range []string{
+		q + a, q + a + opt, q + "rcode 3; " + soa + opt, q + "rcode 2; opt ede=9:", q + "rcode 17; opt do",
+		q + a + opt + "additional a.example.com. 60 IN AAAA 2001:db8::1",
+		q + a + soa + "additional a.example.com. 60 IN AAAA 2001:db8::1; " + opt,
+		q + "answer example.com. 60 IN MX 1 a.example.com.; answer example.com. 60 IN SRV 1 2 3 a.example.com.",
+		q + "answer example.com. 60 IN MINFO a.example.com. b.example.com.; answer example.com. 60 IN RP a. b.",
+		q + "answer example.com. 60 IN KX 1 a.; answer example.com. 60 IN AFSDB 1 a.; answer example.com. 60 IN DNAME .",
+		q + `answer example.com. 4294967295 IN TXT "text" "more"; answer a.example.com. 60 IN TYPE65280 \# 4 01610000`,
+		q + "answer example.com. 60 IN HTTPS 1 . alpn=h2; answer example.com. 60 IN NAPTR 1 2 \"u\" \"s\" \"\" a.example.com.",
+		q + "answer www.example.com. 60 IN RRSIG A 8 2 60 20300101000000 20200101000000 1 example.com. AAAA",
+		q + "answer www.example.com. 60 IN TXT" + strings.Repeat(` "`+strings.Repeat("x", 200)+`"`, 4) + "; " + opt,
+		"flags qr; rcode 5", "flags qr; rcode 2; " + opt, "flags qr tc; question a. A", q + "opt; opt",
+	} {
+		seeds = append(seeds, pack(tb, text))
+	}
+	for _, text := range []string{
+		"abcd 8000 0001 0001 0000 0000 01 61 00 0001 0001 00 0002 0001 016100ff 0002 c017",
+		"abcd 8000 0001 0002 0000 0000 01 61 00 0001 0001 00 0010 0001 01620000 0003 020100 c01b 0001 0001 00000000 0004 c0000201",
+		"abcd 8000 0001 0000 0000 0001 01 61 00 0001 0001 c00e 0029 04d0 00000000 0000",
+	} {
+		seeds = append(seeds, unhex(tb, text))
+	}
+	return seeds
+}
+
+// client is how somebody asks the question of a response.
+type client struct {
+	spelling                      uint64
+	overTCP, edns, do, rd, ad, cd bool
+	udpSize                       uint16
+}
+
+// ask returns the query to which message responds, in the client's spelling, or
+// a query for example.com if it has no question that we would pass on.
+func (c client) ask(t *testing.T, message []byte) wire.Query {
+	question := []byte("\x07example\x03com\x00\x00\x01\x00\x01")
+	if len(message) > 12 {
+		if _, end, ok := readName(message, 12, nil); ok && end+4 <= len(message) {
+			question = bytes.Clone(message[12 : end+4])
+		}
+	}
+	respell(question[:len(question)-4], c.spelling)
+	if q, err := wire.ParseQuery(c.packet(question), c.via()); err == nil {
+		return q
+	}
+	binary.BigEndian.PutUint32(question[len(question)-4:], 1<<16|1)
+	q, err := wire.ParseQuery(c.packet(question), c.via())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return q
+}
+
+func (c client) packet(question []byte) []byte {
+	header := dns.MsgHdr{Id: testID, RecursionDesired: c.rd, AuthenticatedData: c.ad, CheckingDisabled: c.cd}
+	m := dns.Msg{MsgHdr: header}
+	if c.edns {
+		m.SetEdns0(c.udpSize, c.do)
+	}
+	packet, err := m.Pack()
+	if err != nil {
+		panic(err)
+	}
+	packet[5] = 1
+	return slices.Insert(packet, 12, question...)
+}
+
+func (c client) via() wire.Transport {
+	if c.overTCP {
+		return wire.TCP
+	}
+	return wire.UDP
+}
+
+// respell changes the case of letters by the bits of spelling.
+func respell(name []byte, spelling uint64) {
+	for i, c := range name {
+		if ('a' <= c|0x20 && c|0x20 <= 'z') && spelling>>(i%64)&1 != 0 {
+			name[i] ^= 0x20
+		}
+	}
+}
+
+// checkAnswer reports whether message is an answer to the query of c.
+func checkAnswer(t *testing.T, c client, message []byte, age time.Duration) bool {
+	q := c.ask(t, message)
+	d, want := expectAnswer(q.Packet(), message)
+	a, err := wire.ParseAnswer(q, message)
+	if (err == nil) != want {
+		t.Fatalf("%x: got error %v, want none: %t", message, err, want)
+	}
+	if err != nil {
+		return false
+	}
+	mustUnpack(t, message)
+	if other := otherType(t, q); d.questionEnd > 12 {
+		if _, err := wire.ParseAnswer(other, message); err == nil {
+			t.Fatalf("%x passed for an answer to %s", message, other)
+		}
+	}
+	c.checkReply(t, q, message, d, a, age)
+	return true
+}
+
+func otherType(t *testing.T, q wire.Query) wire.Query {
+	packet := bytes.Clone(q.Packet())
+	d, _ := dissect(packet)
+	packet[d.questionEnd-3] ^= 0x20
+	if q, err := wire.ParseQuery(packet, wire.UDP); err == nil {
+		return q
+	}
+	packet[d.questionEnd-3] ^= 0x30
+	q, err := wire.ParseQuery(packet, wire.UDP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return q
+}
+
+// expectAnswer reports whether message is an answer to query.
+func expectAnswer(query, message []byte) (d dissected, ok bool) {
+	d, ok = dissect(message)
+	if !ok {
+		return d, false
+	}
+	bits := binary.BigEndian.Uint16(message[2:])
+	if bits>>15 != 1 || bits>>11&0xf != dns.OpcodeQuery || bits>>9&1 != 0 {
+		return d, false
+	}
+	if _, ok := d.optOf(); !ok {
+		return d, false
+	}
+	if d.questionEnd == 12 {
+		empty := len(d.records) == 0 || d.records[0].header.Rrtype == dns.TypeOPT
+		return d, empty && slices.Contains([]uint16{dns.RcodeFormatError, dns.RcodeServerFailure, dns.RcodeNotImplemented, dns.RcodeRefused}, bits&0xf)
+	}
+	asked, _ := dissect(query)
+	return d, equalName(asked.qname, d.qname) && asked.qtype == d.qtype && asked.qclass == d.qclass
+}
+
+// checkReply checks every octet that a client gets: message is what the
+// upstream sent, d is the same in parts.
+func (c client) checkReply(t *testing.T, q wire.Query, message []byte, d dissected, a wire.Answer, age time.Duration) {
+	reply := a.AppendReply([]byte("prefix"), q, age)[len("prefix"):]
+	asked, _ := dissect(q.Packet())
+	question := q.Packet()[12:asked.questionEnd]
+	opt, _ := d.optOf()
+	kept := slices.Clone(d.records)
+	if i := slices.IndexFunc(kept, func(r dissectedRecord) bool { return r.header.Rrtype == dns.TypeOPT }); i >= 0 {
+		kept = kept[:i]
+	}
+	body := d.agedBody(message, kept, age)
+	room, optLen := (expectation{edns: c.edns, udpSize: c.udpSize}).room(c.via()), 0
+	if c.edns {
+		optLen = 11
+	}
+	tc := 12+len(question)+len(body)+optLen > room
+	if tc {
+		body, kept = nil, nil
+	}
+
+	r, ok := dissect(reply)
+	if !ok || len(reply) > room {
+		t.Fatalf("%x: bad reply %x", message, reply)
+	}
+	m := mustUnpack(t, reply)
+	if want := c.replyHeader(message, opt, tc); m.MsgHdr != want {
+		t.Fatalf("%x: got header %s, want %s", message, &m.MsgHdr, &want)
+	}
+	end := 12 + len(question) + len(body)
+	if !bytes.Equal(reply[12:end], append(bytes.Clone(question), body...)) {
+		t.Fatalf("%x: reply %x has other records", message, reply)
+	}
+	checkRecords(t, r, m, kept, age)
+	ede := edeOf(opt)
+	if tc || end+optLen+len(ede) > room {
+		ede = nil
+	}
+	switch rest := r.records[len(kept):]; {
+	case !c.edns && len(rest) == 0:
+	case !c.edns || len(rest) != 1 || !bytes.Equal(rest[0].rdata, ede):
+		t.Fatalf("%x: reply %x has other options", message, reply)
+	case rest[0].header.Class != 1232 || m.IsEdns0().Do() != c.do || m.IsEdns0().Version() != 0 || m.IsEdns0().Z() != 0:
+		t.Fatalf("%x: bad OPT record in %x", message, reply)
+	}
+}
+
+// agedBody returns the records of message that a client sees.
+func (d dissected) agedBody(message []byte, kept []dissectedRecord, age time.Duration) []byte {
+	body := bytes.Clone(message)
+	end := d.questionEnd
+	for _, r := range kept {
+		binary.BigEndian.PutUint32(body[r.ttlAt:], agedTTL(r.header.Ttl, age))
+		end = r.end
+	}
+	return body[d.questionEnd:end]
+}
+
+func agedTTL(ttl uint32, age time.Duration) uint32 {
+	if ttl > 1<<31-1 {
+		return 0
+	}
+	return uint32(max(0, int64(ttl)-max(0, int64(age/time.Second))))
+}
+
+func (c client) replyHeader(message []byte, opt *dissectedRecord, tc bool) dns.MsgHdr {
+	rcode := int(message[3] & 0xf)
+	if opt != nil {
+		rcode |= int(opt.header.Ttl>>24) << 4
+	}
+	if rcode > 15 && !c.edns {
+		rcode = dns.RcodeServerFailure
+	}
+	return dns.MsgHdr{
+		Id: testID, Response: true, Truncated: tc, RecursionDesired: c.rd, RecursionAvailable: true,
+		AuthenticatedData: (c.ad || c.do) && message[3]&0x20 != 0, CheckingDisabled: c.cd, Rcode: rcode,
+	}
+}
+
+// checkRecords compares record by record what miekg/dns sees before and after.
+func checkRecords(t *testing.T, r dissected, m *dns.Msg, kept []dissectedRecord, age time.Duration) {
+	if len(r.records) < len(kept) {
+		t.Fatal("records are missing")
+	}
+	seen := slices.Concat(m.Answer, m.Ns, m.Extra)
+	for i, before := range kept {
+		after := r.records[i]
+		if after.section != before.section || !equalName(after.header.Name, before.header.Name) {
+			t.Fatalf("record %d: got %v, want %v", i, after.header, before.header)
+		}
+		if got, want := seen[i].Header().Ttl, agedTTL(before.header.Ttl, age); got != want {
+			t.Fatalf("record %d: got TTL %d, want %d", i, got, want)
+		}
+		if before.rr == nil {
+			continue
+		}
+		before.rr.Header().Ttl, after.rr.Header().Ttl = 0, 0
+		if !equalName(before.rr.String(), after.rr.String()) {
+			t.Fatalf("record %d: got %s, want %s", i, after.rr, before.rr)
+		}
+	}
+}
+
+// edeOf returns the Extended DNS Errors of an OPT record.
+func edeOf(opt *dissectedRecord) (ede []byte) {
+	if opt == nil {
+		return nil
+	}
+	for rdata := opt.rdata; len(rdata) > 0; {
+		size := 4 + int(binary.BigEndian.Uint16(rdata[2:]))
+		if option := rdata[:size]; binary.BigEndian.Uint16(option) == dns.EDNS0EDE && size >= 6 {
+			ede = append(ede, option...)
+		}
+		rdata = rdata[size:]
+	}
+	return ede
+}

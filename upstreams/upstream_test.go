@@ -1,0 +1,642 @@
+package upstreams
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"dotgate/gateway/wire"
+	"dotgate/upstreams/dottest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// trusting returns options for an upstream that is s.
+func trusting(t testing.TB, servers ...*dottest.Server) Options {
+	t.Helper()
+	file, err := servers[0].CA().WriteFile(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Name: "test", ServerName: dottest.ServerName, CAFile: file, Log: slog.New(slog.DiscardHandler)}
+	for _, s := range servers {
+		o.Addresses = append(o.Addresses, s.Addr())
+	}
+	return o
+}
+
+func open(t testing.TB, o Options) *Upstream {
+	t.Helper()
+	u, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { u.Close() })
+	return u
+}
+
+// ask asks u for the address of name and checks that the answer is name's own.
+func ask(u *Upstream, name string) error {
+	return askWithin(u, name, 5*time.Second)
+}
+
+func askWithin(u *Upstream, name string, limit time.Duration) error {
+	q, err := wire.NewQuery(name, "A")
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	a, err := u.Exchange(ctx, q)
+	if err != nil {
+		return err
+	}
+	if want := dottest.Address(name).String(); !strings.Contains(a.String(), want) {
+		return fmt.Errorf("%s: no %s in %v", name, want, a)
+	}
+	return nil
+}
+
+// many asks for n different names at once and returns the first error.
+func many(u *Upstream, n int, format string) error {
+	errs := make(chan error, n)
+	for i := range n {
+		go func() { errs <- ask(u, fmt.Sprintf(format, i)) }()
+	}
+	var first error
+	for range n {
+		if err := <-errs; first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+func TestManyQueriesShareAConnectionAndComeBackInAnyOrder(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{{Reverse: 20 * time.Millisecond}}})
+	u := open(t, trusting(t, s))
+	if err := many(u, 60, "n%d.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	stats := s.Stats()
+	if stats.Accepted != 1 || stats.Queries != 60 {
+		t.Errorf("%d connections for %d queries, want one", stats.Accepted, stats.Queries)
+	}
+	if c := u.Counts(); c.Mismatched+c.Malformed+c.Unasked != 0 {
+		t.Errorf("odd answers: %+v", c)
+	}
+}
+
+func TestABurstOnAColdPoolDialsOnceAndGrowsToItsLimit(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{RTT: 20 * time.Millisecond})
+	u := open(t, trusting(t, s))
+	for round := range 4 {
+		if err := many(u, 500, fmt.Sprintf("r%d-n%%d.example.com", round)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := s.Stats().Accepted; n > 4 {
+		t.Errorf("%d connections, want at most 4", n)
+	}
+}
+
+func TestQueriesArePaddedAndSpeakDoT(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{})
+	u := open(t, trusting(t, s))
+	if err := many(u, 20, strings.Repeat("x", 40)+"%d.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	stats := s.Stats()
+	if stats.Unpadded != 0 {
+		t.Errorf("%d queries are not padded", stats.Unpadded)
+	}
+	if stats.Protocols["dot"] == 0 || stats.ServerNames[dottest.ServerName] == 0 {
+		t.Errorf("ALPN %v, SNI %v", stats.Protocols, stats.ServerNames)
+	}
+}
+
+// What a server does to connections that it has had enough of must not be seen
+// by any query: not even the one that is under way.
+func TestAReusedConnectionThatDiesCostsNoQuery(t *testing.T) {
+	t.Parallel()
+	for _, how := range []dottest.Closing{dottest.CloseNotify, dottest.FIN, dottest.RST} {
+		t.Run(how.String(), func(t *testing.T) {
+			t.Parallel()
+			s := dottest.NewServer(t, dottest.Options{RTT: time.Millisecond})
+			u := open(t, trusting(t, s))
+			for round := range 20 {
+				var all sync.WaitGroup
+				errs := make(chan error, 10)
+				for i := range 10 {
+					all.Go(func() { errs <- ask(u, fmt.Sprintf("r%dn%d.example.com", round, i)) })
+				}
+				s.CloseConnections(how)
+				all.Wait()
+				for range 10 {
+					if err := <-errs; err != nil && !isFirst(err) {
+						t.Errorf("round %d: %v", round, err)
+					}
+				}
+			}
+		})
+	}
+}
+
+// isFirst tells that a connection died before it brought any answer, which is
+// the upstream's failure: the test closes blindly and may hit one.
+func isFirst(err error) bool {
+	var died *connError
+	return errors.As(err, &died) && !died.reused
+}
+
+func TestAServerThatClosesAfterEachAnswerIsServedAllTheSame(t *testing.T) {
+	t.Parallel()
+	for _, after := range []int{1, 10} {
+		s := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{{CloseAfter: after}}})
+		u := open(t, trusting(t, s))
+		for i := range 30 {
+			if err := ask(u, fmt.Sprintf("n%d.example.com", i)); err != nil {
+				t.Fatalf("closing after %d: query %d: %v", after, i, err)
+			}
+		}
+	}
+}
+
+func TestAConnectionThatTheServerClosesLeavesThePoolAtOnce(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{{CloseIdle: 30 * time.Millisecond}}})
+	u := open(t, trusting(t, s))
+	if err := ask(u, "www.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the closed connection is gone", func() bool { return u.open() == 0 })
+	if err := ask(u, "www.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	if n := u.Counts().Resent; n != 0 {
+		t.Errorf("%d queries went to a closed connection first", n)
+	}
+}
+
+// eventually waits for condition, polling: what it waits for happens on sockets.
+func eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	deadline := time.After(5 * time.Second)
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !condition() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("not within 5 s: %s", what)
+		}
+	}
+}
+
+func TestIdleConnectionsAreClosedByUs(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{})
+	o := trusting(t, s)
+	o.IdleTimeout = 50 * time.Millisecond
+	u := open(t, o)
+	if err := ask(u, "www.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "our side closes", func() bool { return u.open() == 0 && s.Stats().Open == 0 })
+}
+
+func TestReconnectsResumeTheirSession(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{{CloseAfter: 1}}})
+	u := open(t, trusting(t, s))
+	for i := range 20 {
+		if err := ask(u, fmt.Sprintf("n%d.example.com", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c := u.Counts(); c.Handshakes < 20 || c.Resumed < 18 {
+		t.Errorf("%d of %d handshakes resumed", c.Resumed, c.Handshakes)
+	}
+}
+
+func TestAHandshakeThatFailsOverItsSessionIsTriedWithoutOne(t *testing.T) {
+	t.Parallel()
+	first := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{{CloseAfter: 1}}})
+	u := open(t, trusting(t, first))
+	if err := ask(u, "a.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	for _, tickets := range []dottest.Tickets{dottest.TicketsRefused, dottest.TicketsFatal} {
+		first.Set(dottest.Fault{CloseAfter: 1}, dottest.Fault{Tickets: tickets})
+		for i := range 3 {
+			if err := ask(u, fmt.Sprintf("n%d.example.com", i)); err != nil {
+				t.Errorf("%v: %v", tickets, err)
+			}
+		}
+	}
+}
+
+// A peer that accepts all and never answers on what is established, as a
+// withdrawn anycast node or a changed route leaves behind.
+func TestAHalfOpenConnectionIsLeftForAFreshOne(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{RTT: 5 * time.Millisecond})
+	u := open(t, trusting(t, s))
+	for i := range 10 { // it becomes known how fast answers are
+		if err := ask(u, fmt.Sprintf("w%d.example.com", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.FreezeConnections()
+	begin := time.Now()
+	stuck := make(chan error, 1)
+	go func() { stuck <- ask(u, "stuck.example.com") }()
+	eventually(t, "the upstream owes a sign of life", func() bool { return u.Silent() > 100*time.Millisecond })
+	if err := askWithin(u, "next.example.com", time.Second); err != nil {
+		t.Errorf("the query after: %v", err)
+	}
+	if took := time.Since(begin); took > 600*time.Millisecond {
+		t.Errorf("the query after the silence began was answered %v after it began", took)
+	}
+	if err := <-stuck; err != nil {
+		t.Errorf("the query that got stuck: %v", err)
+	}
+	if took := time.Since(begin); took > 2*time.Second {
+		t.Errorf("the query that got stuck took %v", took)
+	}
+}
+
+func TestAnsweringInOrderBehindASlowNameHoldsUpFew(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{{InOrder: true}}})
+	u := open(t, trusting(t, s))
+	if err := many(u, 20, "w%d.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	slow := make(chan error, 1)
+	go func() { slow <- ask(u, "d900.example.com") }()
+	eventually(t, "the slow one holds up", func() bool { return u.Silent() > 100*time.Millisecond })
+	begin := time.Now()
+	for i := range 10 {
+		if err := ask(u, fmt.Sprintf("n%d.example.com", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(begin); took > 500*time.Millisecond {
+		t.Errorf("ten others took %v", took)
+	}
+	if err := <-slow; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWrongAnswersAreNoAnswers(t *testing.T) {
+	t.Parallel()
+	for _, mangle := range []dottest.Mangle{
+		dottest.WrongID, dottest.WrongQuestion, dottest.Garbage, dottest.Echo, dottest.Truncated,
+		dottest.LengthLong, dottest.LengthShort, dottest.LengthZero, dottest.CutRecord,
+	} {
+		t.Run(mangle.String(), func(t *testing.T) {
+			t.Parallel()
+			s := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{{Mangle: mangle}}})
+			u := open(t, trusting(t, s))
+			for i := range 3 {
+				if err := askWithin(u, fmt.Sprintf("n%d.example.com", i), 200*time.Millisecond); err == nil {
+					t.Fatal("was taken for an answer")
+				}
+			}
+			s.Set()
+			eventually(t, "it answers properly again", func() bool { return ask(u, "fine.example.com") == nil })
+		})
+	}
+}
+
+func TestOddButRightAnswersAreAnswers(t *testing.T) {
+	t.Parallel()
+	for _, fault := range []dottest.Fault{{Mangle: dottest.Duplicate}, {Mangle: dottest.Huge}, {Drip: time.Millisecond}} {
+		s := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{fault}})
+		u := open(t, trusting(t, s))
+		for i := range 3 {
+			q, err := wire.NewQuery(fmt.Sprintf("n%d.example.com", i), "A")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a, err := u.Exchange(t.Context(), q); err != nil || a.RCode() != wire.NoError {
+				t.Errorf("%+v: %v, %v", fault, a.RCode(), err)
+			}
+		}
+	}
+}
+
+func TestNoQueryReachesAServerThatIsNotWhoItShouldBe(t *testing.T) {
+	t.Parallel()
+	ca := dottest.NewCA()
+	names := []string{dottest.ServerName}
+	day := 24 * time.Hour
+	now := time.Now()
+	for name, test := range map[string]struct {
+		certificate tls.Certificate
+		fault       dottest.Fault
+		want        string
+	}{
+		"expired":          {certificate: ca.Issue(dottest.CertOptions{Names: names, NotAfter: now.Add(-day)}), want: "clock of this machine"},
+		"not yet valid":    {certificate: ca.Issue(dottest.CertOptions{Names: names, NotBefore: now.Add(day)}), want: "clock of this machine"},
+		"self-signed":      {certificate: ca.Issue(dottest.CertOptions{Names: names, SelfSigned: true}), want: "certificate"},
+		"unknown CA":       {certificate: dottest.NewCA().Issue(dottest.CertOptions{Names: names}), want: "unknown authority"},
+		"another name":     {certificate: ca.Issue(dottest.CertOptions{Names: []string{"other.example.com"}}), want: "other.example.com"},
+		"no name":          {certificate: ca.Issue(dottest.CertOptions{}), want: "certificate"},
+		"for clients only": {certificate: ca.Issue(dottest.CertOptions{Names: names, Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}), want: "usage"},
+		"TLS 1.1":          {certificate: ca.Issue(dottest.CertOptions{Names: names}), fault: dottest.Fault{MaxVersion: tls.VersionTLS11}, want: "version"},
+		"plain text":       {certificate: ca.Issue(dottest.CertOptions{Names: names}), fault: dottest.Fault{Greeting: dottest.PlainText}, want: "handshake"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := dottest.NewServer(t, dottest.Options{CA: ca, Certificate: test.certificate, Faults: []dottest.Fault{test.fault}})
+			u := open(t, trusting(t, s))
+			err := ask(u, "www.example.com")
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want a word about %q", err, test.want)
+			}
+			if n := s.Stats().Queries; n != 0 {
+				t.Errorf("%d queries reached it", n)
+			}
+		})
+	}
+}
+
+func TestWithoutAServerNameTheCertificateMustNameTheAddress(t *testing.T) {
+	t.Parallel()
+	ca := dottest.NewCA()
+	address := ca.Issue(dottest.CertOptions{IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}})
+	s := dottest.NewServer(t, dottest.Options{CA: ca, Certificate: address})
+	o := trusting(t, s)
+	o.ServerName = ""
+	if err := ask(open(t, o), "www.example.com"); err != nil {
+		t.Error(err)
+	}
+	s.SetCertificate(ca.Issue(dottest.CertOptions{Names: []string{"127.0.0.1", dottest.ServerName}}))
+	if err := ask(open(t, o), "www.example.com"); err == nil {
+		t.Error("a name that looks like the address was enough")
+	}
+}
+
+func pinOf(t testing.TB, certificate []byte) string {
+	t.Helper()
+	parsed, err := x509.ParseCertificate(certificate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := sha256.Sum256(parsed.RawSubjectPublicKeyInfo)
+	return base64.StdEncoding.EncodeToString(digest[:])
+}
+
+func TestPinsHoldOnResumedSessionsToo(t *testing.T) {
+	t.Parallel()
+	ca := dottest.NewCA()
+	certificate := ca.Issue(dottest.CertOptions{Names: []string{dottest.ServerName}})
+	s := dottest.NewServer(t, dottest.Options{CA: ca, Certificate: certificate, Faults: []dottest.Fault{{CloseAfter: 1}}})
+	good := pinOf(t, certificate.Certificate[0])
+	block, _ := pem.Decode(ca.PEM())
+	foreign := pinOf(t, dottest.NewCA().Issue(dottest.CertOptions{}).Certificate[0])
+
+	f := func(pins []string, works bool) {
+		t.Helper()
+		o := trusting(t, s)
+		o.Pins = pins
+		u := open(t, o)
+		for i := range 3 {
+			if err := ask(u, fmt.Sprintf("n%d.example.com", i)); (err == nil) != works {
+				t.Errorf("pins %v, query %d: %v", pins, i, err)
+			} else if !works && !errors.Is(err, errPin) {
+				t.Errorf("pins %v: %v", pins, err)
+			}
+		}
+		if works && u.Counts().Resumed == 0 {
+			t.Error("no session was resumed, so this test tests nothing")
+		}
+	}
+	f([]string{good}, true)
+	f([]string{foreign, "sha256/" + good}, true)
+	f([]string{pinOf(t, block.Bytes)}, true) // the authority's
+	f([]string{foreign}, false)
+
+	// The check itself must run on resumed sessions: pins that change see that.
+	o := trusting(t, s)
+	u := open(t, o)
+	var seen atomic.Int32
+	u.dialer.config.VerifyConnection = func(state tls.ConnectionState) error {
+		if state.DidResume && len(state.VerifiedChains) > 0 {
+			seen.Add(1)
+		}
+		return nil
+	}
+	for i := range 3 {
+		if err := ask(u, fmt.Sprintf("n%d.example.com", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if seen.Load() == 0 {
+		t.Error("resumed sessions are not checked")
+	}
+}
+
+func TestAClientCertificateIsShownToThoseWhoAsk(t *testing.T) {
+	t.Parallel()
+	ca := dottest.NewCA()
+	s := dottest.NewServer(t, dottest.Options{CA: ca, Faults: []dottest.Fault{{ClientCAs: ca.Pool()}}})
+	o := trusting(t, s)
+	if err := ask(open(t, o), "www.example.com"); err == nil {
+		t.Error("the server took a client without a certificate")
+	}
+	client := ca.Issue(dottest.CertOptions{Names: []string{"client.example.com"}, Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	o.CertFile, o.KeyFile = writePair(t, client)
+	if err := ask(open(t, o), "www.example.com"); err != nil {
+		t.Error(err)
+	}
+}
+
+func writePair(t testing.TB, certificate tls.Certificate) (certFile, keyFile string) {
+	t.Helper()
+	key, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, kind string, der []byte) string {
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	return write("cert.pem", "CERTIFICATE", certificate.Certificate[0]), write("key.pem", "PRIVATE KEY", key)
+}
+
+func TestTheNextAddressIsUsedWhenOneFails(t *testing.T) {
+	t.Parallel()
+	ca := dottest.NewCA()
+	bad, good := dottest.NewServer(t, dottest.Options{CA: ca}), dottest.NewServer(t, dottest.Options{CA: ca})
+	f := func(what string, fail func(), limit time.Duration) {
+		t.Helper()
+		u := open(t, trusting(t, bad, good))
+		fail()
+		begin := time.Now()
+		if err := ask(u, "www.example.com"); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if took := time.Since(begin); took > limit {
+			t.Errorf("%s: took %v", what, took)
+		}
+	}
+	f("refused", func() {
+		if err := bad.Stop(); err != nil {
+			t.Fatal(err)
+		}
+	}, 200*time.Millisecond)
+	if err := bad.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	f("mute", func() { bad.Set(dottest.Fault{Greeting: dottest.Silence}) }, 600*time.Millisecond)
+	bad.Set()
+	f("blackholed", func() {
+		if err := bad.Blackhole(); err != nil {
+			t.Fatal(err)
+		}
+	}, 600*time.Millisecond)
+}
+
+func TestDialsEndInTimeAndSayWhichSettingApplies(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{{Greeting: dottest.HandshakeStalls}}})
+	o := trusting(t, s)
+	o.HandshakeTimeout = 50 * time.Millisecond
+	if err := ask(open(t, o), "www.example.com"); err == nil || !strings.Contains(err.Error(), "handshake_timeout") {
+		t.Errorf("handshake: %v", err)
+	}
+	if err := s.Blackhole(); err != nil {
+		t.Fatal(err)
+	}
+	o.ConnectTimeout = 50 * time.Millisecond
+	if err := ask(open(t, o), "www.example.com"); err == nil || !strings.Contains(err.Error(), "connect_timeout") {
+		t.Errorf("connect: %v", err)
+	}
+}
+
+func TestADialOutlivesTheCallerWhoStartedIt(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{RTT: 30 * time.Millisecond})
+	u := open(t, trusting(t, s))
+	if err := askWithin(u, "www.example.com", 10*time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("got %v, want the caller's own deadline", err)
+	}
+	eventually(t, "the connection is made all the same", func() bool { return u.open() == 1 })
+}
+
+func TestIDsAreNeverSharedAndWrapAround(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{})
+	u := open(t, trusting(t, s))
+	stay := make(chan error, 1)
+	go func() { stay <- askWithin(u, "never.example.com", 3*time.Second) }()
+	if err := ask(u, "first.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	u.mu.Lock()
+	c := u.conns[0]
+	u.mu.Unlock()
+	for _, start := range []uint16{65500, 65535} { // the query that stays has one of the first IDs
+		c.mu.Lock()
+		c.nextID = start
+		c.mu.Unlock()
+		if err := many(u, 60, fmt.Sprintf("n%%d-%d.example.com", start)); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := <-stay; !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the query that stays: %v", err)
+	}
+	if n := u.Counts().Mismatched; n != 0 {
+		t.Errorf("%d mismatched answers", n)
+	}
+}
+
+func TestAFullTableRefusesWithoutBlame(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{{Never: true}}})
+	o := trusting(t, s)
+	o.Connections = 1
+	u := open(t, o)
+	c, err := u.connect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, _ := wire.NewQuery("www.example.com", "A")
+	for range full {
+		if _, err := c.send(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.send(q); !errors.Is(err, ErrBusy) {
+		t.Errorf("got %v, want ErrBusy", err)
+	}
+}
+
+func TestCloseFailsWhatIsUnderWay(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{{Never: true}}})
+	u := open(t, trusting(t, s))
+	failed := make(chan error, 1)
+	go func() { failed <- ask(u, "www.example.com") }()
+	eventually(t, "the query is under way", func() bool { return s.Stats().Queries == 1 })
+	u.Close()
+	if err := <-failed; !errors.Is(err, ErrClosed) {
+		t.Errorf("got %v, want ErrClosed", err)
+	}
+	if err := ask(u, "www.example.com"); !errors.Is(err, ErrClosed) {
+		t.Errorf("after Close: got %v, want ErrClosed", err)
+	}
+}
+
+func TestPatienceFollowsTheRoundTrips(t *testing.T) {
+	t.Parallel()
+	f := func(want time.Duration, samples ...time.Duration) {
+		t.Helper()
+		var e estimator
+		for _, s := range samples {
+			e.sample(s)
+		}
+		if _, got := e.usual(); got < want*9/10 || got > want*11/10 {
+			t.Errorf("after %v: patience %v, want about %v", samples, got, want)
+		}
+	}
+	repeat := func(n int, d ...time.Duration) (all []time.Duration) {
+		for range n {
+			all = append(all, d...)
+		}
+		return all
+	}
+	const ms = time.Millisecond
+	f(patienceUnknown)
+	f(patienceMin, repeat(50, ms)...)
+	f(75*ms, repeat(100, 50*ms)...)
+	f(600*ms, repeat(100, 400*ms)...) // a link by satellite is not impatient with itself
+	f(117*ms, repeat(100, 10*ms, 50*ms)...)
+}
