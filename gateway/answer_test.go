@@ -95,7 +95,7 @@ func TestTooManyQueriesAreRefusedAtOnce(t *testing.T) {
 			return addressed(ctx, q)
 		}), Options{MaxQueries: 1})
 		first, second := dial(t, network, g.Addrs()[0]), dial(t, network, g.Addrs()[0])
-		send1(t, first, query("example.com."))
+		sendQuery(t, first, query("example.com."))
 		<-asked
 		reply := exchange(t, second, withEDNS(query("example.org."), 1232))
 		if _, text := edeOf(reply); reply.Rcode != dns.RcodeServerFailure || text == "" {

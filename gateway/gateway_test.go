@@ -145,11 +145,11 @@ func withEDNS(m *dns.Msg, size uint16) *dns.Msg { return m.SetEdns0(size, false)
 // exchange sends m over c and returns the next message that comes.
 func exchange(t testing.TB, c net.Conn, m *dns.Msg) *dns.Msg {
 	t.Helper()
-	send1(t, c, m)
+	sendQuery(t, c, m)
 	return receive(t, c)
 }
 
-func send1(t testing.TB, c net.Conn, m *dns.Msg) {
+func sendQuery(t testing.TB, c net.Conn, m *dns.Msg) {
 	t.Helper()
 	if err := (&dns.Conn{Conn: c}).WriteMsg(m); err != nil {
 		t.Fatal(err)
@@ -249,7 +249,7 @@ func TestShutdownAnswersWhatIsUnderWay(t *testing.T) {
 			return addressed(ctx, q)
 		}), Options{})
 		c, witness := dial(t, network, g.Addrs()[0]), dial(t, "tcp", g.Addrs()[0])
-		send1(t, c, query("example.com."))
+		sendQuery(t, c, query("example.com."))
 		<-asked
 		stopped := make(chan struct{})
 		go func() { stop(); close(stopped) }()
@@ -272,7 +272,7 @@ func TestShutdownDoesNotWaitForever(t *testing.T) {
 			return silent(ctx, q)
 		}), Options{Timeout: time.Hour})
 		c := dial(t, network, g.Addrs()[0])
-		send1(t, c, withEDNS(query("example.com."), 1232))
+		sendQuery(t, c, withEDNS(query("example.com."), 1232))
 		<-asked
 		began := time.Now()
 		stop()
@@ -296,7 +296,7 @@ func TestStopAnswersWhatHadArrived(t *testing.T) {
 	var clients []net.Conn
 	for _, network := range []string{"udp", "udp", "udp", "tcp", "tcp"} {
 		c := dial(t, network, g.Addrs()[0])
-		send1(t, c, query("example.com."))
+		sendQuery(t, c, query("example.com."))
 		clients = append(clients, c)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

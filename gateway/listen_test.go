@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -95,5 +96,21 @@ func TestWildcardsOfBothFamiliesShareAPort(t *testing.T) {
 	g := newGateway(t, netip.AddrPortFrom(netip.IPv4Unspecified(), port).String(), netip.AddrPortFrom(netip.IPv6Unspecified(), port).String())
 	if err := g.Listen(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestListenErrorsSayWhatHelps(t *testing.T) {
+	for errno, want := range map[syscall.Errno]string{
+		syscall.EADDRINUSE:    "systemd-resolved",
+		syscall.EACCES:        "CAP_NET_BIND_SERVICE",
+		syscall.EADDRNOTAVAIL: "no interface",
+		syscall.EAFNOSUPPORT:  "no IPv6",
+	} {
+		addr := netip.MustParseAddrPort("192.0.2.1:53")
+		cause := &net.OpError{Op: "listen", Net: "tcp4", Addr: net.TCPAddrFromAddrPort(addr), Err: os.NewSyscallError("bind", errno)}
+		err := explain(cause, "TCP", addr)
+		if !errors.Is(err, errno) || !strings.Contains(err.Error(), want) || strings.Count(err.Error(), addr.String()) != 1 {
+			t.Errorf("%v: %v", errno, err)
+		}
 	}
 }

@@ -198,7 +198,7 @@ func TestConnectionIsTurnedAwayIfAllAreBusy(t *testing.T) {
 		return addressed(ctx, q)
 	}), Options{MaxConnections: 1})
 	first := dial(t, "tcp", g.Addrs()[0])
-	send1(t, first, query("example.com."))
+	sendQuery(t, first, query("example.com."))
 	<-asked
 	expectEOF(t, dial(t, "tcp", g.Addrs()[0]))
 	close(release)

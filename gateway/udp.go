@@ -23,9 +23,9 @@ const (
 	// packetSize is the largest packet that we read whole. We advertise
 	// wire.MaxUDPSize; no honest query comes near that.
 	packetSize = 2048
-	// receiveBuffer is what a socket may hold while its loop is busy: several
-	// ten thousand queries, as they come when a network wakes up.
-	receiveBuffer = 8 << 20
+	// receiveBuffer is what a socket may hold while its loop is busy: ten
+	// thousand queries and more, as they come when a network wakes up.
+	receiveBuffer = 4 << 20
 )
 
 // A batchConn reads and writes many packets at once (recvmmsg, sendmmsg).

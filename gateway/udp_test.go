@@ -35,22 +35,21 @@ func TestTenThousandConcurrentQueries(t *testing.T) {
 	var conns []net.Conn
 	for range clients {
 		c := dial(t, "udp", g.Addrs()[0])
-		c.SetDeadline(time.Now().Add(4 * patience))
+		c.SetDeadline(time.Now().Add(time.Minute)) // on a busy machine, this is work
 		conns = append(conns, c)
 	}
-	// The sender is bounded, because UDP is not: a window of 100 fits into any
+	// The sender is bounded, because UDP is not: bursts of 100 fit into any
 	// socket's buffer.
-	const window = 100
+	const burst = 100
 	for i := range clients * each {
-		if i >= window {
-			<-arrived
-		}
 		m := query(fmt.Sprintf("q%d.example.com.", i))
 		m.Id = uint16(i)
-		send1(t, conns[i%clients], m)
-	}
-	for range window {
-		<-arrived
+		sendQuery(t, conns[i%clients], m)
+		if (i+1)%burst == 0 {
+			for range burst {
+				<-arrived
+			}
+		}
 	}
 	if n := g.Counts().UnderWay; n != clients*each {
 		t.Errorf("%d queries are under way", n)

@@ -30,10 +30,14 @@ func run() int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(os.Stderr, "dotgate:", err)
 	var problems configs.Problems
+	if errors.As(err, &problems) {
+		fmt.Fprintln(os.Stderr, err) // a line each, which says where
+		return exitConfig
+	}
+	fmt.Fprintln(os.Stderr, "dotgate:", err)
 	var usage usageError
-	if errors.As(err, &problems) || errors.As(err, &usage) {
+	if errors.As(err, &usage) {
 		return exitConfig
 	}
 	return exitFailure

@@ -150,12 +150,14 @@ func TestMalformedRecordsAreRefusedWherever(t *testing.T) {
 	f("ffff 0001"+fixed+"0004 c0000201", malformed)  // behind the end
 	f("c002 0001"+fixed+"0004 c0000201", malformed)  // into the header
 	f("c004 0001"+fixed+"0004 c0000201", malformed)  // a zero of the header
+	f("c00a 0001"+fixed+"0004 c0000201", malformed)  // another
 	f("80 0c 0001"+fixed+"0004 c0000201", malformed) // label types that never came to be
 	f("40 0c 0001"+fixed+"0004 c0000201", malformed) // RFC 6891 section 5
 	f("3f 62 00 0001"+fixed+"0004 c0000201", malformed)
 	f(strings.Repeat("01 62", 127)+"00 0001"+fixed+"0004 c0000201", "NOERROR") // 255 octets
 	f(strings.Repeat("01 62", 126)+"c00c 0001"+fixed+"0004 c0000201", "NOERROR")
 	f(strings.Repeat("01 62", 127)+"c00c 0001"+fixed+"0004 c0000201", malformed)
+	f(strings.Repeat("01 62", 126)+"02 6262 00 0001"+fixed+"0004 c0000201", malformed) // 256
 	f(strings.Repeat("01 62", 128)+"00 0001"+fixed+"0004 c0000201", malformed)
 	// Data whose length is wrong
 	f("00 0001"+fixed+"0000", malformed)
@@ -183,12 +185,18 @@ func TestMalformedRecordsAreRefusedWherever(t *testing.T) {
 	f("00 0021"+fixed+"0008 0000000000000000", malformed)
 	f("00 000e"+fixed+"0001 00", malformed)
 	f("00 000e"+fixed+"0002 0000", "NOERROR")
+	for typ := range dataNames {
+		f(fmt.Sprintf("00 %04x", typ)+fixed+"0028"+strings.Repeat("ff", 40), malformed)
+	}
 	f("00 0010"+fixed+"0001 ff", "NOERROR") // a bad TXT is for its reader to see
 	// A name must not change with the age of the record around it.
 	f("00 0002 0001 016100ff 0002 c016", "NOERROR") // a zero of the class
 	f("00 0002 0001 016100ff 0002 c017", malformed)
 	f("00 0002 0001 016100ff 0002 c018", malformed)
 	f("00 0002 0001 016100ff 0002 c015", malformed) // from the class into the TTL
+	f("00 0002 0100 01000000 0002 c017", "NOERROR") // the octet before
+	f("00 0002 0001 00000000 0002 c018", malformed)
+	f("00 0002 0001 c00c0000 0002 c018", malformed) // a pointer on the way
 	f("00 0002 0001 016100ff 0002 c013", "NOERROR") // its owner
 }
 
@@ -213,10 +221,60 @@ func TestNamesMayNotLeadThroughAnotherTTL(t *testing.T) {
 	f("c01b", malformed)
 	f("c01c", "NOERROR") // the length of the data, the octet after it: a root
 	f("c020", "NOERROR")
-	// 02: a label that ends where the owner begins that points to it.
-	if got := judge(t, "question a. A", unhex(t, q+first+"c01e 0001 0001 00000000 0004 c0000201")); got != malformed {
-		t.Errorf("an owner within itself: got %s", got)
+}
+
+// RFC 1035 section 4.1.4: "a prior occurrence of the same name"
+func TestAPointerLeadsToANameThatEndsBeforeIt(t *testing.T) {
+	const (
+		q    = "abcd 8000 0001 0002 0000 0000 01 61 00 0001 0001"
+		txt  = "00 0010 0001 00000000 0003" // at 19, its data at 30
+		rest = "0001 0001 00000000 0004 c0000201"
+	)
+	f := func(data, owner, want string) {
+		t.Helper()
+		if got := judge(t, "question a. A", unhex(t, q+txt+data+owner+rest)); got != want {
+			t.Errorf("%s %s: got %s, want %s", data, owner, got, want)
+		}
 	}
+	f("01 62 00", "c01e", "NOERROR")
+	f("62 c0 0c", "c01f", "NOERROR")
+	f("02 62 62", "c01e", malformed)                               // ends with its pointer
+	f("01 01 c0", "0c"+strings.Repeat("62", 12)+"c020", malformed) // a pointer half outside
+}
+
+func TestPointersThatOnlyLeadToPointersEnd(t *testing.T) {
+	f := func(pointers int, want string) {
+		t.Helper()
+		// All pointers but the last one, the owner, are data of a TXT at 19.
+		message := unhex(t, "abcd 8000 0001 0002 0000 0000 01 61 00 0001 0001 00 0010 0001 00000000 0000")
+		binary.BigEndian.PutUint16(message[28:], uint16(2*pointers-2))
+		target := 12
+		for range pointers {
+			message = binary.BigEndian.AppendUint16(message, uint16(0xc000|target))
+			target = len(message) - 2
+		}
+		message = append(message, unhex(t, "0001 0001 00000000 0004 c0000201")...)
+		if got := judge(t, "question a. A", message); got != want {
+			t.Errorf("%d pointers: got %s, want %s", pointers, got, want)
+		}
+	}
+	f(2, "NOERROR")
+	f(126, "NOERROR")
+	f(127, malformed)
+	f(5000, malformed)
+}
+
+func TestAnAnswerIsNoLargerThanAMessageCanBe(t *testing.T) {
+	f := func(size int, want string) {
+		t.Helper()
+		message := append(unhex(t, "abcd 8000 0001 0001 0000 0000 01 61 00 0001 0001 00 ff00 0001 00000000 0000"), make([]byte, size-30)...)
+		binary.BigEndian.PutUint16(message[28:], uint16(size-30))
+		if got := judge(t, "question a. A", message); got != want {
+			t.Errorf("%d octets: got %s, want %s", size, got, want)
+		}
+	}
+	f(wire.MaxSize, "NOERROR")
+	f(wire.MaxSize+1, malformed)
 }
 
 func TestOPTRecordsBelongAtTheRootOfTheAdditionalSection(t *testing.T) {
@@ -365,6 +423,7 @@ func TestAReplyFitsTheRoomOfItsClient(t *testing.T) {
 		q := mustQuery(t, "question a. A"+opt, via)
 		a := mustAnswer(t, q, response+"; opt 1232 ede=3:"+ede)
 		got := a.AppendReply(nil, q, 0)
+		show(t, got)
 		var m dns.Msg
 		if err := m.Unpack(got); err != nil {
 			t.Fatal(err)

@@ -263,6 +263,7 @@ func FuzzAppendReply(f *testing.F) {
 	for i, message := range seedResponses(f) {
 		f.Add(message, uint64(i), uint8(i), uint16(512+i), int64(i)*1e9)
 		f.Add(message, uint64(i), uint8(0x3e), uint16(4096), int64(1e9))
+		f.Add(message, uint64(i), uint8(0), uint16(0), int64(1e9))
 	}
 	f.Fuzz(func(t *testing.T, message []byte, spelling uint64, bits uint8, udpSize uint16, age int64) {
 		bit := func(n int) bool { return bits>>n&1 != 0 }

@@ -106,6 +106,9 @@ func (c *conn) nudge() {
 }
 
 func (c *conn) closeBy(how Closing) {
+	if how != RST && c.raw.state.load() == frozen {
+		return // the client must not notice
+	}
 	c.server.retire(c)
 	if how == RST {
 		c.raw.reset()
@@ -262,7 +265,7 @@ func (c *conn) take(query []byte) {
 }
 
 // arranges reports whether f is about when or with what else an answer is sent.
-func (f Fault) arranges() bool { return f.InOrder || f.Reverse > 0 || f.CloseAfter > 0 }
+func (f *Fault) arranges() bool { return f.InOrder || f.Reverse > 0 || f.CloseAfter > 0 }
 
 // shared returns the answer at the end of the batch that others can join.
 func (c *conn) shared() *answer {
@@ -346,7 +349,7 @@ func (c *conn) handOver() {
 	if len(c.batch) == 0 {
 		return
 	}
-	now, fault := c.server.clock(), c.server.plan.Load().conn
+	now, fault := c.server.clock(), &c.server.plan.Load().conn
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.unsent > maxUnsent && !c.over {
@@ -369,7 +372,7 @@ func (c *conn) handOver() {
 }
 
 // schedule puts a where the write loop finds it when it is due.
-func (c *conn) schedule(a answer, now time.Duration, fault Fault) {
+func (c *conn) schedule(a answer, now time.Duration, fault *Fault) {
 	if fault.Reverse > 0 && a.due != never {
 		if c.window <= now {
 			c.window = now + fault.Reverse

@@ -44,7 +44,8 @@ type Fault struct {
 	CloseAfter int
 	// CloseIdle closes a connection that has had nothing to do for so long.
 	CloseIdle time.Duration
-	// Closing is how CloseAfter, CloseIdle and CutRecord close.
+	// Closing is how CloseAfter, CloseIdle and CutRecord close. Within a record
+	// there can be no close_notify: CutRecord then sends a FIN alone.
 	Closing Closing
 	// ForgetIdle is what a middlebox does to a flow on which no octet has moved
 	// for so long: it forgets it, and from then on nothing arrives or leaves.

@@ -15,7 +15,8 @@ import (
 // long the answer takes. It is called by many goroutines and must neither wait
 // nor keep dst or query.
 //
-// query is at least a header long and otherwise as it came.
+// query is at least a header long and otherwise as it came. The response is at
+// most wire.MaxSize octets long.
 type Handler func(dst, query []byte) (response []byte, after time.Duration)
 
 // Answer is the default Handler. It answers so that the answer shows whether
@@ -260,35 +261,29 @@ func appendResponse(dst []byte, q question, rcode wire.RCode, s section) []byte 
 	dst = append(dst, q.message[:2]...)
 	dst = binary.BigEndian.AppendUint16(dst, flags)
 	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0)
+	dst = append(dst, q.message[headerLen:q.end]...)
+	var questions, answers, authority, additional uint16
 	if q.end > headerLen {
-		dst = append(dst, q.message[headerLen:q.end]...)
-		dst[start+5] = 1
+		questions = 1
 	}
-	var answers, others uint16
 	if s.records {
-		room := 0
-		if s.size > 0 {
-			room = s.size - (len(dst) - start)
-			if q.opt {
-				room -= optLen
-			}
+		room := s.size - (len(dst) - start)
+		if q.opt {
+			room -= optLen
 		}
 		dst, answers = appendRecords(dst, q, s.ttl, room)
-		s.soa = answers == 0
 	}
-	if s.soa {
+	if s.soa || s.records && answers == 0 {
 		dst = appendSOA(dst, q)
-		others = 1
+		authority = 1
 	}
-	var additional uint16
 	if q.opt {
 		dst = appendOPT(dst, byte(rcode>>4), s.ede)
 		additional = 1
 	}
-	counts := dst[start+4 : start+headerLen] // dst may have moved before
-	binary.BigEndian.PutUint16(counts[2:], answers)
-	binary.BigEndian.PutUint16(counts[4:], others)
-	binary.BigEndian.PutUint16(counts[6:], additional)
+	for i, n := range [...]uint16{questions, answers, authority, additional} {
+		binary.BigEndian.PutUint16(dst[start+4+2*i:], n)
+	}
 	return dst
 }
 

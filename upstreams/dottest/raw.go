@@ -71,8 +71,8 @@ func (r *rawConn) Write(p []byte) (int, error) {
 
 func (r *rawConn) freeze() { r.state.raise(frozen) }
 
-// finish sends a FIN, even if r is frozen. Closing instead would send a RST if something has arrived
-// that nobody has read.
+// finish sends a FIN, even if r is frozen. Closing instead would send a RST if
+// something has arrived that nobody has read.
 func (r *rawConn) finish() {
 	r.CloseWrite()
 	r.state.raise(finished)

@@ -179,6 +179,9 @@ func (s *Server) Restart() error {
 		if p.listener != nil {
 			return nil
 		}
+		if err := p.refuse(addr); err != nil { // a holder that listens would be in the way
+			return err
+		}
 		listener, err := net.Listen("tcp", addr.String())
 		if err != nil {
 			return err

@@ -173,7 +173,7 @@ func TestClientThatDoesNotReadIsHeldUp(t *testing.T) {
 	if err := c.Handshake(); err != nil {
 		t.Fatal(err)
 	}
-	raw.SetDeadline(time.Now().Add(4 * silence))
+	raw.SetDeadline(time.Now().Add(2 * silence))
 	for err == nil {
 		_, err = c.Write(query)
 	}
@@ -250,7 +250,7 @@ func TestFaultsSwitchUnderLoad(t *testing.T) {
 		})
 	}
 	certificate := s.CA().Issue(CertOptions{Names: []string{ServerName}})
-	for i := range 200 {
+	for i := range 100 {
 		s.Set(Fault{
 			Share:      rand.Float64(),
 			Greeting:   Greeting(rand.IntN(2) * rand.IntN(greetingsEnd)),

@@ -45,7 +45,7 @@ type todo struct {
 
 // next takes back the answers that have been sent, for their memory.
 func (w *writer) next(sent []answer) todo {
-	fault := w.server.plan.Load().conn
+	fault := &w.server.plan.Load().conn
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := w.server.clock()
@@ -135,7 +135,7 @@ func (w *writer) sendAlone(a answer) bool {
 	}
 	_, err := w.tls.Write(rest)
 	w.answered++
-	fault := w.server.plan.Load().conn
+	fault := &w.server.plan.Load().conn
 	switch {
 	case a.cut:
 		w.shut(max(fault.Closing, FIN)) // after half a record, there can't be a close_notify

@@ -1,0 +1,57 @@
+//go:build linux && e2e
+
+package e2e
+
+import (
+	"testing"
+	"time"
+
+	"dotgate/upstreams/dottest"
+)
+
+// Ten thousand clients may ask at the same moment: when a network wakes up.
+const crowd = 10_000
+
+func TestTenThousandQueriesAtOnceAreAllAnswered(t *testing.T) {
+	f := func(what, network string, sockets int) {
+		t.Run(what, func(t *testing.T) {
+			_, urls := startUnbounds(t)
+			g := startGateway(t, urls)
+			load{
+				to: g.addr, network: network, sockets: sockets, queries: crowd, patience: 4 * time.Second,
+				name: unboundName, address: unboundAddress,
+			}.run(t).mustBeWhole(t)
+		})
+	}
+	f("from a hundred UDP sockets", "udp", 100)
+	f("over fifty TCP connections", "tcp", 50)
+}
+
+// Upstreams that take their time hold all of the queries under way at once.
+func TestTenThousandQueriesUnderWayAreAllAnswered(t *testing.T) {
+	f := func(what, network string, sockets int) {
+		t.Run(what, func(t *testing.T) {
+			const rtt = 450 * time.Millisecond
+			servers, urls := startUpstreams(t, rtt, rtt, rtt)
+			g := startGateway(t, urls)
+			warm := dottestLoad(g.addr, "warm", 60, 50) // dotgate learns how far away they are
+			warm.run(t)
+			before := queries(servers)
+			l := dottestLoad(g.addr, "crowd", crowd, 0)
+			l.network, l.sockets, l.patience = network, sockets, 4*time.Second
+			o := l.run(t)
+			o.mustBeWhole(t)
+			t.Logf("%d were under way when the last was sent, after %v; upstreams got %d queries",
+				o.atOnce, o.sending.Round(time.Millisecond), queries(servers)-before)
+		})
+	}
+	f("from a hundred UDP sockets", "udp", 100)
+	f("over a hundred TCP connections", "tcp", 100)
+}
+
+func queries(servers []*dottest.Server) (n int) {
+	for _, s := range servers {
+		n += s.Stats().Queries
+	}
+	return n
+}

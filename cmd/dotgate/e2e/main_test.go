@@ -1,0 +1,68 @@
+//go:build linux && (e2e || figures)
+
+// Package e2e runs dotgate as a process of its own on loopback, between real
+// clients and real resolvers.
+//
+//	go test -tags e2e -v ./cmd/dotgate/e2e                      stories, with Unbound, dig and kdig
+//	go test -tags figures -run TestFigures -v ./cmd/dotgate/e2e what it measures
+//
+// A program that is missing is a failure: a test that quietly doesn't run
+// proves nothing. E2E_RACE=1 has the race detector watch dotgate.
+package e2e
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"dotgate/upstreams/dottest"
+)
+
+// What all tests share. TestMain sets it.
+var (
+	dotgate string      // the dotgate that is tested
+	ca      *dottest.CA // whom dotgate trusts, and nobody else
+	caFile  string
+	noCerts string // an empty directory, in place of the system's authorities
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "dotgate-e2e-")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		err = prepare(dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		return 1
+	}
+	return m.Run()
+}
+
+func prepare(dir string) (err error) {
+	dotgate, noCerts = filepath.Join(dir, "dotgate"), filepath.Join(dir, "no-certs")
+	if err := os.Mkdir(noCerts, 0o755); err != nil {
+		return err
+	}
+	ca = dottest.NewCA()
+	if caFile, err = ca.WriteFile(dir); err != nil {
+		return err
+	}
+	build := exec.Command("go", "build", "-o", dotgate)
+	if os.Getenv("E2E_RACE") != "" {
+		build.Args = append(build.Args, "-race")
+	}
+	build.Args = append(build.Args, "dotgate/cmd/dotgate")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build dotgate: %w\n%s", err, out)
+	}
+	return nil
+}

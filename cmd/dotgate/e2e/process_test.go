@@ -1,0 +1,245 @@
+//go:build linux && (e2e || figures)
+
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"dotgate/upstreams/dottest"
+)
+
+const (
+	startLimit = 10 * time.Second // for a program to be ready, on a busy machine
+	stopLimit  = 5 * time.Second  // for dotgate to be gone
+)
+
+// A process is a program that a test has started and that ends with it.
+type process struct {
+	cmd    *exec.Cmd
+	output output        // both streams
+	ended  chan struct{} // closed when it has, after its output
+}
+
+func start(t *testing.T, environ []string, program string, args ...string) *process {
+	t.Helper()
+	p := &process{cmd: exec.Command(program, args...), ended: make(chan struct{})}
+	p.cmd.Env = environ
+	p.cmd.Stdout, p.cmd.Stderr = &p.output, &p.output
+	// Should the tests be killed, nothing lingers.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_ = p.cmd.Wait() // the state tells
+		close(p.ended)
+	}()
+	t.Cleanup(func() {
+		p.kill()
+		if t.Failed() {
+			t.Logf("%s said:\n%s", program, p.output.tail(60))
+		}
+	})
+	return p
+}
+
+func (p *process) signal(s os.Signal) { _ = p.cmd.Process.Signal(s) } // who has ended needs none
+
+// kill ends p at once and returns when it is gone. SIGKILL ends those that are
+// stopped, too.
+func (p *process) kill() {
+	p.signal(syscall.SIGKILL)
+	<-p.ended
+}
+
+// exitCode waits for p to end by itself.
+func (p *process) exitCode(t *testing.T, limit time.Duration) int {
+	t.Helper()
+	select {
+	case <-p.ended:
+	case <-time.After(limit):
+		t.Errorf("%s did not end within %v", p.cmd.Path, limit)
+		p.kill()
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// await returns when p has said text.
+func (p *process) await(t *testing.T, text string) {
+	t.Helper()
+	deadline := time.After(startLimit)
+	for {
+		news := p.output.news()
+		if p.output.contains(text) {
+			return
+		}
+		select {
+		case <-news:
+		case <-p.ended:
+			if !p.output.contains(text) {
+				t.Fatalf("%s ended (%v) before it said %q:\n%s", p.cmd.Path, p.cmd.ProcessState, text, p.output.tail(60))
+			}
+		case <-deadline:
+			t.Fatalf("%s did not say %q within %v:\n%s", p.cmd.Path, text, startLimit, p.output.tail(60))
+		}
+	}
+}
+
+// An output keeps what a process says.
+type output struct {
+	mu      sync.Mutex
+	text    []byte
+	changed chan struct{} // closed with the next Write, or nil
+}
+
+func (o *output) Write(data []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.text = append(o.text, data...)
+	if o.changed != nil {
+		close(o.changed)
+		o.changed = nil
+	}
+	return len(data), nil
+}
+
+// news returns what is closed when there is more.
+func (o *output) news() <-chan struct{} {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.changed == nil {
+		o.changed = make(chan struct{})
+	}
+	return o.changed
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return string(o.text)
+}
+
+func (o *output) contains(text string) bool { return strings.Contains(o.String(), text) }
+
+// tail returns the last lines.
+func (o *output) tail(n int) string {
+	lines := strings.Split(o.String(), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+// A gateway is a dotgate that serves.
+type gateway struct {
+	*process
+	addr netip.AddrPort
+}
+
+// environment configures dotgate by nothing but variables, more on top of what
+// every test needs.
+func environment(listen netip.AddrPort, upstreams []string, more ...string) []string {
+	return append([]string{
+		"SSL_CERT_FILE=" + caFile,
+		"SSL_CERT_DIR=" + noCerts,
+		"DOTGATE_GATEWAY_LISTEN=" + listen.String(),
+		"DOTGATE_UPSTREAMS=" + strings.Join(upstreams, ","),
+		"DOTGATE_HEALTH_PROBE_NAME=probe.example.com",
+		"DOTGATE_HEALTH_PROBE_TYPE=A",
+	}, more...)
+}
+
+// launch executes dotgate and does not wait for it. When the test ends, it must
+// still be well enough to stop as asked.
+func launch(t *testing.T, upstreams []string, more ...string) *gateway {
+	t.Helper()
+	g := &gateway{addr: freeAddr(t)}
+	g.process = start(t, environment(g.addr, upstreams, more...), dotgate, "serve")
+	t.Cleanup(func() {
+		g.stop(t)
+		for _, alarm := range []string{"DATA RACE", "BUG", "panic", "goroutine "} {
+			if g.output.contains(alarm) {
+				t.Errorf("dotgate said %q:\n%s", alarm, g.output.String())
+			}
+		}
+	})
+	return g
+}
+
+// startGateway returns a gateway that is ready.
+func startGateway(t *testing.T, upstreams []string, more ...string) *gateway {
+	t.Helper()
+	g := launch(t, upstreams, more...)
+	g.await(t, "dotgate is serving")
+	return g
+}
+
+// stop asks g to end and tells how long that took. It may be called twice.
+func (g *gateway) stop(t *testing.T) time.Duration {
+	t.Helper()
+	begin := time.Now()
+	g.signal(syscall.SIGTERM)
+	if code := g.exitCode(t, stopLimit); code != 0 {
+		t.Errorf("dotgate exits with %d, not 0", code)
+	}
+	return time.Since(begin)
+}
+
+// url is how dotgate is told about an upstream.
+func url(addr netip.AddrPort) string { return fmt.Sprintf("tls://%s#%s", addr, dottest.ServerName) }
+
+// startUpstream starts an upstream in this process, which misbehaves on request
+// and knows what it was asked.
+func startUpstream(t *testing.T, o dottest.Options) *dottest.Server {
+	t.Helper()
+	o.CA = ca
+	return dottest.NewServer(t, o)
+}
+
+// startUpstreams starts one for each round-trip time.
+func startUpstreams(t *testing.T, rtts ...time.Duration) (servers []*dottest.Server, urls []string) {
+	t.Helper()
+	for _, rtt := range rtts {
+		s := startUpstream(t, dottest.Options{RTT: rtt})
+		servers, urls = append(servers, s), append(urls, url(s.Addr()))
+	}
+	return servers, urls
+}
+
+// freeAddr returns an address on which a moment ago nobody listened, neither on
+// UDP nor on TCP.
+func freeAddr(t *testing.T) netip.AddrPort {
+	t.Helper()
+	for range 100 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		pc, err := net.ListenPacket("udp", ln.Addr().String())
+		ln.Close()
+		if err == nil {
+			pc.Close()
+			return ln.Addr().(*net.TCPAddr).AddrPort()
+		}
+	}
+	t.Fatal("no port is free for both UDP and TCP")
+	return netip.AddrPort{}
+}
+
+// within waits until condition holds, looking every ten milliseconds.
+func within(t *testing.T, limit time.Duration, what string, condition func() bool) {
+	t.Helper()
+	look := time.NewTicker(10 * time.Millisecond)
+	defer look.Stop()
+	for deadline := time.Now().Add(limit); !condition(); <-look.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %v", what, limit)
+		}
+	}
+}

@@ -1,0 +1,134 @@
+//go:build linux && e2e
+
+package e2e
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	_ "embed"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"dotgate/upstreams/dottest"
+)
+
+// An unbound is a real resolver, which serves DNS over TLS on a loopback address
+// of its own and resolves example.com without asking anybody.
+type unbound struct {
+	*process
+	addr   netip.AddrPort
+	config string // its file
+}
+
+// The addresses are not those that container engines use for their own DNS.
+var unboundAddrs = []netip.Addr{
+	netip.AddrFrom4([4]byte{127, 0, 53, 11}),
+	netip.AddrFrom4([4]byte{127, 0, 53, 12}),
+	netip.AddrFrom4([4]byte{127, 0, 53, 13}),
+}
+
+//go:embed testdata/example.com.zone
+var exampleZone []byte
+
+//go:embed testdata/unbound.conf
+var unboundConfig string
+
+// startUnbounds starts one on each address.
+func startUnbounds(t *testing.T) (all []*unbound, urls []string) {
+	t.Helper()
+	for _, addr := range unboundAddrs {
+		u := newUnbound(t, addr)
+		u.start(t)
+		all, urls = append(all, u), append(urls, url(u.addr))
+	}
+	return all, urls
+}
+
+// newUnbound writes what Unbound needs into a directory.
+func newUnbound(t *testing.T, addr netip.Addr) *unbound {
+	t.Helper()
+	dir := t.TempDir()
+	u := &unbound{addr: netip.AddrPortFrom(addr, portOf(t, addr)), config: filepath.Join(dir, "unbound.conf")}
+	certificate, key := pemOf(t, ca.Issue(dottest.CertOptions{Names: []string{dottest.ServerName}}))
+	config := strings.NewReplacer("@ADDR@", addr.String(), "@PORT@", fmt.Sprint(u.addr.Port()), "@DIR@", dir).Replace(unboundConfig)
+	for name, data := range map[string][]byte{
+		"unbound.conf": []byte(config), "example.com.zone": exampleZone, "cert.pem": certificate, "key.pem": key,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return u
+}
+
+// start starts Unbound, or starts it again at the same address.
+func (u *unbound) start(t *testing.T) {
+	t.Helper()
+	u.process = start(t, nil, program(t, "unbound", "unbound"), "-d", "-p", "-c", u.config)
+	u.await(t, "start of service")
+}
+
+// freeze makes u silent: its sockets are open, and nothing comes back.
+func (u *unbound) freeze() { u.signal(syscall.SIGSTOP) }
+
+// portOf returns 853, or some free port of addr for those who may not have it.
+func portOf(t *testing.T, addr netip.Addr) uint16 {
+	t.Helper()
+	ln, err := net.Listen("tcp", netip.AddrPortFrom(addr, 853).String())
+	if errors.Is(err, syscall.EACCES) {
+		ln, err = net.Listen("tcp", netip.AddrPortFrom(addr, 0).String())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().(*net.TCPAddr).AddrPort().Port()
+}
+
+func pemOf(t *testing.T, c tls.Certificate) (chain, key []byte) {
+	t.Helper()
+	for _, der := range c.Certificate {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+}
+
+// program finds a program, also where only root usually looks. One that is
+// missing is a failure, not a reason to skip.
+func program(t *testing.T, name, debianPackage string) string {
+	t.Helper()
+	if path, err := exec.LookPath(name); err == nil {
+		return path
+	}
+	path := filepath.Join("/usr/sbin", name)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%s is missing: apt-get install %s", name, debianPackage)
+	}
+	return path
+}
+
+// zones is how many wildcards there are below example.com, each with an address
+// of its own.
+const zones = 10
+
+// unboundName and unboundAddress are the names that testdata/example.com.zone
+// has answers for, any number of them.
+func unboundName(i int) string { return fmt.Sprintf("n%d.w%d.example.com", i, i%zones) }
+
+func unboundAddress(name string) netip.Addr {
+	_, zone, _ := strings.Cut(name, ".w")
+	return netip.AddrFrom4([4]byte{192, 0, 2, 100 + zone[0] - '0'})
+}
