@@ -24,6 +24,8 @@ type Member interface {
 	Up() bool
 	// Suspect reports whether something seems wrong with a member that is up.
 	Suspect() bool
+	// Silent returns how long a sign of life has been owed; 0 if none is.
+	Silent() time.Duration
 	// Latency returns how long an answer usually takes, 0 if unknown, and how
 	// long to wait for one before asking somebody else too.
 	Latency() (usual, patience time.Duration)
@@ -48,7 +50,8 @@ type Balancer struct {
 	members []*member
 	hedges  bucket
 	turn    atomic.Uint64 // counts queries, for policies and for who may try a dead member
-	lastTry atomic.Int64  // in Unix nanoseconds
+	broken  names
+	lastTry atomic.Int64 // in Unix nanoseconds
 	counts  counters
 }
 
@@ -87,11 +90,7 @@ func New(candidates []Candidate, o Options) (*Balancer, error) {
 // blocks until there is one, nobody can be expected to answer any more, or ctx
 // is done. Attempts that it leaves behind end by themselves.
 func (b *Balancer) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
-	var room [8]*member
-	r := race{
-		balancer: b, ctx: ctx, query: q, begin: time.Now(),
-		order: b.order(q, room[:0]),
-	}
+	r := race{balancer: b, ctx: ctx, query: q, begin: time.Now(), order: b.order(q)}
 	return r.run()
 }
 

@@ -2,8 +2,11 @@ package balancer
 
 import (
 	"math"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"dotgate/gateway/wire"
 )
 
 // A bucket holds what each query earns, in thousandths, up to a limit.
@@ -59,4 +62,32 @@ func (b *Balancer) mayTry() bool {
 	now := time.Now().UnixNano()
 	last := b.lastTry.Load()
 	return now-last >= int64(tryEvery) && b.lastTry.CompareAndSwap(last, now)
+}
+
+// names remembers names for a while, a bounded number of them.
+type names struct {
+	mu   sync.Mutex
+	seen map[uint64]time.Time // by hash of the name
+}
+
+const (
+	namesMax   = 1024
+	namesWhile = 5 * time.Second // what RFC 9520 section 3.2 asks for at least
+)
+
+// firstInAWhile reports whether it was not asked about q's name lately.
+func (n *names) firstInAWhile(q wire.Query) bool {
+	var room [256]byte
+	h := fnv(fnvBasis, q.AppendName(room[:0]))
+	now := time.Now()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if at, ok := n.seen[h]; ok && now.Sub(at) < namesWhile {
+		return false
+	}
+	if n.seen == nil || len(n.seen) >= namesMax {
+		n.seen = make(map[uint64]time.Time)
+	}
+	n.seen[h] = now
+	return true
 }

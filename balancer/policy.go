@@ -46,23 +46,44 @@ func Policies() []string {
 	return names
 }
 
-// order returns all members for q, appended to dst: those that are well before
-// those that are suspect before those that are down, lower tiers before higher
-// ones, and by policy among equals. A single member comes twice: it has several
-// connections, and one of them may be what fails.
-func (b *Balancer) order(q wire.Query, dst []*member) []*member {
-	dst = append(dst, b.members...)
-	if len(dst) == 1 {
-		return append(dst, dst[0])
+// order returns all members for q: those that are well before those that are
+// suspect before those that are down, lower tiers before higher ones, and by
+// policy among equals.
+func (b *Balancer) order(q wire.Query) []*member {
+	order := slices.Clone(b.members)
+	if len(order) == 1 {
+		return order
 	}
-	b.policy(b, q, dst)
+	b.policy(b, q, order)
 	var room [8]int
 	ranks := room[:0]
 	for _, m := range b.members {
 		ranks = append(ranks, m.rank())
 	}
-	slices.SortStableFunc(dst, func(x, y *member) int { return cmp.Compare(ranks[x.index], ranks[y.index]) })
-	return dst
+	slices.SortStableFunc(order, func(x, y *member) int { return cmp.Compare(ranks[x.index], ranks[y.index]) })
+	return order
+}
+
+// doubtMax is above any doubt there can be.
+const doubtMax = 16
+
+// doubt is how much speaks against asking m now, beside what ordered it: state,
+// an answer that is overdue, and more losses than chance explains.
+func (m *member) doubt() float64 {
+	doubt := 0.0
+	switch {
+	case !m.Up():
+		doubt = 8
+	case m.Suspect():
+		doubt = 4
+	}
+	if _, p := m.Latency(); m.Silent() > p/2 {
+		doubt += 2
+	}
+	if lost := m.losses.value(); lost > 0.2 {
+		doubt += lost
+	}
+	return doubt
 }
 
 // rank is lower for members that should be asked earlier.
@@ -108,7 +129,7 @@ func (c *comeback) admits() bool {
 func (m *member) cost() float64 {
 	usual, _ := m.Latency()
 	lost := min(m.losses.value(), 0.95)
-	queue := float64(m.outstanding.Load()+1) / float64(m.Weight)
+	queue := float64(m.outstanding.Load() + 1)
 	return float64(usual+granularity) * queue / ((1 - lost) * (1 - lost))
 }
 

@@ -21,7 +21,7 @@ func shares(t *testing.T, policy string, n int, candidates ...Candidate) []float
 		}
 		for i := range n {
 			q := query(t, fmt.Sprintf("n%d.example.com", i))
-			first := b.order(q, nil)[0]
+			first := b.order(q)[0]
 			counts[first.index]++
 			first.outstanding.Add(1)
 			go func() {
@@ -94,14 +94,14 @@ func TestTheHashPolicyKeepsANameWithItsMember(t *testing.T) {
 	home := make(map[int]string)
 	for i := range 300 {
 		lower, upper := query(t, fmt.Sprintf("n%d.example.com", i)), query(t, fmt.Sprintf("N%d.EXAMPLE.com", i))
-		home[i] = b.order(lower, nil)[0].String()
-		if again := other.order(upper, nil)[0].String(); again != home[i] {
+		home[i] = b.order(lower)[0].String()
+		if again := other.order(upper)[0].String(); again != home[i] {
 			t.Fatalf("name %d belongs to %s, and to %s in another order and spelling", i, home[i], again)
 		}
 	}
 	members[0].Member.(*fake).down = true
 	for i := range 300 {
-		now := b.order(query(t, fmt.Sprintf("n%d.example.com", i)), nil)[0].String()
+		now := b.order(query(t, fmt.Sprintf("n%d.example.com", i)))[0].String()
 		if home[i] != "a" && now != home[i] {
 			t.Fatalf("name %d moved from %s to %s although only a is down", i, home[i], now)
 		}
@@ -119,7 +119,7 @@ func TestAMemberThatComesBackStartsSlowly(t *testing.T) {
 		}
 		first := func(queries int) (share float64) {
 			for range queries {
-				if b.order(query(t, "example.com"), nil)[0].String() == "a" {
+				if b.order(query(t, "example.com"))[0].String() == "a" {
 					share += 1 / float64(queries)
 				}
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,6 +29,8 @@ const (
 	hedgeBurst = 50
 	// lateHedge is how long a query waits for a hedge that the budget denies.
 	lateHedge = 400 * time.Millisecond
+	// lookAgain is how often a query that got no hedge asks whether it may.
+	lookAgain = 10 * time.Millisecond
 )
 
 // A race is one query, asked of one member after the other until one wins.
@@ -37,11 +40,11 @@ type race struct {
 	query    wire.Query
 	begin    time.Time
 	order    []*member
-
-	next     int // in order
-	open     []*attempt
+	asked    []int8        // how often each of order was
+	keenest  time.Duration // the least patience anybody deserves
 	results  chan *attempt // as many places as there can be attempts
-	weak     *attempt      // the first answer that was an error, or nil
+	open     []*attempt
+	weak     []*attempt // those whose answer was an error
 	problems []error
 }
 
@@ -80,12 +83,14 @@ func (r *race) run() (wire.Answer, error) {
 	b.counts.queries.Add(1)
 	b.hedges.earn()
 	nobody := !r.order[0].Up()
-	r.results = make(chan *attempt, len(r.order)+1)
 	if nobody && !b.mayTry() {
 		return r.fail()
 	}
-	r.start()
-	timer := time.NewTimer(r.patience(nobody))
+	r.asked = make([]int8, len(r.order))
+	r.results = make(chan *attempt, 2*len(r.order))
+	r.keenest = keenest(r.order)
+	r.start(r.order[0])
+	timer := time.NewTimer(r.wait(nobody))
 	defer timer.Stop()
 	for {
 		select {
@@ -96,13 +101,13 @@ func (r *race) run() (wire.Answer, error) {
 			if len(r.open) == 0 {
 				return r.fail()
 			}
-			timer.Reset(r.patience(nobody))
+			timer.Reset(r.wait(nobody))
 		case <-timer.C:
 			if r.hopeless(nobody) {
 				return r.fail()
 			}
 			r.hedge()
-			timer.Reset(r.patience(nobody))
+			timer.Reset(r.wait(nobody))
 		case <-r.ctx.Done():
 			r.problems = append(r.problems, fmt.Errorf("%v: %w", r.query, context.Cause(r.ctx)))
 			return r.fail()
@@ -110,10 +115,9 @@ func (r *race) run() (wire.Answer, error) {
 	}
 }
 
-// start asks the next member.
-func (r *race) start() {
-	m := r.order[r.next]
-	r.next++
+// start asks m.
+func (r *race) start(m *member) {
+	r.asked[slices.Index(r.order, m)]++
 	a := &attempt{member: m, began: time.Now()}
 	r.open = append(r.open, a)
 	m.outstanding.Add(1)
@@ -130,45 +134,63 @@ func (r *race) start() {
 	}()
 }
 
-// settle takes note of an attempt that ended. It reports whether the race is won.
-func (r *race) settle(a *attempt) (answer wire.Answer, won bool) {
-	for i := range r.open {
-		if r.open[i] == a {
-			r.open = append(r.open[:i], r.open[i+1:]...)
-			break
+// other returns the member to ask next among those that were asked at most
+// times times already, or nil. Much may have become known since they were put
+// in order.
+func (r *race) other(times int8) *member {
+	var best *member
+	least := 0.0
+	for i, m := range r.order {
+		if r.asked[i] > times {
+			continue
+		}
+		if d := float64(r.asked[i])*doubtMax + m.doubt(); best == nil || d < least {
+			best, least = m, d
 		}
 	}
+	return best
+}
+
+// settle takes note of an attempt that ended. It reports whether the race is won.
+func (r *race) settle(a *attempt) (answer wire.Answer, won bool) {
+	r.open = slices.DeleteFunc(r.open, func(o *attempt) bool { return o == a })
+	next := r.other(0)
 	switch {
 	case a.err != nil:
 		r.problems = append(r.problems, a.err)
-		if r.another(a) && (len(r.open) == 0 || r.order[r.next].Up()) {
+		if next != nil && (len(r.open) == 0 || next.Up()) {
 			r.balancer.counts.retries.Add(1)
-			r.start()
+			r.start(next)
 		}
 		return wire.Answer{}, false
 	case acceptable(a.answer):
-		if r.weak != nil {
-			r.weak.member.blame(r.query, r.weak.answer.RCode())
+		for _, w := range r.weak {
+			w.member.blame(r.query, w.answer.RCode())
 		}
 		return a.answer, true
-	case r.weak != nil:
-		return r.weak.answer, true // two members say so: it is the name's fault
 	}
-	r.weak = a
+	r.weak = append(r.weak, a)
+	if len(r.weak) >= 2 && !r.worthAThirdOpinion() {
+		return r.weak[0].answer, true // two members say so: it is the name's fault
+	}
 	if len(r.open) > 0 {
 		return wire.Answer{}, false
 	}
-	if !r.another(a) || !r.order[r.next].Up() {
-		return a.answer, true
+	if next == nil || !next.Up() {
+		return r.weak[0].answer, true
 	}
 	r.balancer.counts.seconds.Add(1)
-	r.start()
+	r.start(next)
 	return wire.Answer{}, false
 }
 
-// another reports whether somebody other than a's member is left to ask.
-func (r *race) another(a *attempt) bool {
-	return r.next < len(r.order) && r.order[r.next] != a.member
+// worthAThirdOpinion reports whether to doubt what two members say of a name.
+// Most often it is the name that is broken, and then it is asked for again and
+// again: it gets a third opinion once in a while only (RFC 9520 section 3.2).
+func (r *race) worthAThirdOpinion() bool {
+	next := r.other(0)
+	return len(r.weak) == 2 && next != nil && next.Up() &&
+		r.balancer.broken.firstInAWhile(r.query) && r.balancer.hedges.spend()
 }
 
 // acceptable reports whether an answer is one, or an error that another member
@@ -186,8 +208,27 @@ func (m *member) blame(q wire.Query, rcode wire.RCode) {
 	m.Blame(q, fmt.Errorf("%v for %v", rcode, q))
 }
 
-// patience returns how long to wait before something is to be done.
-func (r *race) patience(nobody bool) time.Duration {
+// keenest returns the least patience of members that are well.
+func keenest(members []*member) time.Duration {
+	least := despair
+	for _, m := range members {
+		if m.Up() && !m.Suspect() {
+			_, p := m.Latency()
+			least = min(least, p)
+		}
+	}
+	return least
+}
+
+// patience returns how long an attempt may take before another is worth it: as
+// long as its member usually takes, unless others would long have answered.
+func (r *race) patience(a *attempt) time.Duration {
+	_, p := a.member.Latency()
+	return min(p, 2*r.keenest)
+}
+
+// wait returns how long to wait before something is to be done.
+func (r *race) wait(nobody bool) time.Duration {
 	elapsed := time.Since(r.begin)
 	if nobody {
 		return max(resigned-elapsed, 0)
@@ -196,15 +237,11 @@ func (r *race) patience(nobody bool) time.Duration {
 	if rest <= 0 {
 		rest = 100 * time.Millisecond // somebody lives; look again whether still
 	}
-	if len(r.open) == 0 || r.next >= len(r.order) {
-		return rest
-	}
 	newest := r.open[len(r.open)-1]
-	if newest.late { // the budget denied a hedge, so far
-		return min(rest, max(lateHedge-elapsed, 10*time.Millisecond))
+	if newest.late { // there was no hedge, so far
+		return min(rest, max(lateHedge-elapsed, lookAgain))
 	}
-	_, p := newest.member.Latency()
-	return max(min(rest, p-time.Since(newest.began)), 0)
+	return max(min(rest, r.patience(newest)-time.Since(newest.began)), 0)
 }
 
 // hopeless reports whether to give up: there has been no sign of life for too
@@ -219,21 +256,19 @@ func (r *race) hopeless(nobody bool) bool {
 	}
 	for _, m := range r.balancer.members {
 		if m.Up() && !m.Suspect() {
-			return r.weak != nil
+			return len(r.weak) > 0
 		}
 	}
 	return true
 }
 
 // hedge asks another member beside those that are still at it, if that may help
-// and the budget has it.
+// and the budget has it. When all have been asked, each is asked once more: if
+// only its connection is dead, it has made another by now.
 func (r *race) hedge() {
-	if r.next >= len(r.order) || len(r.open) == 0 {
-		return
-	}
 	newest := r.open[len(r.open)-1]
 	if !newest.late {
-		if _, p := newest.member.Latency(); time.Since(newest.began) < p {
+		if time.Since(newest.began) < r.patience(newest) {
 			return
 		}
 		newest.late = true
@@ -245,18 +280,21 @@ func (r *race) hedge() {
 			well++
 		}
 	}
-	free := well == 0 || time.Since(r.begin) >= lateHedge
-	if well >= sound || !free && !r.balancer.hedges.spend() {
+	next := r.other(1)
+	if well >= sound || next == nil {
+		return
+	}
+	if free := well == 0 || time.Since(r.begin) >= lateHedge; !free && !r.balancer.hedges.spend() {
 		return
 	}
 	r.balancer.counts.hedges.Add(1)
-	r.start()
+	r.start(next)
 }
 
 // fail returns the best there is: an error with its explanation, or ours.
 func (r *race) fail() (wire.Answer, error) {
-	if r.weak != nil {
-		return r.weak.answer, nil
+	if len(r.weak) > 0 {
+		return r.weak[0].answer, nil
 	}
 	r.balancer.counts.failures.Add(1)
 	for _, a := range r.open {

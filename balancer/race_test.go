@@ -103,6 +103,15 @@ func (m *fake) Suspect() bool {
 	return m.suspect || m.silent && !m.pending.IsZero() && time.Since(m.pending) >= 40*time.Millisecond
 }
 
+func (m *fake) Silent() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.silent || m.pending.IsZero() {
+		return 0
+	}
+	return time.Since(m.pending)
+}
+
 func (m *fake) Latency() (usual, patience time.Duration) { return m.usual, 40 * time.Millisecond }
 
 func (m *fake) Blame(wire.Query, error) {
@@ -168,10 +177,12 @@ func TestAQueryWalksTheMembersUntilOneAnswers(t *testing.T) {
 	f("a 2s NOERROR\nb 2s NOERROR\nc 2s NOERROR", "a@0s b@40ms NOERROR@2s")
 	f("a never\nb never\nc never", "a@0s b@40ms error@4s")
 	// nobody gives a sign of life: that is known within a second
-	f("a silent\nb silent\nc silent", "a@0s b@40ms c@80ms error@900ms")
+	f("a silent\nb silent\nc silent", "a@0s b@40ms c@80ms a@120ms b@160ms c@200ms error@900ms")
 	// an error gets one second opinion, whoever comes first
 	f("a 10ms SERVFAIL\nb 10ms NOERROR\nc 10ms NOERROR", "a@0s b@10ms blame-a@20ms NOERROR@20ms")
-	f("a 10ms SERVFAIL\nb 10ms REFUSED\nc 10ms NOERROR", "a@0s b@10ms SERVFAIL@20ms")
+	f("a 10ms SERVFAIL\nb 10ms REFUSED\nc 10ms NOERROR", "a@0s b@10ms c@20ms blame-a@30ms blame-b@30ms NOERROR@30ms")
+	f("a 10ms SERVFAIL\nb 10ms REFUSED\nc 10ms SERVFAIL", "a@0s b@10ms c@20ms SERVFAIL@30ms")
+	f("a 10ms SERVFAIL\nb 10ms REFUSED\nc down 10ms NOERROR", "a@0s b@10ms SERVFAIL@20ms")
 	f("a 60ms NOERROR\nb 5ms SERVFAIL\nc 10ms NOERROR", "a@0s b@40ms blame-b@60ms NOERROR@60ms")
 	f("a 10ms SERVFAIL\nb 0s fail\nc 10ms NOERROR", "a@0s b@10ms c@10ms blame-a@20ms NOERROR@20ms")
 	f("a 10ms SERVFAIL\nb down 10ms NOERROR", "a@0s SERVFAIL@10ms")
@@ -216,6 +227,33 @@ func TestQueriesThatFindNobodyUpAreRefusedWithoutWaitingButOne(t *testing.T) {
 			t.Errorf("%d attempts after %v, want 2", got, tryEvery)
 		}
 		time.Sleep(2 * attemptLimit)
+	})
+}
+
+func TestABrokenNameCostsTwoQueriesHoweverOftenItIsAskedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &journal{begin: time.Now()}
+		var candidates []Candidate
+		for _, line := range []string{"a 10ms SERVFAIL", "b 10ms SERVFAIL", "c 10ms SERVFAIL"} {
+			candidates = append(candidates, Candidate{Member: parseFake(line, log)})
+		}
+		b, err := New(candidates, Options{Policy: "ordered"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 200 {
+			if _, err := b.Exchange(t.Context(), query(t, "bogus.example.com")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if c := b.Counts(); c.Attempts > 2*c.Queries+1 {
+			t.Errorf("%d attempts for %d queries", c.Attempts, c.Queries)
+		}
+		for _, c := range candidates {
+			if n := c.Member.(*fake).blamed; n != 0 {
+				t.Errorf("%v was blamed %d times for what nobody can do", c, n)
+			}
+		}
 	})
 }
 

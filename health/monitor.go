@@ -124,6 +124,9 @@ func (m *Monitor) String() string { return m.upstream.String() }
 // Latency is the upstream's.
 func (m *Monitor) Latency() (usual, patience time.Duration) { return m.upstream.Latency() }
 
+// Silent is the upstream's.
+func (m *Monitor) Silent() time.Duration { return m.upstream.Silent() }
+
 // Up reports whether the upstream should get live queries.
 func (m *Monitor) Up() bool { return m.up.Load() }
 
@@ -218,7 +221,7 @@ func (m *Monitor) Blame(q wire.Query, err error) {
 	switch {
 	case names >= faultyNames && share >= faultyShare:
 		m.condemn(fmt.Errorf("%d names got an error here and an answer elsewhere, the last: %w", names, err))
-	case names >= 3 && share >= faultyShare:
+	case names >= 3 && share >= faultyShare/2:
 		m.setReason(err)
 		m.nudge() // a probe may know sooner
 	}

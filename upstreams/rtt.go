@@ -26,8 +26,11 @@ type estimator struct {
 // sample takes a measured round trip into account. Samples that race may get
 // lost: each is one of many.
 func (e *estimator) sample(rtt time.Duration) {
-	r := int64(max(rtt.Microseconds(), 1))
-	r = min(r, int64(time.Minute/time.Microsecond))
+	// A few slow names, or lost segments, must not make it patient with all: a
+	// sample counts for twice the patience at most. If all samples are slow, it
+	// gets there by doubling.
+	_, patience := e.usual()
+	r := max(min(rtt, 2*max(patience, patienceUnknown/4)).Microseconds(), 1)
 	old := e.both.Load()
 	smoothed, variation := int64(old>>32), int64(uint32(old))
 	if smoothed == 0 {

@@ -221,6 +221,10 @@ func TestNamesMayNotLeadThroughAnotherTTL(t *testing.T) {
 	f("c01b", malformed)
 	f("c01c", "NOERROR") // the length of the data, the octet after it: a root
 	f("c020", "NOERROR")
+	// The class of the second record ends in a root, right before its TTL.
+	if got := judge(t, "question a. A", unhex(t, q+first+"00 0002 0100 01000000 0002 c025")); got != "NOERROR" {
+		t.Errorf("between the TTLs: got %s", got)
+	}
 }
 
 // RFC 1035 section 4.1.4: "a prior occurrence of the same name"

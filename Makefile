@@ -1,0 +1,47 @@
+# make test is what a change must pass; the others need Debian packages, which
+# they name when they are missing.
+
+GO ?= go
+
+.PHONY: build test e2e lab lab-short figures pair fuzz bench
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -o dotgate ./cmd/dotgate
+
+# Formatting, vet, and all tests with the race detector, the picture of the
+# imports among them. Needs nothing but Go (and a C compiler, for the race
+# detector).
+test:
+	@unformatted=$$(gofmt -l cmd configs gateway balancer health upstreams); \
+	if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) vet -tags e2e,figures,lab ./...
+	$(GO) test -race ./...
+
+# The real program between real Unbound servers and real clients (packages
+# unbound, bind9-dnsutils, knot-dnsutils).
+e2e:
+	$(GO) test -tags e2e -count=1 -timeout 10m ./cmd/dotgate/e2e
+
+# Every fault that an upstream can have, with what clients see of it, as a table.
+lab:
+	$(GO) test -tags lab -count=1 -parallel 4 -timeout 30m ./cmd/dotgate/lab -args -long
+
+lab-short:
+	$(GO) test -tags lab -count=1 -parallel 4 -timeout 10m ./cmd/dotgate/lab
+
+# The figures of the README.
+figures:
+	$(GO) test -tags figures -count=1 -timeout 10m -run TestFigures -v ./cmd/dotgate/e2e
+
+# Two gateways with one address, as containers (Docker Engine, docker-compose).
+pair:
+	docker/test-pair.sh
+
+fuzz:
+	for target in FuzzParseQuery FuzzParseAnswer FuzzAppendReply; do \
+		$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime 60s ./gateway/wire || exit 1; done
+	$(GO) test -run '^$$' -fuzz '^FuzzLoad$$' -fuzztime 60s ./configs
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem ./...
