@@ -64,9 +64,6 @@ func (b *Balancer) order(q wire.Query) []*member {
 	return order
 }
 
-// doubtMax is above any doubt there can be.
-const doubtMax = 16
-
 // doubt is how much speaks against asking m now, beside what ordered it: state,
 // an answer that is overdue, and more losses than chance explains.
 func (m *member) doubt() float64 {
@@ -77,7 +74,7 @@ func (m *member) doubt() float64 {
 	case m.Suspect():
 		doubt = 4
 	}
-	if _, p := m.Latency(); m.Silent() > p/2 {
+	if usual, _ := m.Latency(); usual > 0 && m.Silent() > usual*5/4 {
 		doubt += 2
 	}
 	if lost := m.losses.value(); lost > 0.2 {

@@ -29,7 +29,7 @@ const (
 	hedgeBurst = 50
 	// lateHedge is how long a query waits for a hedge that the budget denies.
 	lateHedge = 400 * time.Millisecond
-	// lookAgain is how often a query that got no hedge asks whether it may.
+	// lookAgain is how soon a query that got no hedge asks again whether it may.
 	lookAgain = 10 * time.Millisecond
 )
 
@@ -134,27 +134,37 @@ func (r *race) start(m *member) {
 	}()
 }
 
-// other returns the member to ask next among those that were asked at most
-// times times already, or nil. Much may have become known since they were put
-// in order.
-func (r *race) other(times int8) *member {
+// other returns the member to ask next among those that were not asked, or nil.
+// Much may have become known since they were put in order.
+func (r *race) other() *member {
 	var best *member
 	least := 0.0
 	for i, m := range r.order {
-		if r.asked[i] > times {
+		if r.asked[i] > 0 {
 			continue
 		}
-		if d := float64(r.asked[i])*doubtMax + m.doubt(); best == nil || d < least {
+		if d := m.doubt(); best == nil || d < least {
 			best, least = m, d
 		}
 	}
 	return best
 }
 
+// again returns the member that has owed an answer for longest, unless it was
+// asked twice already, or nil.
+func (r *race) again() *member {
+	for _, a := range r.open {
+		if r.asked[slices.Index(r.order, a.member)] == 1 {
+			return a.member
+		}
+	}
+	return nil
+}
+
 // settle takes note of an attempt that ended. It reports whether the race is won.
 func (r *race) settle(a *attempt) (answer wire.Answer, won bool) {
 	r.open = slices.DeleteFunc(r.open, func(o *attempt) bool { return o == a })
-	next := r.other(0)
+	next := r.other()
 	switch {
 	case a.err != nil:
 		r.problems = append(r.problems, a.err)
@@ -188,7 +198,7 @@ func (r *race) settle(a *attempt) (answer wire.Answer, won bool) {
 // Most often it is the name that is broken, and then it is asked for again and
 // again: it gets a third opinion once in a while only (RFC 9520 section 3.2).
 func (r *race) worthAThirdOpinion() bool {
-	next := r.other(0)
+	next := r.other()
 	return len(r.weak) == 2 && next != nil && next.Up() &&
 		r.balancer.broken.firstInAWhile(r.query) && r.balancer.hedges.spend()
 }
@@ -238,8 +248,8 @@ func (r *race) wait(nobody bool) time.Duration {
 		rest = 100 * time.Millisecond // somebody lives; look again whether still
 	}
 	newest := r.open[len(r.open)-1]
-	if newest.late { // there was no hedge, so far
-		return min(rest, max(lateHedge-elapsed, lookAgain))
+	if newest.late { // there was no hedge, so far; look again, ever less often
+		return min(rest, max(time.Since(newest.began)/4, lookAgain))
 	}
 	return max(min(rest, r.patience(newest)-time.Since(newest.began)), 0)
 }
@@ -280,8 +290,11 @@ func (r *race) hedge() {
 			well++
 		}
 	}
-	next := r.other(1)
-	if well >= sound || next == nil {
+	next := r.other()
+	if next == nil && len(r.weak) == 0 {
+		next = r.again()
+	}
+	if well+len(r.weak) >= sound || next == nil {
 		return
 	}
 	if free := well == 0 || time.Since(r.begin) >= lateHedge; !free && !r.balancer.hedges.spend() {

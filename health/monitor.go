@@ -65,6 +65,7 @@ type Monitor struct {
 	lastAnswer atomic.Int64 // instant
 	answers    atomic.Int64 // in this window
 	condemned  atomic.Bool  // the next failing vote opens the breaker
+	liar       atomic.Bool  // it is down for what it answered, so answers don't speak for it
 
 	// mu guards what follows.
 	mu      sync.Mutex
@@ -169,7 +170,9 @@ func (m *Monitor) answered() {
 	m.lastAnswer.Store(m.now())
 	m.answers.Add(1)
 	if !m.Up() {
-		m.nudge() // a probe, not a client's query, tells whether it is back
+		if !m.liar.Load() {
+			m.nudge() // a probe, not a client's query, tells whether it is back
+		}
 		return
 	}
 	if m.failures.Load() != 0 {
@@ -220,6 +223,7 @@ func (m *Monitor) Blame(q wire.Query, err error) {
 	share := float64(names) / float64(max(m.answers.Load(), 1))
 	switch {
 	case names >= faultyNames && share >= faultyShare:
+		m.liar.Store(true)
 		m.condemn(fmt.Errorf("%d names got an error here and an answer elsewhere, the last: %w", names, err))
 	case names >= 3 && share >= faultyShare/2:
 		m.setReason(err)
@@ -265,6 +269,7 @@ func (m *Monitor) changedState() {
 	m.mu.Unlock()
 	m.answers.Store(0)
 	if m.Up() {
+		m.liar.Store(false)
 		m.log.Info("upstream is up again", "after", lasted.Round(time.Millisecond))
 	} else {
 		m.log.Warn("upstream is down", "reason", reason, "after", lasted.Round(time.Millisecond))

@@ -52,6 +52,7 @@ type conn struct {
 	lastSend atomic.Int64 // instant
 	lastRead atomic.Int64 // instant of the last answer
 	waiting  atomic.Int64 // instant of the first query since the last answer, or 0
+	rested   atomic.Int64 // how long it had been idle before that query, in nanoseconds
 
 	// mu guards what follows. Nothing blocks while it is held.
 	mu     sync.Mutex
@@ -84,7 +85,7 @@ func newConn(u *Upstream, secured *tls.Conn, from *endpoint) *conn {
 	}
 	c.lastSend.Store(now)
 	c.lastRead.Store(now)
-	c.timer = time.AfterFunc(u.o.IdleTimeout, c.check)
+	c.timer = time.AfterFunc(time.Duration(u.idleLimit.Load()), c.check)
 	return c
 }
 
@@ -139,7 +140,9 @@ func (c *conn) send(q wire.Query) (*call, error) {
 	if c.pending.Add(1) == 1 {
 		c.timer.Reset(retireAfter)
 	}
-	c.waiting.CompareAndSwap(0, now)
+	if c.waiting.CompareAndSwap(0, now) {
+		c.rested.Store(now - max(c.lastSend.Load(), c.lastRead.Load()))
+	}
 	c.lastSend.Store(now)
 	frame := len(c.out)
 	c.out = q.AppendUpstream(append(c.out, 0, 0), call.id)
@@ -288,11 +291,14 @@ func (c *conn) check() {
 		next = retireAfter - c.silentFor(now)
 		if next <= 0 {
 			c.from.suspect()
+			if c.lastRead.Load() > c.born {
+				c.upstream.learnIdleLimit(time.Duration(c.rested.Load()))
+			}
 			c.close(errSilent)
 			return
 		}
 	} else {
-		next = c.upstream.o.IdleTimeout - time.Duration(now-c.lastSend.Load())
+		next = time.Duration(c.upstream.idleLimit.Load()) - time.Duration(now-c.lastSend.Load())
 		if next <= 0 {
 			c.close(errIdle)
 			return

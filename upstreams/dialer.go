@@ -22,6 +22,8 @@ const (
 	stagger = 250 * time.Millisecond
 	// grudge is how long an address that failed is tried after the others.
 	grudge = 30 * time.Second
+	// sessionPause is how long no session is resumed after one made a handshake fail.
+	sessionPause = 10 * time.Minute
 )
 
 var (
@@ -33,7 +35,8 @@ var (
 type dialer struct {
 	o                          Options
 	log                        *slog.Logger
-	config                     *tls.Config // never used as it is: each address gets a copy
+	config                     *tls.Config  // never used as it is: each address gets a copy
+	noSessions                 atomic.Int64 // until when no session is offered, in Unix nanoseconds
 	dials, handshakes, resumed atomic.Uint64
 
 	mu        sync.Mutex
@@ -222,13 +225,18 @@ func (d *dialer) handshake(ctx context.Context, addr netip.AddrPort) (*tls.Conn,
 	}
 	sessions := &offeredSessions{ClientSessionCache: config.ClientSessionCache}
 	config.ClientSessionCache = sessions
+	if time.Now().UnixNano() < d.noSessions.Load() {
+		config.ClientSessionCache = nil
+	}
 	for {
 		conn, err := d.secure(ctx, addr, config)
 		if err == nil || !sessions.offered || !errors.Is(err, errHandshake) {
 			return conn, err
 		}
+		// The next session would meet the same, so there are none for a while.
 		sessions.Put(config.ServerName, nil)
-		sessions.offered = false
+		d.noSessions.Store(time.Now().Add(sessionPause).UnixNano())
+		config.ClientSessionCache, sessions.offered = nil, false
 	}
 }
 

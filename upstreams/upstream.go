@@ -30,6 +30,9 @@ const (
 	// retireAfter is how long a connection may be silent, with queries under
 	// way, before it is given up. Lost segments are sent again well within it.
 	retireAfter = time.Second
+	// idleLimitMin is the least that idle connections are kept, however soon
+	// something on the way seems to forget them.
+	idleLimitMin = 200 * time.Millisecond
 	// growPause is how long no further connection is tried after the upstream
 	// closed one without an answer: it may allow only so many.
 	growPause = 10 * time.Second
@@ -61,6 +64,7 @@ type Upstream struct {
 	ctx       context.Context // ends with Close
 	stop      context.CancelFunc
 	growAfter atomic.Int64 // instant
+	idleLimit atomic.Int64 // how long a connection may be idle, in nanoseconds
 	counts    counters
 
 	// mu guards the pool. Nothing blocks while it is held.
@@ -81,6 +85,7 @@ func New(o Options) (*Upstream, error) {
 		return nil, err
 	}
 	u := &Upstream{o: o, log: o.Log.With("upstream", o.Name), epoch: time.Now()}
+	u.idleLimit.Store(int64(o.IdleTimeout))
 	u.ctx, u.stop = context.WithCancel(context.Background())
 	if err := u.dialer.init(o, u.log); err != nil {
 		return nil, fmt.Errorf("upstream %s: %w", o.Name, err)
@@ -115,6 +120,16 @@ func (u *Upstream) Silent() time.Duration {
 }
 
 func (u *Upstream) now() int64 { return int64(time.Since(u.epoch)) + 1 }
+
+// learnIdleLimit takes note that a connection went silent after it had been idle
+// for so long: a middlebox between forgets flows, as many home routers do.
+func (u *Upstream) learnIdleLimit(idle time.Duration) {
+	limit := max(idle*3/4, idleLimitMin)
+	if idle >= idleLimitMin && limit < time.Duration(u.idleLimit.Load()) {
+		u.idleLimit.Store(int64(limit))
+		u.log.Info("closing idle connections earlier: one was forgotten on the way", "idle", idle.Round(time.Millisecond), "limit", limit.Round(time.Millisecond))
+	}
+}
 
 func (u *Upstream) open() int {
 	u.mu.Lock()

@@ -3,8 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -29,9 +32,11 @@ func TestMain(m *testing.M) {
 //	asked NAME                 prints how many queries it got
 //	ask NAME TYPE              asks the gateway at $GATEWAY, which may be about to
 //	                           start, and prints what it says
+//	await NAME TYPE            asks until it says NOERROR, and prints that
+//	exits CODE PROGRAM ARG...  is exec that wants this exit code
 //
-// $GATEWAY is a free address, and $SSL_CERT_FILE trusts the upstreams. Outside
-// configuration comes from nowhere.
+// $GATEWAY is a free address, and $SSL_CERT_FILE trusts the upstreams. No other
+// variable is passed on.
 func TestStories(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
@@ -42,6 +47,8 @@ func TestStories(t *testing.T) {
 			"upstream": scriptUpstream,
 			"asked":    scriptAsked,
 			"ask":      scriptAsk,
+			"await":    scriptAwait,
+			"exits":    scriptExits,
 		},
 	})
 }
@@ -72,6 +79,7 @@ func setUpStory(env *testscript.Env) error {
 	env.Setenv("SSL_CERT_FILE", file)
 	env.Setenv("SSL_CERT_DIR", filepath.Join(dir, "none"))
 	env.Setenv("GATEWAY", gateway)
+	env.Setenv("GORACE", "atexit_sleep_ms=0") // or the race detector sleeps for a second after each dotgate
 	return nil
 }
 
@@ -158,33 +166,75 @@ func scriptAsk(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: ask NAME TYPE")
 	}
-	q := new(dns.Msg).SetQuestion(dns.Fqdn(args[0]), dns.StringToType[args[1]])
-	q.SetEdns0(1232, false)
-	r, err := exchangeSoon(q, ts.Getenv("GATEWAY"))
+	r, err := exchangeSoon(ts.Getenv("GATEWAY"), args[0], args[1], func(*dns.Msg) bool { return true })
 	ts.Check(err)
-	fmt.Fprintln(ts.Stdout(), dns.RcodeToString[r.Rcode])
-	for _, record := range r.Answer {
-		fmt.Fprintln(ts.Stdout(), dns.TypeToString[record.Header().Rrtype], strings.TrimPrefix(record.String(), record.Header().String()))
+	writeReply(ts.Stdout(), r)
+}
+
+func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: await NAME TYPE")
 	}
-	for _, option := range r.IsEdns0().Option {
+	r, err := exchangeSoon(ts.Getenv("GATEWAY"), args[0], args[1], func(r *dns.Msg) bool { return r.Rcode == dns.RcodeSuccess })
+	ts.Check(err)
+	writeReply(ts.Stdout(), r)
+}
+
+func writeReply(w io.Writer, r *dns.Msg) {
+	fmt.Fprintln(w, dns.RcodeToString[r.Rcode])
+	for _, record := range r.Answer {
+		header := record.Header()
+		fmt.Fprintln(w, dns.TypeToString[header.Rrtype], strings.TrimPrefix(record.String(), header.String()))
+	}
+	opt := r.IsEdns0()
+	if opt == nil {
+		fmt.Fprintln(w, "no OPT record")
+		return
+	}
+	for _, option := range opt.Option {
 		if e, ok := option.(*dns.EDNS0_EDE); ok {
-			fmt.Fprintln(ts.Stdout(), "EDE", e)
+			fmt.Fprintln(w, "EDE", e)
 		}
 	}
 }
 
-// exchangeSoon asks until somebody listens: a gateway in the background takes
-// its time to start.
-func exchangeSoon(q *dns.Msg, addr string) (*dns.Msg, error) {
+// exchangeSoon asks until somebody listens, as a gateway in the background takes
+// its time to start, and until the reply will do.
+func exchangeSoon(addr, name, qtype string, enough func(*dns.Msg) bool) (*dns.Msg, error) {
+	t, known := dns.StringToType[qtype]
+	if !known {
+		return nil, fmt.Errorf("%s is no type", qtype)
+	}
+	q := new(dns.Msg).SetQuestion(dns.Fqdn(name), t)
+	q.SetEdns0(1232, false)
 	client := dns.Client{Timeout: 5 * time.Second}
 	again := time.NewTicker(5 * time.Millisecond)
 	defer again.Stop()
-	deadline := time.Now().Add(10 * time.Second)
-	for {
+	for deadline := time.Now().Add(10 * time.Second); ; <-again.C {
 		r, _, err := client.Exchange(q, addr)
-		if !errors.Is(err, syscall.ECONNREFUSED) || time.Now().After(deadline) {
-			return r, err
+		switch {
+		case err == nil && enough(r):
+			return r, nil
+		case err != nil && !errors.Is(err, syscall.ECONNREFUSED):
+			return nil, err
+		case time.Now().After(deadline):
+			return nil, fmt.Errorf("%s %s: in vain: %v, %w", name, qtype, r, err)
 		}
-		<-again.C
+	}
+}
+
+func scriptExits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARG...")
+	}
+	code := 0
+	var exit *exec.ExitError
+	if err := ts.Exec(args[1], args[2:]...); errors.As(err, &exit) {
+		code = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if args[0] != strconv.Itoa(code) {
+		ts.Fatalf("%s exits with %d, not %s", args[1], code, args[0])
 	}
 }

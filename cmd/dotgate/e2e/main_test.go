@@ -57,7 +57,7 @@ func prepare(dir string) (err error) {
 		return err
 	}
 	build := exec.Command("go", "build", "-o", dotgate)
-	if os.Getenv("E2E_RACE") != "" {
+	if raceDetector() {
 		build.Args = append(build.Args, "-race")
 	}
 	build.Args = append(build.Args, "dotgate/cmd/dotgate")
@@ -66,3 +66,6 @@ func prepare(dir string) (err error) {
 	}
 	return nil
 }
+
+// raceDetector tells whether it watches dotgate.
+func raceDetector() bool { return os.Getenv("E2E_RACE") != "" }
