@@ -101,11 +101,11 @@ func (g *Gateway) Serve(ctx context.Context) error {
 	for _, l := range g.tcp {
 		servers.Go(func() { l.serve(ctx, work) })
 	}
-	g.options.Log.Info("serving clients", "addresses", g.addrs)
+	g.options.Log.Debug("serving clients", "addresses", g.addrs)
 	<-ctx.Done()
 	defer time.AfterFunc(grace, abandon).Stop()
 	defer time.AfterFunc(grace+farewell, g.clients.closeAll).Stop()
 	servers.Wait()
-	g.options.Log.Info("stopped serving clients")
+	g.options.Log.Debug("stopped serving clients")
 	return nil
 }

@@ -73,8 +73,8 @@ func (m *Monitor) probe(ctx context.Context, limit time.Duration) error {
 	a, err := m.upstream.Exchange(ctx, m.query)
 	if err != nil {
 		if ctx.Err() != nil {
-			// Not the context's error, which would be excused.
-			return fmt.Errorf("no answer within %v", limit)
+			// Not wrapped: the context's error would be excused.
+			return fmt.Errorf("no answer within %v (%v)", limit, err)
 		}
 		return err
 	}

@@ -35,7 +35,8 @@ var (
 type dialer struct {
 	o                          Options
 	log                        *slog.Logger
-	config                     *tls.Config  // never used as it is: each address gets a copy
+	config                     *tls.Config // never used as it is: each address gets a copy
+	pace                       pace
 	noSessions                 atomic.Int64 // until when no session is offered, in Unix nanoseconds
 	dials, handshakes, resumed atomic.Uint64
 
@@ -56,9 +57,12 @@ func (e *endpoint) suspect() {
 	e.failed.Store(&now)
 }
 
-func (e *endpoint) inDisgrace() bool {
-	failed := e.failed.Load()
-	return failed != nil && time.Since(*failed) < grudge
+// disgrace returns when the address failed, if that was lately.
+func (e *endpoint) disgrace() time.Time {
+	if failed := e.failed.Load(); failed != nil && time.Since(*failed) < grudge {
+		return *failed
+	}
+	return time.Time{}
 }
 
 func (d *dialer) init(o Options, log *slog.Logger) error {
@@ -128,20 +132,13 @@ func (d *dialer) addresses() []netip.AddrPort {
 	return addrs
 }
 
-// ordered returns the addresses, those that failed lately last.
+// ordered returns the addresses, those that failed lately last, and of these
+// the latest last.
 func (d *dialer) ordered() []*endpoint {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	order := slices.Clone(d.endpoints)
-	slices.SortStableFunc(order, func(a, b *endpoint) int {
-		switch bad, worse := a.inDisgrace(), b.inDisgrace(); {
-		case bad == worse:
-			return 0
-		case bad:
-			return 1
-		}
-		return -1
-	})
+	slices.SortStableFunc(order, func(a, b *endpoint) int { return a.disgrace().Compare(b.disgrace()) })
 	return order
 }
 
@@ -171,6 +168,13 @@ func (d *dialer) dial(ctx context.Context) (*tls.Conn, *endpoint, error) {
 			if len(todo) == 0 {
 				continue
 			}
+			if !d.pace.allows(time.Now()) {
+				todo = nil
+				if problem == nil && underWay == 0 {
+					return nil, nil, d.pace.refusal()
+				}
+				continue
+			}
 			e := todo[0]
 			todo = todo[1:]
 			underWay++
@@ -181,6 +185,7 @@ func (d *dialer) dial(ctx context.Context) (*tls.Conn, *endpoint, error) {
 			if r.err == nil {
 				cancel()
 				closeRest(results, underWay)
+				d.pace.succeeded()
 				return r.conn, r.from, nil
 			}
 			if problem == nil {
@@ -190,6 +195,9 @@ func (d *dialer) dial(ctx context.Context) (*tls.Conn, *endpoint, error) {
 			}
 			next.Reset(0)
 		}
+	}
+	if ctx.Err() == nil {
+		d.pace.failed(time.Now(), problem)
 	}
 	return nil, nil, problem
 }

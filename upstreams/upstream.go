@@ -261,7 +261,7 @@ func (u *Upstream) connect(ctx context.Context) (*conn, error) {
 	case <-d.done:
 		return d.conn, d.err
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, fmt.Errorf("still connecting to %v: %w", u.Addresses(), context.Cause(ctx))
 	}
 }
 
