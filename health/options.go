@@ -11,7 +11,7 @@ import (
 type Options struct {
 	// Interval is how long an upstream that is up may go without an answer
 	// before it is probed. Live answers count: a busy upstream is never probed.
-	// Default: 10 s.
+	// Default: 30 s, as each probe of an idle upstream is a handshake.
 	Interval time.Duration `config:"interval"`
 	// ProbeName is the name that probes ask for: one that has to resolve,
 	// whatever the upstream filters. Default: the root, ".".
@@ -38,7 +38,7 @@ type Options struct {
 func Defaults() Options { return Options{}.withDefaults() }
 
 func (o Options) withDefaults() Options {
-	orDefault(&o.Interval, 10*time.Second)
+	orDefault(&o.Interval, 30*time.Second)
 	orDefault(&o.ProbeName, ".")
 	orDefault(&o.ProbeType, "NS")
 	orDefault(&o.ProbeTimeout, 2*time.Second)
