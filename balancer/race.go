@@ -129,7 +129,9 @@ func (r *race) start(m *member) {
 		defer cancel()
 		a.answer, a.err = m.Exchange(ctx, query)
 		m.outstanding.Add(-1)
-		m.losses.add(a.err != nil)
+		if a.err == nil || ctx.Err() == nil { // it ended by itself
+			m.losses.add(a.err != nil)
+		}
 		results <- a
 	}()
 }
@@ -174,9 +176,7 @@ func (r *race) settle(a *attempt) (answer wire.Answer, won bool) {
 		}
 		return wire.Answer{}, false
 	case acceptable(a.answer):
-		for _, w := range r.weak {
-			w.member.blame(r.query, w.answer.RCode())
-		}
+		r.won()
 		return a.answer, true
 	}
 	r.weak = append(r.weak, a)
@@ -192,6 +192,19 @@ func (r *race) settle(a *attempt) (answer wire.Answer, won bool) {
 	r.balancer.counts.seconds.Add(1)
 	r.start(next)
 	return wire.Answer{}, false
+}
+
+// won blames members that gave no answer, or an error, although there is one.
+// Nobody is blamed for a name that nobody answers.
+func (r *race) won() {
+	for _, w := range r.weak {
+		w.member.blame(r.query, w.answer.RCode())
+	}
+	for _, a := range r.open {
+		if a.late {
+			a.member.losses.add(true)
+		}
+	}
 }
 
 // worthAThirdOpinion reports whether to doubt what two members say of a name.
@@ -282,26 +295,33 @@ func (r *race) hedge() {
 			return
 		}
 		newest.late = true
-		newest.member.losses.add(true)
-	}
-	well := 0
-	for _, a := range r.open {
-		if a.member.Up() && !a.member.Suspect() {
-			well++
-		}
 	}
 	next := r.other()
 	if next == nil && len(r.weak) == 0 {
 		next = r.again()
 	}
-	if well+len(r.weak) >= sound || next == nil {
+	well := r.well()
+	switch {
+	case next == nil || well+len(r.weak) >= sound:
 		return
-	}
-	if free := well == 0 || time.Since(r.begin) >= lateHedge; !free && !r.balancer.hedges.spend() {
+	case well > 0 && len(r.open) > 1:
+		// Of several, one that is well does not answer: it is the name's fault.
+		return
+	case well > 0 && time.Since(r.begin) < lateHedge && !r.balancer.hedges.spend():
 		return
 	}
 	r.balancer.counts.hedges.Add(1)
 	r.start(next)
+}
+
+// well returns how many of those that are asked seem well.
+func (r *race) well() (n int) {
+	for _, a := range r.open {
+		if a.member.Up() && !a.member.Suspect() {
+			n++
+		}
+	}
+	return n
 }
 
 // fail returns the best there is: an error with its explanation, or ours.

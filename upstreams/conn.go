@@ -52,6 +52,7 @@ type conn struct {
 	lastSend atomic.Int64 // instant
 	lastRead atomic.Int64 // instant of the last answer
 	waiting  atomic.Int64 // instant of the first query since the last answer, or 0
+	tested   atomic.Bool  // since then, it was asked something that must have an answer
 	rested   atomic.Int64 // how long it had been idle before that query, in nanoseconds
 
 	// mu guards what follows. Nothing blocks while it is held.
@@ -138,7 +139,7 @@ func (c *conn) send(q wire.Query) (*call, error) {
 	c.nextID++
 	c.calls[call.id] = call
 	if c.pending.Add(1) == 1 {
-		c.timer.Reset(retireAfter)
+		c.timer.Reset(testAfter)
 	}
 	if c.waiting.CompareAndSwap(0, now) {
 		c.rested.Store(now - max(c.lastSend.Load(), c.lastRead.Load()))
@@ -275,7 +276,9 @@ func (c *conn) receive(message []byte) bool {
 	now := u.now()
 	c.lastRead.Store(now)
 	c.waiting.Store(0)
+	c.tested.Store(false)
 	u.waiting.Store(0)
+	u.remember(call.query, now)
 	u.rtt.sample(time.Duration(now - call.sent))
 	u.counts.answered.Add(1)
 	call.result <- result{answer: answer}
@@ -288,14 +291,16 @@ func (c *conn) check() {
 	now := c.upstream.now()
 	var next time.Duration
 	if c.pending.Load() > 0 {
-		next = retireAfter - c.silentFor(now)
-		if next <= 0 {
-			c.from.suspect()
-			if c.lastRead.Load() > c.born {
-				c.upstream.learnIdleLimit(time.Duration(c.rested.Load()))
-			}
-			c.close(errSilent)
+		silent := c.silentFor(now)
+		switch {
+		case silent >= retireAfter:
+			c.retire()
 			return
+		case silent >= testAfter:
+			next = retireAfter - silent
+			c.test()
+		default:
+			next = testAfter - silent
 		}
 	} else {
 		next = time.Duration(c.upstream.idleLimit.Load()) - time.Duration(now-c.lastSend.Load())
@@ -309,6 +314,23 @@ func (c *conn) check() {
 		c.timer.Reset(max(next, time.Millisecond))
 	}
 	c.mu.Unlock()
+}
+
+// test asks again what the upstream has answered before. Silence may be the
+// fault of the names that the connection was asked; this one must be answered.
+func (c *conn) test() {
+	if known := c.upstream.known.Load(); known != nil && !c.tested.Swap(true) {
+		_, _ = c.send(known.query) // an error ends the connection anyway
+	}
+}
+
+// retire gives up a connection that is dead although nobody has said so.
+func (c *conn) retire() {
+	c.from.suspect()
+	if c.lastRead.Load() > c.born {
+		c.upstream.learnIdleLimit(time.Duration(c.rested.Load()))
+	}
+	c.close(errSilent)
 }
 
 // close ends the connection and fails the calls under way. Only the first call

@@ -30,6 +30,9 @@ const (
 	// retireAfter is how long a connection may be silent, with queries under
 	// way, before it is given up. Lost segments are sent again well within it.
 	retireAfter = time.Second
+	// testAfter is how long it may be silent before it is asked something that
+	// the upstream can certainly answer.
+	testAfter = retireAfter / 3
 	// idleLimitMin is the least that idle connections are kept, however soon
 	// something on the way seems to forget them.
 	idleLimitMin = 200 * time.Millisecond
@@ -63,8 +66,9 @@ type Upstream struct {
 	wg        sync.WaitGroup
 	ctx       context.Context // ends with Close
 	stop      context.CancelFunc
-	growAfter atomic.Int64 // instant
-	idleLimit atomic.Int64 // how long a connection may be idle, in nanoseconds
+	growAfter atomic.Int64               // instant
+	known     atomic.Pointer[knownQuery] // or nil
+	idleLimit atomic.Int64               // how long a connection may be idle, in nanoseconds
 	counts    counters
 
 	// mu guards the pool. Nothing blocks while it is held.
@@ -120,6 +124,20 @@ func (u *Upstream) Silent() time.Duration {
 }
 
 func (u *Upstream) now() int64 { return int64(time.Since(u.epoch)) + 1 }
+
+// A knownQuery is one that the upstream has answered.
+type knownQuery struct {
+	query wire.Query
+	at    int64 // instant
+}
+
+// remember keeps q as something that the upstream can answer, a new one each
+// second.
+func (u *Upstream) remember(q wire.Query, now int64) {
+	if known := u.known.Load(); known == nil || now-known.at > int64(time.Second) {
+		u.known.Store(&knownQuery{query: q, at: now})
+	}
+}
 
 // learnIdleLimit takes note that a connection went silent after it had been idle
 // for so long: a middlebox between forgets flows, as many home routers do.
