@@ -201,6 +201,7 @@ func (u *Upstream) exchangeBeside(ctx context.Context, c *conn, q wire.Query) (w
 		return wire.Answer{}, err
 	}
 	defer c.forget(first)
+	c.from.suspect() // the fresh one is to go elsewhere, if there is an elsewhere
 	d := u.startDial()
 	select {
 	case r := <-first.result:

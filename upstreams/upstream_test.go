@@ -523,6 +523,36 @@ func TestTheNextAddressIsUsedWhenOneFails(t *testing.T) {
 	}, 600*time.Millisecond)
 }
 
+func TestLosingOneAddressIsNotLosingTheUpstream(t *testing.T) {
+	t.Parallel()
+	ca := dottest.NewCA()
+	lost, other := dottest.NewServer(t, dottest.Options{CA: ca}), dottest.NewServer(t, dottest.Options{CA: ca})
+	u := open(t, trusting(t, lost, other))
+	if err := many(u, 20, "w%d.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	if other.Stats().Accepted != 0 {
+		t.Fatal("the second address is in use although the first works")
+	}
+	if err := lost.Blackhole(); err != nil {
+		t.Fatal(err)
+	}
+	lost.FreezeConnections()
+	begin := time.Now()
+	first := make(chan error, 1)
+	go func() { first <- askWithin(u, "first.example.com", 3*time.Second) }()
+	eventually(t, "silence", func() bool { return u.Silent() > 2*patienceMin+10*time.Millisecond })
+	if err := askWithin(u, "next.example.com", time.Second); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took > 400*time.Millisecond {
+		t.Errorf("the other address was found after %v", took)
+	}
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestDialsEndInTimeAndSayWhichSettingApplies(t *testing.T) {
 	t.Parallel()
 	s := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{{Greeting: dottest.HandshakeStalls}}})

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"dotgate/configs"
@@ -26,27 +27,47 @@ func healthcheck(ctx context.Context, config *configs.Config, out io.Writer) err
 	if err != nil {
 		return err
 	}
+	var asked []string
 	for _, addr := range config.Gateway.Listen {
-		addr = reachable(addr)
-		for _, network := range []string{"udp", "tcp"} {
-			if err := ask(ctx, network, addr, query); err != nil {
-				return fmt.Errorf("ask %s over %s for %v: %w", addr, network, query, err)
-			}
+		where, err := askSome(ctx, reachable(addr), query)
+		if err != nil {
+			return err
 		}
+		asked = append(asked, where.String())
 	}
-	fmt.Fprintf(out, "ok: %s answered over UDP and TCP\n", joined(config.Gateway.Listen, func(a netip.AddrPort) string { return reachable(a).String() }))
+	fmt.Fprintf(out, "ok: %s answered over UDP and TCP\n", strings.Join(asked, ", "))
 	return nil
 }
 
-// reachable turns a wildcard address into one that can be asked.
-func reachable(addr netip.AddrPort) netip.AddrPort {
+// reachable returns the addresses at which to ask who listens at addr: any of
+// them will do. A wildcard of IPv6 is one of IPv4 too, and may be only that.
+func reachable(addr netip.AddrPort) []netip.AddrPort {
+	loopback4 := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), addr.Port())
 	switch {
 	case !addr.Addr().IsUnspecified():
-		return addr
+		return []netip.AddrPort{addr}
 	case addr.Addr().Is4():
-		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), addr.Port())
+		return []netip.AddrPort{loopback4}
 	}
-	return netip.AddrPortFrom(netip.IPv6Loopback(), addr.Port())
+	return []netip.AddrPort{loopback4, netip.AddrPortFrom(netip.IPv6Loopback(), addr.Port())}
+}
+
+// askSome returns the first of addrs that answers over both UDP and TCP.
+func askSome(ctx context.Context, addrs []netip.AddrPort, query wire.Query) (netip.AddrPort, error) {
+	var problem error
+	for _, addr := range addrs {
+		problem = nil
+		for _, network := range []string{"udp", "tcp"} {
+			if err := ask(ctx, network, addr, query); err != nil {
+				problem = fmt.Errorf("ask %s over %s for %v: %w", addr, network, query, err)
+				break
+			}
+		}
+		if problem == nil {
+			return addr, nil
+		}
+	}
+	return netip.AddrPort{}, problem
 }
 
 func ask(ctx context.Context, network string, addr netip.AddrPort, query wire.Query) error {
