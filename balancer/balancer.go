@@ -24,6 +24,9 @@ type Member interface {
 	Up() bool
 	// Suspect reports whether something seems wrong with a member that is up.
 	Suspect() bool
+	// Alive reports whether the member has answered anything since then. If it
+	// has not, it is probed, so that asking again soon tells.
+	Alive(since time.Time) bool
 	// Silent returns how long a sign of life has been owed; 0 if none is.
 	Silent() time.Duration
 	// Latency returns how long an answer usually takes, 0 if unknown, and how

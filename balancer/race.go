@@ -258,7 +258,7 @@ func (r *race) wait(nobody bool) time.Duration {
 	}
 	rest := despair - elapsed
 	if rest <= 0 {
-		rest = 100 * time.Millisecond // somebody lives; look again whether still
+		rest = 100 * time.Millisecond // somebody lives: it is worth waiting
 	}
 	newest := r.open[len(r.open)-1]
 	if newest.late { // there was no hedge, so far; look again, ever less often
@@ -277,8 +277,8 @@ func (r *race) hopeless(nobody bool) bool {
 	if elapsed < despair {
 		return false
 	}
-	for _, m := range r.balancer.members {
-		if m.Up() && !m.Suspect() {
+	for _, m := range r.order {
+		if m.Up() && m.Alive(r.begin.Add(r.keenest)) {
 			return len(r.weak) > 0
 		}
 	}
@@ -314,10 +314,16 @@ func (r *race) hedge() {
 	r.start(next)
 }
 
-// well returns how many of those that are asked seem well.
+// well returns how many of those that are asked seem well: they have answered
+// others since. What counts is what came after this query was overdue. For the
+// first hedge that would be too much to ask.
 func (r *race) well() (n int) {
 	for _, a := range r.open {
-		if a.member.Up() && !a.member.Suspect() {
+		since := a.began
+		if len(r.open) > 1 {
+			since = since.Add(r.patience(a))
+		}
+		if a.member.Up() && a.member.Alive(since) {
 			n++
 		}
 	}

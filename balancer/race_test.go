@@ -103,6 +103,8 @@ func (m *fake) Suspect() bool {
 	return m.suspect || m.silent && !m.pending.IsZero() && time.Since(m.pending) >= 40*time.Millisecond
 }
 
+func (m *fake) Alive(time.Time) bool { return !m.silent && !m.down }
+
 func (m *fake) Silent() time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()

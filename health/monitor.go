@@ -128,6 +128,16 @@ func (m *Monitor) Latency() (usual, patience time.Duration) { return m.upstream.
 // Silent is the upstream's.
 func (m *Monitor) Silent() time.Duration { return m.upstream.Silent() }
 
+// Alive reports whether the upstream has answered anything since then. If not, a
+// probe is on its way.
+func (m *Monitor) Alive(since time.Time) bool {
+	if m.answeredSince(since) {
+		return true
+	}
+	m.nudge()
+	return false
+}
+
 // Up reports whether the upstream should get live queries.
 func (m *Monitor) Up() bool { return m.up.Load() }
 
@@ -135,13 +145,19 @@ func (m *Monitor) Up() bool { return m.up.Load() }
 // sign of life is overdue, or several exchanges failed in a row. A probe settles
 // it soon.
 func (m *Monitor) Suspect() bool {
-	_, patience := m.upstream.Latency()
-	if m.upstream.Silent() <= patience && m.failures.Load() < int32(m.o.Failures) {
+	if !m.overdue() && !m.failing() {
 		return false
 	}
 	m.nudge()
 	return true
 }
+
+func (m *Monitor) overdue() bool {
+	_, patience := m.upstream.Latency()
+	return m.upstream.Silent() > patience
+}
+
+func (m *Monitor) failing() bool { return m.failures.Load() >= int32(m.o.Failures) }
 
 func (m *Monitor) nudge() {
 	select {
