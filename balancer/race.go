@@ -250,13 +250,24 @@ func (r *race) patience(a *attempt) time.Duration {
 	return min(p, 2*r.keenest)
 }
 
+// despair returns how long to wait without a sign of life: longer if somebody
+// who is asked is so far away that a dial takes longer.
+func (r *race) despair() time.Duration {
+	limit := despair
+	for _, a := range r.open {
+		usual, _ := a.member.Latency()
+		limit = max(limit, usual*3/2)
+	}
+	return limit
+}
+
 // wait returns how long to wait before something is to be done.
 func (r *race) wait(nobody bool) time.Duration {
 	elapsed := time.Since(r.begin)
 	if nobody {
 		return max(resigned-elapsed, 0)
 	}
-	rest := despair - elapsed
+	rest := r.despair() - elapsed
 	if rest <= 0 {
 		rest = 100 * time.Millisecond // somebody lives: it is worth waiting
 	}
@@ -274,7 +285,7 @@ func (r *race) hopeless(nobody bool) bool {
 	if nobody {
 		return elapsed >= resigned
 	}
-	if elapsed < despair {
+	if elapsed < r.despair() {
 		return false
 	}
 	for _, m := range r.order {

@@ -19,8 +19,10 @@ func (m *Monitor) settle(ctx context.Context, woken bool) {
 		return
 	}
 	accused := woken && m.accused()
-	_, patience := m.upstream.Latency()
-	limit := min(max(verdictMin, 3*patience), m.o.ProbeTimeout)
+	limit := m.o.ProbeTimeout
+	if usual, patience := m.upstream.Latency(); usual > 0 {
+		limit = min(max(verdictMin, 3*patience), limit)
+	}
 	err := m.probe(ctx, limit)
 	weak := errors.Is(err, errWeakProbe)
 	switch {

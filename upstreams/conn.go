@@ -86,7 +86,7 @@ func newConn(u *Upstream, secured *tls.Conn, from *endpoint) *conn {
 	}
 	c.lastSend.Store(now)
 	c.lastRead.Store(now)
-	c.timer = time.AfterFunc(time.Duration(u.idleLimit.Load()), c.check)
+	c.timer = time.AfterFunc(u.idleFor(), c.check)
 	return c
 }
 
@@ -196,7 +196,7 @@ func (c *conn) writeLoop() {
 		c.mu.Lock()
 		frames, c.out = c.out, frames[:0]
 		c.mu.Unlock()
-		if len(frames) == 0 {
+		if len(frames) == 0 || c.drill().swallows() {
 			continue
 		}
 		if _, err := c.tls.Write(frames); err != nil {
@@ -214,12 +214,17 @@ func (c *conn) readLoop() {
 	for {
 		frame, err := nextFrame(r)
 		if err != nil {
+			c.drill().conceal(c)
 			c.close(fmt.Errorf("read: %w", err))
 			return
 		}
-		if c.receive(frame) {
+		switch c.drill().pass(c, frame) {
+		case proper:
 			bad = 0
-		} else if bad++; bad >= maxBad {
+		case improper:
+			bad++
+		}
+		if bad >= maxBad {
 			c.close(errBad)
 			return
 		}
@@ -250,18 +255,26 @@ func nextFrame(r *bufio.Reader) ([]byte, error) {
 	return frame[2:], nil
 }
 
-// receive completes the call that message answers. It reports whether message
-// was an answer to something asked.
-func (c *conn) receive(message []byte) bool {
+// quality is what a message from upstream was worth.
+type quality uint8
+
+const (
+	proper   quality = iota // an answer
+	improper                // to be counted against the connection
+	unasked                 // late, most often: nobody waits for it any more
+)
+
+// receive completes the call that message answers.
+func (c *conn) receive(message []byte) quality {
 	u := c.upstream
 	if len(message) < 2 {
 		u.counts.malformed.Add(1)
-		return false
+		return improper
 	}
 	call := c.take(wire.ID(message))
 	if call == nil {
 		u.counts.unasked.Add(1)
-		return false
+		return unasked
 	}
 	answer, err := wire.ParseAnswer(call.query, message)
 	if err != nil {
@@ -271,18 +284,19 @@ func (c *conn) receive(message []byte) bool {
 			u.counts.malformed.Add(1)
 		}
 		call.result <- result{err: err}
-		return false
+		return improper
 	}
 	now := u.now()
 	c.lastRead.Store(now)
 	c.waiting.Store(0)
 	c.tested.Store(false)
 	u.waiting.Store(0)
+	u.lastRead.Store(now)
 	u.remember(call.query, now)
 	u.rtt.sample(time.Duration(now - call.sent))
 	u.counts.answered.Add(1)
 	call.result <- result{answer: answer}
-	return true
+	return proper
 }
 
 // check closes the connection if it has been idle or silent for too long, and
@@ -303,7 +317,7 @@ func (c *conn) check() {
 			next = testAfter - silent
 		}
 	} else {
-		next = time.Duration(c.upstream.idleLimit.Load()) - time.Duration(now-c.lastSend.Load())
+		next = c.upstream.idleFor() - time.Duration(now-c.lastSend.Load())
 		if next <= 0 {
 			c.close(errIdle)
 			return
@@ -327,8 +341,8 @@ func (c *conn) test() {
 // retire gives up a connection that is dead although nobody has said so.
 func (c *conn) retire() {
 	c.from.suspect()
-	if c.lastRead.Load() > c.born {
-		c.upstream.learnIdleLimit(time.Duration(c.rested.Load()))
+	if u := c.upstream; c.lastRead.Load() > c.born && u.lastRead.Load() > c.waiting.Load() {
+		u.learnIdleLimit(time.Duration(c.rested.Load())) // other connections were fine meanwhile
 	}
 	c.close(errSilent)
 }

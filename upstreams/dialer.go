@@ -39,6 +39,7 @@ type dialer struct {
 	pace                       pace
 	noSessions                 atomic.Int64 // until when no session is offered, in Unix nanoseconds
 	dials, handshakes, resumed atomic.Uint64
+	drill                      atomic.Pointer[rehearsal] // under way, or nil
 
 	mu        sync.Mutex
 	endpoints []*endpoint
@@ -262,6 +263,9 @@ func (s *offeredSessions) Get(key string) (*tls.ClientSessionState, bool) {
 
 func (d *dialer) secure(ctx context.Context, addr netip.AddrPort, config *tls.Config) (*tls.Conn, error) {
 	d.dials.Add(1)
+	if err := d.drill.Load().stall(ctx, d.o.ConnectTimeout); err != nil {
+		return nil, err
+	}
 	tcp, err := connect(ctx, addr, d.o.ConnectTimeout)
 	if err != nil {
 		return nil, err
@@ -289,9 +293,13 @@ func connect(ctx context.Context, addr netip.AddrPort, limit time.Duration) (net
 	conn, err := dialer.DialContext(ctx, "tcp", addr.String())
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
-		return nil, fmt.Errorf("no connection within %v (setting connect_timeout)", limit)
+		return nil, noConnection(limit)
 	}
 	return conn, err
+}
+
+func noConnection(limit time.Duration) error {
+	return fmt.Errorf("no connection within %v (setting connect_timeout)", limit)
 }
 
 // explain adds to a certificate's failure what its text leaves open.

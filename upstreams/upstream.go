@@ -36,6 +36,8 @@ const (
 	// idleLimitMin is the least that idle connections are kept, however soon
 	// something on the way seems to forget them.
 	idleLimitMin = 200 * time.Millisecond
+	// idleLimitWhile is how long that is believed.
+	idleLimitWhile = 10 * time.Minute
 	// growPause is how long no further connection is tried after the upstream
 	// closed one without an answer: it may allow only so many.
 	growPause = 10 * time.Second
@@ -68,7 +70,8 @@ type Upstream struct {
 	stop      context.CancelFunc
 	growAfter atomic.Int64               // instant
 	known     atomic.Pointer[knownQuery] // or nil
-	idleLimit atomic.Int64               // how long a connection may be idle, in nanoseconds
+	lastRead  atomic.Int64               // instant of the last answer
+	idleLimit atomic.Pointer[idleLimit]  // learnt, or nil
 	counts    counters
 
 	// mu guards the pool. Nothing blocks while it is held.
@@ -89,7 +92,6 @@ func New(o Options) (*Upstream, error) {
 		return nil, err
 	}
 	u := &Upstream{o: o, log: o.Log.With("upstream", o.Name), epoch: time.Now()}
-	u.idleLimit.Store(int64(o.IdleTimeout))
 	u.ctx, u.stop = context.WithCancel(context.Background())
 	if err := u.dialer.init(o, u.log); err != nil {
 		return nil, fmt.Errorf("upstream %s: %w", o.Name, err)
@@ -139,14 +141,30 @@ func (u *Upstream) remember(q wire.Query, now int64) {
 	}
 }
 
+// idleFor returns how long a connection may be idle.
+func (u *Upstream) idleFor() time.Duration {
+	if learnt := u.idleLimit.Load(); learnt != nil && u.now() < learnt.until {
+		return learnt.limit
+	}
+	return u.o.IdleTimeout
+}
+
+// An idleLimit is less than the configured one, for a while.
+type idleLimit struct {
+	limit time.Duration
+	until int64 // instant
+}
+
 // learnIdleLimit takes note that a connection went silent after it had been idle
 // for so long: a middlebox between forgets flows, as many home routers do.
 func (u *Upstream) learnIdleLimit(idle time.Duration) {
 	limit := max(idle*3/4, idleLimitMin)
-	if idle >= idleLimitMin && limit < time.Duration(u.idleLimit.Load()) {
-		u.idleLimit.Store(int64(limit))
-		u.log.Info("closing idle connections earlier: one was forgotten on the way", "idle", idle.Round(time.Millisecond), "limit", limit.Round(time.Millisecond))
+	if idle < idleLimitMin || limit >= u.idleFor() {
+		return
 	}
+	u.idleLimit.Store(&idleLimit{limit: limit, until: u.now() + int64(idleLimitWhile)})
+	u.log.Info("closing idle connections earlier: one was forgotten on the way",
+		"idle", idle.Round(time.Millisecond), "limit", limit.Round(time.Millisecond), "for", idleLimitWhile)
 }
 
 func (u *Upstream) open() int {
@@ -338,6 +356,9 @@ func (u *Upstream) runDial(d *dial) {
 	if d.conn == nil && c != nil {
 		c.close(ErrClosed)
 	}
+	if d.conn != nil {
+		c.drill().welcome(c)
+	}
 	close(d.done)
 }
 
@@ -377,13 +398,15 @@ type counters struct {
 	unasked, mismatched, malformed atomic.Uint64
 }
 
-// Counts are totals since New.
+// Counts are totals since New, but for the one that says "now".
 type Counts struct {
 	Dials, Handshakes, Resumed uint64 // TCP connects tried; TLS handshakes completed, and how many of them resumed
 	Sent, Answered, Resent     uint64 // queries sent, answers accepted, queries sent again after their connection died
 	Unasked                    uint64 // responses to no query under way: late, duplicate, or wrong ID
 	Mismatched                 uint64 // responses to another question
 	Malformed                  uint64 // responses that are not well-formed, or truncated
+
+	Open int // connections open now
 }
 
 // Counts returns the totals.
@@ -393,5 +416,6 @@ func (u *Upstream) Counts() Counts {
 		Dials: u.dialer.dials.Load(), Handshakes: u.dialer.handshakes.Load(), Resumed: u.dialer.resumed.Load(),
 		Sent: c.sent.Load(), Answered: c.answered.Load(), Resent: c.resent.Load(),
 		Unasked: c.unasked.Load(), Mismatched: c.mismatched.Load(), Malformed: c.malformed.Load(),
+		Open: u.open(),
 	}
 }

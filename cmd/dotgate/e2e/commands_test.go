@@ -97,6 +97,7 @@ func TestQueriesThatNobodyAnswersDoNotDelayTheEnd(t *testing.T) {
 	g := startGateway(t, urls)
 	const n = 20
 	l := dottestLoad(g.addr, "never", n, 0) // a word to dottest, too
+	l.patience = 4 * time.Second
 	var o outcome
 	var clients sync.WaitGroup
 	clients.Go(func() { o = l.run(t) })

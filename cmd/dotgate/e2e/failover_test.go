@@ -41,6 +41,24 @@ func TestNoQueryFailsWhenAnUpstreamComesAndGoes(t *testing.T) {
 	}
 }
 
+// A busy machine, a garbage collector or a lost segment holds up an upstream for
+// a moment. That there is no other one must not cost a query.
+func TestNoQueryFailsWhenTheOnlyUpstreamHiccups(t *testing.T) {
+	for _, pause := range []time.Duration{50 * time.Millisecond, 150 * time.Millisecond, 400 * time.Millisecond} {
+		t.Run(pause.String(), func(t *testing.T) {
+			u := newUnbound(t, unboundAddrs[0])
+			u.start(t)
+			g := startGateway(t, []string{url(u.addr)})
+			l := unboundLoad(g, 2000, 1000)
+			l.halfway = func() {
+				u.freeze()
+				time.AfterFunc(pause, u.thaw)
+			}
+			l.run(t).mustBeWhole(t)
+		})
+	}
+}
+
 func TestThatNobodyIsThereIsToldSoon(t *testing.T) {
 	for what, lose := range map[string]func(*unbound){"killed": (*unbound).kill, "silent": (*unbound).freeze} {
 		t.Run(what, func(t *testing.T) {

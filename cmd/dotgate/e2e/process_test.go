@@ -164,7 +164,7 @@ func launch(t *testing.T, upstreams []string, more ...string) *gateway {
 	g.process = start(t, environment(g.addr, upstreams, more...), dotgate, "serve")
 	t.Cleanup(func() {
 		g.stop(t)
-		for _, alarm := range []string{"DATA RACE", "BUG", "panic", "goroutine "} {
+		for _, alarm := range []string{"DATA RACE", "BUG:", "panic:", "goroutine "} {
 			if g.output.contains(alarm) {
 				t.Errorf("dotgate said %q:\n%s", alarm, g.output.String())
 			}

@@ -29,12 +29,14 @@ type unbound struct {
 	config string // its file
 }
 
-// The addresses are not those that container engines use for their own DNS.
-var unboundAddrs = []netip.Addr{
-	netip.AddrFrom4([4]byte{127, 0, 53, 11}),
-	netip.AddrFrom4([4]byte{127, 0, 53, 12}),
-	netip.AddrFrom4([4]byte{127, 0, 53, 13}),
-}
+// Each run has addresses of its own, so that several may go on at once.
+var unboundAddrs = func() (addrs []netip.Addr) {
+	pid := os.Getpid()
+	for host := range 3 {
+		addrs = append(addrs, netip.AddrFrom4([4]byte{127, 64 + byte(pid>>8)%128, byte(pid), byte(11 + host)}))
+	}
+	return addrs
+}()
 
 //go:embed testdata/example.com.zone
 var exampleZone []byte
@@ -79,6 +81,9 @@ func (u *unbound) start(t *testing.T) {
 
 // freeze makes u silent: its sockets are open, and nothing comes back.
 func (u *unbound) freeze() { u.signal(syscall.SIGSTOP) }
+
+// thaw ends that.
+func (u *unbound) thaw() { u.signal(syscall.SIGCONT) }
 
 // portOf returns 853, or some free port of addr for those who may not have it.
 func portOf(t *testing.T, addr netip.Addr) uint16 {

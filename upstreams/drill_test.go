@@ -1,0 +1,258 @@
+package upstreams
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"dotgate/gateway/wire"
+	"dotgate/upstreams/dottest"
+)
+
+func TestParseDrill(t *testing.T) {
+	t.Parallel()
+	f := func(text string, want Drill) {
+		t.Helper()
+		got, err := ParseDrill(text)
+		if err != nil || got != want {
+			t.Errorf("%s: got %+v, %v", text, got, err)
+		}
+		if again, err := ParseDrill(got.String()); err != nil || again != got {
+			t.Errorf("%s: prints as %s: %v", text, got, err)
+		}
+	}
+	f("blackhole", Drill{Fault: Blackhole})
+	f("delay=300ms", Drill{Fault: Late, Delay: 300 * time.Millisecond})
+	f("delay=10s", Drill{Fault: Late, Delay: 10 * time.Second})
+	f("servfail=20%", Drill{Fault: ServFail, Share: 20})
+	f("servfail=100%", Drill{Fault: ServFail, Share: 100})
+	f("close", Drill{Fault: Hangup})
+}
+
+func TestParseDrillSaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	f := func(text, want string) {
+		t.Helper()
+		if d, err := ParseDrill(text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, %v, want %s", text, d, err, want)
+		}
+	}
+	f("", `"" is no fault; there are blackhole, delay=300ms, servfail=20%, close`)
+	f("blackhol", `"blackhol" is no fault; there are`)
+	f("Close", "is no fault")
+	f("blackhole=1", `"blackhole=1": blackhole takes no value`)
+	f("close=", "takes no value")
+	f("delay", `"delay" is no delay; write one such as delay=300ms`)
+	f("delay=300", "is no delay")
+	f("delay=0s", "must be above 0")
+	f("delay=-1s", "must be above 0")
+	f("delay=11s", "at most 10s")
+	f("servfail", "is no share of the answers; write one such as servfail=20%")
+	f("servfail=20", "is no share")
+	f("servfail=few%", "is no share")
+	f("servfail=0%", "between 1% and 100%")
+	f("servfail=101%", "between 1% and 100%")
+}
+
+// drill starts a drill of u. It ends with the test or when end is called, which
+// waits for that.
+func drill(t testing.TB, u *Upstream, text string) (end func()) {
+	t.Helper()
+	d, err := ParseDrill(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- u.Drill(ctx, d) }()
+	for u.dialer.drill.Load() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	end = func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		done <- nil
+	}
+	t.Cleanup(end)
+	return end
+}
+
+func TestADrilledBlackHoleSwallowsQueriesAndConnections(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{})
+	o := trusting(t, s)
+	o.ConnectTimeout = 300 * time.Millisecond
+	u := open(t, o)
+	if err := ask(u, "before.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	queries := s.Stats().Queries
+	end := drill(t, u, "blackhole")
+	if err := askWithin(u, "open.example.com", 250*time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("over the open connection: %v", err)
+	}
+	if u.Silent() < 250*time.Millisecond {
+		t.Errorf("silent for %v only", u.Silent())
+	}
+	s.CloseConnections(dottest.FIN)
+	began := time.Now()
+	err := askWithin(u, "fresh.example.com", 5*time.Second)
+	if err == nil || !strings.Contains(err.Error(), "no connection within 300ms (setting connect_timeout)") && !errors.Is(err, errSilent) {
+		t.Errorf("over a fresh connection, after %v: %v", time.Since(began), err)
+	}
+	if got := s.Stats(); got.Queries != queries || got.Accepted != 1 {
+		t.Errorf("the server saw %+v", got)
+	}
+	end()
+	if err := ask(u, "after.example.com"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestADrilledBlackHoleSwallowsAnswersOnTheirWay(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{{Delay: 200 * time.Millisecond}}})
+	u := open(t, trusting(t, s))
+	if err := ask(u, "before.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	lost := make(chan error, 1)
+	go func() { lost <- askWithin(u, "under-way.example.com", 500*time.Millisecond) }()
+	for s.Stats().Queries < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	drill(t, u, "blackhole")
+	if err := <-lost; !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestADrilledDelayHoldsEachAnswerBackAndNotTheNext(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{})
+	u := open(t, trusting(t, s))
+	if err := ask(u, "before.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	end := drill(t, u, "delay=200ms")
+	began := time.Now()
+	if err := many(u, 50, "n%d.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took < 200*time.Millisecond || took > 2*time.Second {
+		t.Errorf("50 answers took %v together", took)
+	}
+	if n := s.Stats().Accepted; n > 2 {
+		t.Errorf("%d connections", n)
+	}
+	end()
+	began = time.Now()
+	if err := ask(u, "after.example.com"); err != nil || time.Since(began) > 150*time.Millisecond {
+		t.Errorf("after %v: %v", time.Since(began), err)
+	}
+}
+
+func TestTheEndOfADelayLetsHeldAnswersGo(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{})
+	u := open(t, trusting(t, s))
+	if err := ask(u, "before.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	end := drill(t, u, "delay=10s")
+	got := make(chan error, 1)
+	go func() { got <- ask(u, "held.example.com") }()
+	for s.Stats().Answers < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	end()
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestADrilledServFailStrikesItsShareOfTheAnswers(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{})
+	u := open(t, trusting(t, s))
+	drill(t, u, "servfail=30%")
+	const n = 500
+	failed := 0
+	for i := range n {
+		q, err := wire.NewQuery(fmt.Sprintf("n%d.example.com", i), "A")
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := u.Exchange(t.Context(), q)
+		switch {
+		case err != nil:
+			t.Fatal(err)
+		case a.RCode() == wire.ServFail:
+			failed++
+		}
+	}
+	if failed < n*20/100 || failed > n*40/100 {
+		t.Errorf("%d of %d are SERVFAIL", failed, n)
+	}
+	if c := u.Counts(); c.Answered != n || c.Malformed+c.Mismatched+c.Unasked != 0 {
+		t.Errorf("odd answers: %+v", c)
+	}
+}
+
+func TestADrilledHangupClosesConnectionsOpenAndNew(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{})
+	u := open(t, trusting(t, s))
+	if err := ask(u, "before.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	end := drill(t, u, "close")
+	for u.Counts().Open > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := ask(u, "during.example.com"); err == nil || !strings.Contains(err.Error(), "EOF") {
+		t.Errorf("got %v", err)
+	}
+	if got := s.Stats(); got.Handshakes < 2 || got.Queries != 1 {
+		t.Errorf("the server saw %+v", got)
+	}
+	end()
+	if err := ask(u, "after.example.com"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestThereIsOneDrillAtATimeAndNoneAfterClose(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{})
+	u := open(t, trusting(t, s))
+	drill(t, u, "blackhole")
+	if err := u.Drill(t.Context(), Drill{Fault: Hangup}); !errors.Is(err, ErrDrill) {
+		t.Errorf("got %v", err)
+	}
+	began := time.Now()
+	go u.Close() // must not wait for what is held up
+	for u.dialer.drill.Load() != nil {
+		time.Sleep(time.Millisecond)
+	}
+	if err := u.Drill(context.Background(), Drill{Fault: Blackhole}); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("the end took %v", took)
+	}
+}
+
+func BenchmarkNoDrill(b *testing.B) {
+	c := &conn{upstream: new(Upstream)}
+	for b.Loop() {
+		if c.drill().swallows() {
+			b.Fatal("there is one")
+		}
+	}
+}
