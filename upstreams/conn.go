@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -193,6 +194,9 @@ func (c *conn) writeLoop() {
 			}
 			return
 		}
+		// Whoever else is about to ask does so now, and shares the record: a
+		// write costs more than all else about a query.
+		runtime.Gosched()
 		c.mu.Lock()
 		frames, c.out = c.out, frames[:0]
 		c.mu.Unlock()
