@@ -17,6 +17,7 @@ import (
 
 	"dotgate/balancer"
 	"dotgate/gateway"
+	"dotgate/gateway/cache"
 	"dotgate/health"
 	"dotgate/upstreams"
 )
@@ -25,6 +26,7 @@ import (
 // checked, but no Options have a Log yet.
 type Config struct {
 	Gateway gateway.Options `config:"gateway"`
+	Cache   cache.Options   `config:"cache"`
 	// Upstreams are never empty, and no two have one name.
 	Upstreams []Upstream `config:"upstreams"`
 	// Bootstrap serves the upstreams that have a host and no resolvers of their
@@ -32,6 +34,7 @@ type Config struct {
 	Bootstrap []string         `config:"bootstrap"`
 	Balancer  balancer.Options `config:"balancer"`
 	Health    health.Options   `config:"health"`
+	Control   Control          `config:"control"`
 	Log       Log              `config:"log"`
 
 	sources map[string]source // of each key: where its value is from
@@ -131,8 +134,10 @@ func newLoader(file string) *loader {
 func defaults() *Config {
 	c := &Config{
 		Gateway:  gateway.Defaults(),
+		Cache:    cache.Defaults(),
 		Balancer: balancer.Defaults(),
 		Health:   health.Defaults(),
+		Control:  Control{Socket: SocketAuto},
 		Log:      Log{Level: slog.LevelInfo, Format: "text"},
 		sources:  make(map[string]source),
 	}
@@ -188,9 +193,11 @@ func (l *loader) layers(s Sources) *viper.Viper {
 func (l *loader) check() {
 	c := l.config
 	c.Gateway.Check(l.reporter("gateway"))
+	c.Cache.Check(l.reporter("cache"))
 	l.checkUpstreams()
 	l.checkBootstrap()
 	c.Balancer.Check(l.reporter("balancer"))
 	c.Health.Check(l.reporter("health"))
+	c.Control.Check(l.reporter("control"))
 	c.Log.Check(l.reporter("log"))
 }

@@ -14,6 +14,7 @@ import (
 
 	"dotgate/balancer"
 	"dotgate/gateway"
+	"dotgate/gateway/cache"
 	"dotgate/health"
 )
 
@@ -39,6 +40,9 @@ func TestNothingGivenIsTheDefaults(t *testing.T) {
 		t.Helper()
 		c := mustParse(t, document)
 		g, b, h := gateway.Defaults(), balancer.Defaults(), health.Defaults()
+		if !reflect.DeepEqual(c.Cache, cache.Defaults()) {
+			t.Errorf("%q: got %+v", document, c.Cache)
+		}
 		g.Log, b.Log, h.Log = nil, nil, nil
 		if !reflect.DeepEqual(c.Gateway, g) || !reflect.DeepEqual(c.Balancer, b) || !reflect.DeepEqual(c.Health, h) {
 			t.Errorf("%q: got %+v", document, c)
@@ -80,6 +84,13 @@ func TestPrecedence(t *testing.T) {
 		"gateway.max_connections": {"1", "2", "3"},
 		"gateway.max_pipelined":   {"1", "2", "3"},
 		"gateway.idle_timeout":    {"1s", "2s", "3s"},
+		"cache.size":              {"1MiB", "2MiB", "off"},
+		"cache.min_ttl":           {"1s", "2s", "3s"},
+		"cache.max_ttl":           {"1m", "2m", "3m"},
+		"cache.max_negative_ttl":  {"1m", "2m", "3m"},
+		"cache.stale_after":       {"1s", "2s", "3s"},
+		"cache.max_stale":         {"1h", "2h", "3h"},
+		"cache.file":              {"/var/a.cache", "/var/b.cache", "/var/c.cache"},
 		"upstreams":               {"[google]", "quad9", "tls://192.0.2.1"},
 		"bootstrap":               {"[192.0.2.1]", "192.0.2.2", "192.0.2.3"},
 		"balancer.policy":         {"latency", "latency", "latency"},
@@ -90,6 +101,7 @@ func TestPrecedence(t *testing.T) {
 		"health.failures":         {"1", "2", "4"},
 		"health.recovery_min":     {"1s", "2s", "3s"},
 		"health.recovery_max":     {"11s", "12s", "13s"},
+		"control.socket":          {"/run/a.sock", "/run/b.sock", "/run/c.sock"},
 		"log.level":               {"debug", "warn", "error"},
 		"log.format":              {"json", "json", "json"},
 	}

@@ -108,7 +108,7 @@ make_golang() {
 	# of an inspecting proxy: the builder has to get through it too.
 	[[ ! -d /usr/local/share/ca-certificates ]] ||
 		tar -C / --dereference -c usr/local/share/ca-certificates | docker cp - "$container:/"
-	tar -C "$goroot" --exclude=./test --exclude=./doc --exclude=./api --owner=0 --group=0 --transform 's,^\.,usr/local/go,' -c . |
+	tar -C "$goroot" --exclude=./test --exclude=./doc --exclude=./api --exclude=testdata --exclude='*_test.go' --owner=0 --group=0 --transform 's,^\.,usr/local/go,' -c . |
 		docker cp - "$container:/"
 	docker start --attach "$container" >/dev/null || die "ca-certificates could not be installed"
 	docker commit --change 'ENV PATH=/go/bin:/usr/local/go/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"dotgate/gateway/cache"
 	"dotgate/gateway/wire"
 )
 
@@ -17,16 +18,18 @@ import (
 type step uint8
 
 const (
-	ignore step = iota // no reply is due
-	send               // the reply is there
-	ask                // only the Resolver knows; a slot has been taken
+	ignore       step = iota // no reply is due
+	send                     // the reply is there
+	sendAndRenew             // the same, and the answer in the cache is to be renewed
+	ask                      // only the Resolver knows; a slot has been taken
 )
 
 // answerNow appends the reply to packet if it can be had at once. It doesn't
 // wait, doesn't allocate and starts no goroutine: it runs in the read loops.
 //
 // If the next step is ask, q borrows packet, and the caller hands its clone to
-// answerLater and then gives the slot back.
+// answerLater and then gives the slot back. If it is sendAndRenew, the caller
+// hands the clone to renew.
 func (g *Gateway) answerNow(dst, packet []byte, via wire.Transport, t *tally) (reply []byte, q wire.Query, next step) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -43,49 +46,65 @@ func (g *Gateway) answerNow(dst, packet []byte, via wire.Transport, t *tally) (r
 	case !ok:
 		t.count(outcome)
 		return dst, q, ignore
-	case !g.slots.take():
-		t.count(Shed)
-		return q.AppendError(dst, wire.ServFail, wire.EDE{Text: "too many queries under way"}), q, send
 	}
-	return dst, q, ask
+	reply, found := g.cache.Append(dst, q)
+	if found != cache.Nothing {
+		t.cached(reply[len(dst):], found)
+		if found == cache.Due {
+			return reply, q, sendAndRenew
+		}
+		return reply, q, send
+	}
+	if g.slots.take() {
+		t.misses.Add(1)
+		return dst, q, ask
+	}
+	if reply, found = g.cache.AppendStale(dst, q); found != cache.Nothing {
+		t.cached(reply[len(dst):], found)
+		return reply, q, send
+	}
+	t.count(Shed)
+	return q.AppendError(dst, wire.ServFail, wire.EDE{Text: "too many queries under way"}), q, send
 }
 
-// answerLater asks the Resolver and appends the reply to q, which is a clone.
-// It waits for Options.Timeout at the most, or until work is done.
-func (g *Gateway) answerLater(work context.Context, dst []byte, q wire.Query, t *tally) []byte {
-	reply, err := g.fetch(work, dst, q)
-	if err == nil {
-		t.count(Answered)
-		return reply
-	}
-	outcome, ede := failure(err)
-	t.count(outcome)
-	g.options.Log.Debug("query failed", "query", q, "outcome", outcome, "err", err)
-	return q.AppendError(dst, wire.ServFail, ede)
-}
-
-// fetch is answerLater without its errors. A panic becomes one of them: a bug
-// that one name brings out must not end the service for all others.
-func (g *Gateway) fetch(work context.Context, dst []byte, q wire.Query) (reply []byte, err error) {
+// answerLater appends the reply to q, which is a clone: the Resolver's answer,
+// or else a stale one, or else an error. It waits for Options.Timeout at the
+// most, or until work is done; for no longer than the cache's patience if there
+// is a stale answer.
+func (g *Gateway) answerLater(work context.Context, dst []byte, q wire.Query, t *tally) (reply []byte) {
 	defer func() {
 		if v := recover(); v != nil {
 			g.panics.report(v)
-			err = errCrashed
+			t.count(Crashed)
+			reply = q.AppendError(dst, wire.ServFail, wire.EDE{Text: "internal error"})
 		}
 	}()
-	ctx, cancel := context.WithTimeout(work, g.options.Timeout)
-	defer cancel()
-	answer, err := g.resolver.Exchange(ctx, q)
-	switch {
-	case err != nil:
-		return nil, err
-	case answer.IsZero():
-		return nil, errors.New("BUG: the resolver returned neither an answer nor an error")
+	defer t.waited.since(time.Now())
+	result := g.fetch(work, q, t)
+	if result.err == nil && result.answer.Kind() != wire.Failure {
+		t.answered(result.answer.RCode())
+		return result.answer.AppendReply(dst, q, result.terms)
 	}
-	return answer.AppendReply(dst, q, 0), nil
+	// An error is no better than none (RFC 8767 section 5: only NOERROR and
+	// NXDOMAIN renew what is known).
+	if reply, found := g.cache.AppendStale(dst, q); found != cache.Nothing {
+		t.cached(reply[len(dst):], found)
+		return reply
+	}
+	if result.err == nil {
+		t.answered(result.answer.RCode())
+		return result.answer.AppendReply(dst, q, result.terms)
+	}
+	outcome, ede := failure(result.err)
+	t.count(outcome)
+	g.options.Log.Debug("query failed", "query", q, "outcome", outcome, "err", result.err)
+	return q.AppendError(dst, wire.ServFail, ede)
 }
 
-var errCrashed = errors.New("BUG: panic")
+var (
+	errCrashed = errors.New("BUG: panic")
+	errNothing = errors.New("BUG: the resolver returned neither an answer nor an error")
+)
 
 // failure returns what became of a query that failed with err, and what the
 // client is told.

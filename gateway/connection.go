@@ -137,6 +137,9 @@ func (c *connection) take(work context.Context, message []byte) bool {
 	reply, q, next := c.gateway.answerNow((*buffer)[:0], message, wire.TCP, c.tally)
 	*buffer = reply
 	switch next {
+	case sendAndRenew:
+		c.gateway.renew(work, q.Clone(), c.tally)
+		c.replies <- buffer
 	case send:
 		c.replies <- buffer
 	case ask:

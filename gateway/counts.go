@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync/atomic"
 
+	"dotgate/gateway/cache"
 	"dotgate/gateway/wire"
 )
 
@@ -61,7 +62,17 @@ type Counts struct {
 	Received    PerTransport
 	Outcomes    [outcomes]PerTransport // indexed by Outcome
 	Undelivered PerTransport           // replies that were made but not taken
+	ServFails   PerTransport           // of those Answered: that the answer was SERVFAIL
 	UnderWay    int                    // queries that wait for the Resolver now
+
+	// Cache is about queries that were neither refused nor ignored.
+	Cache struct {
+		Hits       PerTransport // answered with what was fresh
+		Misses     PerTransport // had to wait for the Resolver; what came of it is in Outcomes
+		Stale      PerTransport // answered with what was stale, most of them after a miss
+		Coalesced  PerTransport // waited for an exchange that another client had begun; misses too
+		Prefetches PerTransport // exchanges to renew what was popular before its end
+	}
 
 	Connections struct {
 		Open     int    // now
@@ -88,7 +99,32 @@ type tally struct {
 	received    atomic.Uint64
 	outcomes    [outcomes]atomic.Uint64
 	undelivered atomic.Uint64
+	servFails   atomic.Uint64
+	hits        atomic.Uint64
+	misses      atomic.Uint64
+	stale       atomic.Uint64
+	coalesced   atomic.Uint64
+	prefetches  atomic.Uint64
+	waited      histogram
 	_           [64]byte
+}
+
+// answered counts a reply that is an answer of the Resolver.
+func (t *tally) answered(rcode wire.RCode) {
+	t.count(Answered)
+	if rcode == wire.ServFail {
+		t.servFails.Add(1)
+	}
+}
+
+// cached counts a reply that the cache made.
+func (t *tally) cached(reply []byte, found cache.Found) {
+	t.answered(wire.HeaderRCode(reply))
+	if found == cache.Stale {
+		t.stale.Add(1)
+	} else {
+		t.hits.Add(1)
+	}
 }
 
 func (t *tally) count(o Outcome) { t.outcomes[o].Add(1) }
@@ -100,6 +136,12 @@ func (t *tally) addTo(c *Counts, via wire.Transport) {
 	// Received comes after its outcomes, so that it is never behind them.
 	c.Received[via] += t.received.Load()
 	c.Undelivered[via] += t.undelivered.Load()
+	c.Cache.Hits[via] += t.hits.Load()
+	c.Cache.Misses[via] += t.misses.Load()
+	c.Cache.Stale[via] += t.stale.Load()
+	c.Cache.Coalesced[via] += t.coalesced.Load()
+	c.Cache.Prefetches[via] += t.prefetches.Load()
+	c.ServFails[via] += t.servFails.Load()
 }
 
 // Counts returns the counts of now. It is cheap, but made for a scrape every

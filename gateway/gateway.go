@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"dotgate/gateway/cache"
 	"dotgate/gateway/wire"
 )
 
@@ -46,7 +47,10 @@ type Resolver interface {
 type Gateway struct {
 	resolver Resolver
 	options  Options
+	cache    *cache.Cache // never nil
 	slots    slots
+	flights  flights
+	behind   sync.WaitGroup // exchanges that no client's goroutine makes
 	clients  connections
 	panics   panicLog
 
@@ -70,7 +74,11 @@ func New(r Resolver, o Options) (*Gateway, error) {
 	if len(problems) > 0 {
 		return nil, errors.Join(problems...)
 	}
-	g := &Gateway{resolver: r, options: o}
+	g := &Gateway{resolver: r, options: o, cache: o.Cache}
+	if g.cache == nil {
+		g.cache = new(cache.Cache)
+	}
+	g.flights.open = make(map[string]*flight)
 	g.slots = slots{max: int64(o.MaxQueries), log: o.Log}
 	g.clients = connections{max: o.MaxConnections, open: make(map[*connection]struct{})}
 	g.panics.log = o.Log
@@ -106,6 +114,8 @@ func (g *Gateway) Serve(ctx context.Context) error {
 	defer time.AfterFunc(grace, abandon).Stop()
 	defer time.AfterFunc(grace+farewell, g.clients.closeAll).Stop()
 	servers.Wait()
+	abandon() // what still goes on is for no client
+	g.behind.Wait()
 	g.options.Log.Debug("stopped serving clients")
 	return nil
 }

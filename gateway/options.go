@@ -4,6 +4,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"time"
+
+	"dotgate/gateway/cache"
 )
 
 // Options of a Gateway. A zero field means its default.
@@ -28,6 +30,8 @@ type Options struct {
 	// it is closed (RFC 7766 section 6.2.3). Default: 10 s.
 	IdleTimeout time.Duration `config:"idle_timeout"`
 
+	// Cache has the answers that need not be asked for. Nil: there is none.
+	Cache *cache.Cache `config:"-"`
 	// Log takes what an operator should see. Default: slog.Default.
 	Log *slog.Logger `config:"-"`
 }

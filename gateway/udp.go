@@ -142,7 +142,10 @@ func (s *udpSocket) handle(work context.Context, in []ipv4.Message) {
 		reply, q, next := s.gateway.answerNow(out.Buffers[0][:0], m.Buffers[0][:m.N], wire.UDP, &s.tally)
 		source := replySource(m.OOB[:m.NN])
 		switch next {
-		case send:
+		case send, sendAndRenew:
+			if next == sendAndRenew {
+				s.gateway.renew(work, q.Clone(), &s.tally)
+			}
 			out.Buffers[0], out.OOB, out.Addr = reply, source, from
 			n++
 		case ask:

@@ -27,8 +27,10 @@ func (s State) String() string {
 
 // A Status is what a Monitor knows about its upstream at one moment.
 type Status struct {
-	State    State
-	Since    time.Time     // when it last went up or down, or New; suspicion does not count
+	State State
+	// Since is when it last went up or down, or New. If it is suspect, it is when
+	// its silence began, zero if it is not silent.
+	Since    time.Time
 	Reason   string        // why it is suspect or down; empty if it is up
 	Answered time.Time     // when it last answered, zero if never
 	Silent   time.Duration // how long it has owed a sign of life; 0 if it owes none
@@ -54,9 +56,11 @@ func (m *Monitor) Status() Status {
 			s.Reason = reason.Error()
 		}
 	case s.Silent > s.Patience:
-		s.State, s.Reason = Suspect, fmt.Sprintf("no sign of life for %v", s.Silent.Round(time.Millisecond))
+		s.State, s.Since = Suspect, time.Now().Add(-s.Silent)
+		s.Reason = fmt.Sprintf("no sign of life for %v", s.Silent.Round(time.Millisecond))
 	case m.failing():
-		s.State, s.Reason = Suspect, fmt.Sprintf("%d failures in a row, the last: %v", m.failures.Load(), reason)
+		s.State, s.Since = Suspect, time.Time{}
+		s.Reason = fmt.Sprintf("%d failures in a row, the last: %v", m.failures.Load(), reason)
 	}
 	return s
 }

@@ -16,14 +16,16 @@ import (
 // imports is the picture of who may import whom, tests aside. The four siblings
 // gateway, balancer, health and upstreams never meet but here, in the command.
 var imports = map[string][]string{
-	"cmd/dotgate":       {"balancer", "configs", "gateway", "gateway/wire", "health", "upstreams"},
-	"configs":           {"balancer", "gateway", "health", "upstreams"},
-	"gateway":           {"gateway/wire"},
-	"gateway/wire":      {},
-	"balancer":          {"gateway/wire"},
-	"health":            {"gateway/wire"},
-	"upstreams":         {"gateway/wire"},
-	"upstreams/dottest": {"gateway/wire"},
+	"cmd/dotgate":         {"balancer", "cmd/dotgate/control", "configs", "gateway", "gateway/cache", "gateway/wire", "health", "upstreams"},
+	"cmd/dotgate/control": {"balancer", "gateway", "gateway/wire", "health", "upstreams"},
+	"configs":             {"balancer", "gateway", "gateway/cache", "health", "upstreams"},
+	"gateway":             {"gateway/cache", "gateway/wire"},
+	"gateway/cache":       {"gateway/wire"},
+	"gateway/wire":        {},
+	"balancer":            {"gateway/wire"},
+	"health":              {"gateway/wire"},
+	"upstreams":           {"gateway/wire"},
+	"upstreams/dottest":   {"gateway/wire"},
 }
 
 // owners are the only packages that know of a library, so that replacing it is

@@ -70,6 +70,8 @@ Without a command it serves. Without a configuration it listens on
 		&cobra.Command{Use: "serve", Short: "Answer queries until told to stop (the default)", Args: noArguments, RunE: s.with(serve)},
 		&cobra.Command{Use: "check", Short: "Check the configuration and print what is in effect, and from where", Args: noArguments, RunE: s.with(check)},
 		&cobra.Command{Use: "healthcheck", Short: "Ask the running gateway a real question over UDP and TCP", Args: noArguments, RunE: s.with(healthcheck)},
+		statusCommand(&s),
+		drillCommand(&s),
 		&cobra.Command{Use: "version", Short: "Print the version", Args: noArguments, Run: printVersion},
 	)
 	return root

@@ -34,6 +34,10 @@ func TestMain(m *testing.M) {
 //	                           start, and prints what it says
 //	await NAME TYPE            asks until it says NOERROR, and prints that
 //	exits CODE PROGRAM ARG...  is exec that wants this exit code
+//	until REGEXP PROGRAM ARG...  is exec, again and again, until it prints that
+//	expand FILE                puts the values of variables into a file
+//	load RATE                  asks for so many names a second, until unload, which
+//	                           prints how many, and how many were lost
 //
 // $GATEWAY is a free address, and $SSL_CERT_FILE trusts the upstreams. No other
 // variable is passed on.
@@ -49,6 +53,10 @@ func TestStories(t *testing.T) {
 			"ask":      scriptAsk,
 			"await":    scriptAwait,
 			"exits":    scriptExits,
+			"until":    scriptUntil,
+			"expand":   scriptExpand,
+			"load":     scriptLoad,
+			"unload":   scriptUnload,
 		},
 	})
 }
@@ -57,6 +65,7 @@ func TestStories(t *testing.T) {
 type story struct {
 	ca        *dottest.CA
 	upstreams map[string]*dottest.Server
+	load      *load // or nil
 }
 
 func setUpStory(env *testscript.Env) error {
@@ -79,7 +88,8 @@ func setUpStory(env *testscript.Env) error {
 	env.Setenv("SSL_CERT_FILE", file)
 	env.Setenv("SSL_CERT_DIR", filepath.Join(dir, "none"))
 	env.Setenv("GATEWAY", gateway)
-	env.Setenv("GORACE", "atexit_sleep_ms=0") // or the race detector sleeps for a second after each dotgate
+	env.Setenv("DOTGATE_CONTROL_SOCKET", filepath.Join(dir, "control.sock")) // its own, as stories run at once
+	env.Setenv("GORACE", "atexit_sleep_ms=0")                                // or the race detector sleeps for a second after each dotgate
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"dotgate/balancer"
+	"dotgate/cmd/dotgate/control"
 	"dotgate/configs"
 	"dotgate/gateway"
 	"dotgate/health"
@@ -19,9 +20,10 @@ import (
 // serve builds the gateway from the inside out, and runs it until ctx is done.
 func serve(ctx context.Context, config *configs.Config, _ io.Writer) error {
 	log := newLogger(config.Log)
-	config.Gateway.Log, config.Balancer.Log, config.Health.Log = log, log, log
+	config.Gateway.Log, config.Cache.Log, config.Balancer.Log, config.Health.Log = log, log, log, log
 
 	var monitors []*health.Monitor
+	var members []control.Member
 	var candidates []balancer.Candidate
 	for _, c := range config.Upstreams {
 		c.Log = log
@@ -35,15 +37,29 @@ func serve(ctx context.Context, config *configs.Config, _ io.Writer) error {
 			return err
 		}
 		monitors = append(monitors, monitor)
+		members = append(members, control.Member{Upstream: upstream, Monitor: monitor})
 		candidates = append(candidates, balancer.Candidate{Member: monitor, Weight: c.Weight, Tier: c.Tier})
 	}
 	resolver, err := balancer.New(candidates, config.Balancer)
 	if err != nil {
 		return err
 	}
+	answers, err := openCache(config.Cache, log)
+	if err != nil {
+		return err
+	}
+	defer answers.Close()
+	config.Gateway.Cache = answers
 	server, err := gateway.New(resolver, config.Gateway)
 	if err != nil {
 		return err
+	}
+	socket, err := listenControl(config.Control, log)
+	if err != nil {
+		return err
+	}
+	if socket != nil {
+		defer socket.Close()
 	}
 	if err := server.Listen(); err != nil {
 		return err
@@ -55,6 +71,11 @@ func serve(ctx context.Context, config *configs.Config, _ io.Writer) error {
 	for _, m := range monitors {
 		group.Go(func() error { return m.Run(ctx) })
 	}
+	if socket != nil {
+		operator := control.New(control.Options{Version: versionText(), Gateway: server, Balancer: resolver, Members: members, Log: log})
+		group.Go(func() error { operator.Serve(ctx, socket); return nil })
+	}
+	group.Go(func() error { return answers.Run(ctx) })
 	group.Go(func() error { return server.Serve(ctx) })
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("serve: %w", err)

@@ -1,15 +1,20 @@
 #!/bin/sh
-# Asks dotgate four times within a second and fails as soon as two questions in
-# a row were not answered. Keepalived starts it every second.
+# Asks dotgate three times within a second and fails as soon as two questions in
+# a row were not answered. Keepalived starts it every second, if it is through.
 
 well() {
-	timeout 0.7 dotgate healthcheck >/dev/null 2>&1
+	timeout 0.5 dotgate healthcheck >/dev/null 2>&1
 }
 
-for _ in 1 2 3 4; do
+well_or_again() {
 	well || {
 		sleep 0.1
-		well || exit 1
+		well
 	}
-	sleep 0.2
+}
+
+well_or_again || exit 1
+for _ in 2 3; do
+	sleep 0.3
+	well_or_again || exit 1
 done

@@ -27,6 +27,10 @@ number() {
 
 [ -n "${VRRP_ADDRESS:-}" ] || die "VRRP_ADDRESS is not set: which address does the pair share?"
 [ -n "${VRRP_PEER:-}" ] || die "VRRP_PEER is not set: which address has the other node?"
+case $VRRP_ADDRESS in
+*[!0-9.]*) die "VRRP_ADDRESS is \"$VRRP_ADDRESS\", not an IPv4 address" ;;
+esac
+ip -4 route get "$VRRP_ADDRESS" >/dev/null || die "no route to VRRP_ADDRESS $VRRP_ADDRESS"
 router=${VRRP_ROUTER_ID:-53}
 priority=${VRRP_PRIORITY:-100}
 number VRRP_ROUTER_ID "$router" 1 255

@@ -1,14 +1,15 @@
 #!/bin/bash
 # Plays many clients that ask one server: a new query every 50 ms, each for a
-# name of its own, every fourth over TCP, none waiting for the one before.
+# name of its own, every fourth over TCP, none waiting for the one before. Stops
+# when there is a file /run/LABEL, and at the latest after 800 queries.
 #
-#	ask.sh SERVER SECONDS LABEL
+#	ask.sh SERVER LABEL
 #
 # A client waits one second for its answer and then asks once more. Prints a
 # line per query: when it was sent (ms), and "ok", "retried" or "failed".
 set -u
 
-server=$1 count=$(($2 * 20)) label=$3
+server=$1 label=$2
 
 now() { echo "${EPOCHREALTIME/./}"; } # µs
 
@@ -32,7 +33,8 @@ ask() {
 	fi
 }
 
-for ((i = 0; i < count; i++)); do
+for ((i = 0; i < 800; i++)); do
+	[[ ! -e /run/$label ]] || break
 	transport=+notcp
 	((i % 4)) || transport=+tcp
 	ask "$label-$i.example.com" "$transport" &

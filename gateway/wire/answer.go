@@ -3,6 +3,7 @@ package wire
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/miekg/dns"
@@ -27,7 +28,38 @@ type Answer struct {
 	messageLen uint16
 	edeLen     uint16
 	rcode      RCode
+	kind       Kind
+	ttl        uint32
 }
+
+// Kind is what an answer says, as far as a cache has to know.
+type Kind uint8
+
+const (
+	Positive Kind = iota // the data asked for
+	NoData               // the name is there, but not this type (RFC 2308 section 2.2)
+	NoName               // NXDOMAIN
+	Failure              // every other code
+)
+
+func (k Kind) String() string {
+	switch k {
+	case Positive:
+		return "positive"
+	case NoData:
+		return "no data"
+	case NoName:
+		return "no name"
+	case Failure:
+		return "failure"
+	}
+	return fmt.Sprintf("Kind(%d)", uint8(k))
+}
+
+// noSOATTL is the most, in seconds, that a negative answer without a SOA record
+// may be kept. RFC 2308 section 5 would not keep it at all; but it is how some
+// resolvers say that they block a name, and such names are asked for a lot.
+const noSOATTL = 10
 
 // ParseAnswer verifies that message is the whole, well-formed response to q's
 // question, whatever its ID. It keeps a copy of what it needs, so message stays
@@ -51,7 +83,7 @@ func ParseAnswer(q Query, message []byte) (Answer, error) {
 		return Answer{}, err
 	}
 	var room [64]uint16 // more records than that are rare, and then allocate
-	found, ok := walk(message, off, room[:0])
+	found, ok := walk(message, off, q.Type(), room[:0])
 	if !ok {
 		return Answer{}, ErrMalformed
 	}
@@ -93,6 +125,31 @@ type parts struct {
 	cut    uint16   // records of the additional section that don't stay
 	opt    record   // valid if hasOPT
 	hasOPT bool
+
+	least  uint32 // of the TTLs that stay, and of the minimum of a SOA
+	hasSOA bool   // in the authority section
+	hasOne bool   // of the type asked for, in the answer section
+}
+
+// note takes down what r, which stays, means for how long the answer is good.
+func (p *parts) note(message []byte, r record, section int, asked Type) {
+	p.least = min(p.least, soundTTL(r.ttl))
+	switch {
+	case section == 1 && (r.typ == asked || asked == typeANY):
+		p.hasOne = true
+	case section == 2 && r.typ == typeSOA: // RFC 2308 section 5
+		p.hasSOA = true
+		p.least = min(p.least, soundTTL(binary.BigEndian.Uint32(message[r.end-4:])))
+	}
+}
+
+// soundTTL returns a TTL as it is meant: with its top bit set it counts as 0
+// (RFC 2181 section 8).
+func soundTTL(ttl uint32) uint32 {
+	if ttl >= 1<<31 {
+		return 0
+	}
+	return ttl
 }
 
 // walk reads all records behind off. It fails unless they are well-formed, end
@@ -101,8 +158,8 @@ type parts struct {
 // What stays ends at the OPT record, which comes last by custom. Records behind
 // it could not move up, as names in them may point into each other; being
 // additional, they are dropped.
-func walk(message []byte, off int, ttls []uint16) (parts, bool) {
-	p := parts{ttls: ttls, end: len(message)}
+func walk(message []byte, off int, asked Type, ttls []uint16) (parts, bool) {
+	p := parts{ttls: ttls, end: len(message), least: 1<<31 - 1}
 	for section := 1; section <= 3; section++ {
 		for range binary.BigEndian.Uint16(message[4+2*section:]) {
 			r, ok := parseRecord(message, off, p.ttls)
@@ -122,6 +179,9 @@ func walk(message []byte, off int, ttls []uint16) (parts, bool) {
 			}
 			if !validData(message, r, p.ttls) { // with its own TTL among them
 				return p, false
+			}
+			if !p.hasOPT {
+				p.note(message, r, section, asked)
 			}
 			off = r.end
 		}
@@ -155,7 +215,25 @@ func assemble(q Query, message []byte, off int, p parts) Answer {
 		a.data = binary.BigEndian.AppendUint16(a.data, at)
 	}
 	a.messageLen, a.edeLen = uint16(messageLen), uint16(edeLen)
+	a.kind, a.ttl = p.meaning(a.rcode)
 	return a
+}
+
+// meaning returns what an answer with these parts says, and for how long.
+func (p *parts) meaning(rcode RCode) (Kind, uint32) {
+	kind := Failure
+	switch {
+	case rcode == NoError && p.hasOne:
+		return Positive, p.least
+	case rcode == NoError:
+		kind = NoData
+	case rcode == NXDomain:
+		kind = NoName
+	}
+	if !p.hasSOA {
+		return kind, min(p.least, noSOATTL)
+	}
+	return kind, p.least
 }
 
 // edeOptions yields the Extended DNS Errors in the data of an OPT record, each
@@ -179,6 +257,14 @@ func (a Answer) RCode() RCode { return a.rcode }
 // IsZero reports whether a is none.
 func (a Answer) IsZero() bool { return a.data == nil }
 
+// Kind returns what a says.
+func (a Answer) Kind() Kind { return a.kind }
+
+// TTL returns for how many seconds a may be kept: the least TTL of its records,
+// for negative answers no more than their SOA record says (RFC 2308 section 5),
+// and 10 at the most if they have none. 0 means not at all.
+func (a Answer) TTL() uint32 { return a.ttl }
+
 // Len returns how many octets a keeps.
 func (a Answer) Len() int { return cap(a.data) }
 
@@ -191,13 +277,25 @@ func (a Answer) String() string {
 	return m.String()
 }
 
+// Terms are on what terms an answer is passed on. The zero Terms are for one
+// that has just come, and pass on what it says.
+type Terms struct {
+	// Age is how long ago the answer came. It is taken off each TTL, in whole
+	// seconds.
+	Age time.Duration
+	// MinTTL and MaxTTL are, in seconds, what each TTL is raised or cut to
+	// before Age is taken off. 0: no bound.
+	MinTTL, MaxTTL uint32
+	// EDE is told besides what came with the answer. The zero EDE is not.
+	EDE EDE
+}
+
 // AppendReply appends a as the reply to q, with q's ID, flags and spelling of
-// the name, TTLs less age, and an OPT record if q had one. If q has no room for
-// it, the reply is the question with TC set (RFC 2181 section 9).
+// the name, TTLs by the terms, and an OPT record if q had one. If q has no room
+// for it, the reply is the question with TC set (RFC 2181 section 9).
 //
 // The question of q must be the one that a answers.
-func (a Answer) AppendReply(dst []byte, q Query, age time.Duration) []byte {
-	ede := a.data[a.messageLen : int(a.messageLen)+int(a.edeLen)]
+func (a Answer) AppendReply(dst []byte, q Query, t Terms) []byte {
 	room := q.room()
 	optLen := 0
 	if q.edns {
@@ -210,7 +308,7 @@ func (a Answer) AppendReply(dst []byte, q Query, age time.Duration) []byte {
 	if int(a.messageLen)+optLen > room {
 		dst = appendHeader(dst, ID(q.packet), flags|flagTC, [4]uint16{1, 0, 0, uint16(min(optLen, 1))})
 		dst = append(dst, q.question()...)
-		return a.appendOPT(dst, q, nil)
+		return a.appendOPT(dst, q, nil, EDE{})
 	}
 	start := len(dst)
 	dst = append(dst, a.data[:a.messageLen]...)
@@ -218,36 +316,48 @@ func (a Answer) AppendReply(dst []byte, q Query, age time.Duration) []byte {
 	binary.BigEndian.PutUint16(reply, ID(q.packet))
 	binary.BigEndian.PutUint16(reply[2:], flags)
 	copy(reply[headerLen:], q.question())
-	a.ageTTLs(reply, age)
-	if q.edns {
-		additional := binary.BigEndian.Uint16(reply[10:])
-		binary.BigEndian.PutUint16(reply[10:], additional+1)
-	}
-	if len(reply)+optLen+len(ede) > room {
-		ede = nil // an explanation is not worth a second query over TCP
-	}
-	return a.appendOPT(dst, q, ede)
-}
-
-func (a Answer) appendOPT(dst []byte, q Query, options []byte) []byte {
+	a.setTTLs(reply, t)
 	if !q.edns {
 		return dst
 	}
-	dst = appendOPT(dst, a.rcode, q.do, len(options))
+	binary.BigEndian.PutUint16(reply[10:], binary.BigEndian.Uint16(reply[10:])+1)
+	// An explanation is not worth a second query over TCP. Ours comes first.
+	left := room - len(reply) - optLen
+	ours, theirs := t.EDE, a.data[a.messageLen:int(a.messageLen)+int(a.edeLen)]
+	if ours.size() > left {
+		ours = EDE{}
+	}
+	if len(theirs) > left-ours.size() {
+		theirs = nil
+	}
+	return a.appendOPT(dst, q, theirs, ours)
+}
+
+// appendOPT appends the OPT record of a reply, with options that came with the
+// answer and one of ours.
+func (a Answer) appendOPT(dst []byte, q Query, options []byte, ours EDE) []byte {
+	if !q.edns {
+		return dst
+	}
+	dst = appendOPT(dst, a.rcode, q.do, ours.size()+len(options))
+	if ours != (EDE{}) {
+		dst = appendEDE(dst, ours)
+	}
 	return append(dst, options...)
 }
 
-// ageTTLs takes age, in whole seconds, off each TTL in reply. A TTL with its
-// top bit set counts as 0 (RFC 2181 section 8).
-func (a Answer) ageTTLs(reply []byte, age time.Duration) {
-	seconds := uint32(min(max(age/time.Second, 0), 1<<31))
+// setTTLs sets each TTL in reply to what the terms make of it.
+func (a Answer) setTTLs(reply []byte, t Terms) {
+	seconds := uint32(min(max(t.Age/time.Second, 0), 1<<31))
+	most := t.MaxTTL
+	if most == 0 {
+		most = 1 << 31
+	}
 	offsets := a.data[int(a.messageLen)+int(a.edeLen):]
-	for ; len(offsets) > 0; offsets = offsets[2:] {
+	for ; len(offsets) > 1; offsets = offsets[2:] {
 		field := reply[binary.BigEndian.Uint16(offsets):]
-		ttl := binary.BigEndian.Uint32(field)
-		if ttl >= 1<<31 {
-			ttl = 0
-		}
+		ttl := soundTTL(binary.BigEndian.Uint32(field))
+		ttl = min(max(ttl, t.MinTTL), most)
 		binary.BigEndian.PutUint32(field, ttl-min(ttl, seconds))
 	}
 }

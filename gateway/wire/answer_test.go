@@ -309,7 +309,7 @@ func TestRepliesAreMadeForTheClient(t *testing.T) {
 		t.Helper()
 		q := mustQuery(t, query, wire.UDP)
 		prefix := []byte("prefix")
-		got := mustAnswer(t, q, response).AppendReply(prefix, q, age)
+		got := mustAnswer(t, q, response).AppendReply(prefix, q, wire.Terms{Age: age})
 		if !bytes.HasPrefix(got, prefix) {
 			t.Fatal("prefix overwritten")
 		}
@@ -363,7 +363,7 @@ func TestTTLsAgeBySecondsDownToZero(t *testing.T) {
 		record := fmt.Sprintf("a. %d IN A 192.0.2.1", ttl)
 		a := mustAnswer(t, q, "flags qr; question a. A; answer "+record+"; authority "+record+"; additional "+record)
 		var m dns.Msg
-		if err := m.Unpack(a.AppendReply(nil, q, age)); err != nil {
+		if err := m.Unpack(a.AppendReply(nil, q, wire.Terms{Age: age})); err != nil {
 			t.Fatal(err)
 		}
 		for section, records := range sections(&m) {
@@ -397,9 +397,9 @@ func TestAnAnswerStaysTheSame(t *testing.T) {
 		t.Fatal(err)
 	}
 	clear(message)
-	a.AppendReply(nil, mustQuery(t, "question EXAMPLE.com. A", wire.UDP), time.Minute)
+	a.AppendReply(nil, mustQuery(t, "question EXAMPLE.com. A", wire.UDP), wire.Terms{Age: time.Minute})
 	const want = "flags qr ra; question example.com. A; answer example.com. 60 IN A 192.0.2.1; opt 1232 ede=3:old"
-	if got := show(t, a.AppendReply(nil, q, 0)); got != want {
+	if got := show(t, a.AppendReply(nil, q, wire.Terms{})); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	if got := a.String(); !strings.Contains(got, "example.com.\t60\tIN\tA\t192.0.2.1") {
@@ -426,7 +426,7 @@ func TestAReplyFitsTheRoomOfItsClient(t *testing.T) {
 		response := fmt.Sprintf("flags qr; question a. A; answer a. 0 IN TYPE65280 \\# %d %s", size-around, strings.Repeat("00", size-around))
 		q := mustQuery(t, "question a. A"+opt, via)
 		a := mustAnswer(t, q, response+"; opt 1232 ede=3:"+ede)
-		got := a.AppendReply(nil, q, 0)
+		got := a.AppendReply(nil, q, wire.Terms{})
 		show(t, got)
 		var m dns.Msg
 		if err := m.Unpack(got); err != nil {
@@ -468,7 +468,7 @@ func TestATruncatedReplyHasNothingButTheQuestion(t *testing.T) {
 	txt := strings.Repeat(` "`+strings.Repeat("x", 200)+`"`, 3)
 	a := mustAnswer(t, q, "flags qr ad; question ex.com. TXT; answer ex.com. 60 IN TXT"+txt+"; additional a. 60 IN A 192.0.2.1; opt ede=3:old")
 	const want = "flags qr tc rd ra ad; question eX.com. TXT; opt 1232 do"
-	if got := show(t, a.AppendReply(nil, q, 0)); got != want {
+	if got := show(t, a.AppendReply(nil, q, wire.Terms{})); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
@@ -488,7 +488,7 @@ func TestAnswersAllocateOnlyWhatTheyKeep(t *testing.T) {
 		}
 	}
 	f("ParseAnswer", 1, func() { _, _ = wire.ParseAnswer(q, message) })
-	f("AppendReply", 0, func() { a.AppendReply(buf, q, time.Second) })
+	f("AppendReply", 0, func() { a.AppendReply(buf, q, wire.Terms{Age: time.Second}) })
 	message[3] |= 5 // REFUSED
 	f("ParseAnswer of an error", 1, func() { _, _ = wire.ParseAnswer(q, message) })
 	message[4] = 1 // many questions
@@ -512,6 +512,6 @@ func BenchmarkAppendReply(b *testing.B) {
 	buf := make([]byte, 0, 2048)
 	b.ReportAllocs()
 	for b.Loop() {
-		a.AppendReply(buf, q, 7*time.Second)
+		a.AppendReply(buf, q, wire.Terms{Age: 7 * time.Second})
 	}
 }

@@ -381,7 +381,62 @@ func checkAnswer(t *testing.T, c client, message []byte, age time.Duration) bool
 		}
 	}
 	c.checkReply(t, q, message, d, a, age)
+	checkMeaning(t, q, message, d, a)
+	checkStored(t, q, a, age)
 	return true
+}
+
+// checkMeaning checks what a cache goes by.
+func checkMeaning(t *testing.T, q wire.Query, message []byte, d dissected, a wire.Answer) {
+	least, soa, one := uint32(1<<31-1), false, false
+	for _, r := range d.records {
+		if r.header.Rrtype == dns.TypeOPT {
+			break
+		}
+		least = min(least, agedTTL(r.header.Ttl, 0))
+		one = one || r.section == 1 && (r.header.Rrtype == uint16(q.Type()) || q.Type() == wire.Type(dns.TypeANY))
+		if s, ok := r.rr.(*dns.SOA); ok && r.section == 2 {
+			soa = true
+			least = min(least, agedTTL(s.Minttl, 0))
+		}
+	}
+	kind := wire.Failure
+	switch {
+	case a.RCode() == wire.NoError && one:
+		kind = wire.Positive
+	case a.RCode() == wire.NoError:
+		kind = wire.NoData
+	case a.RCode() == wire.NXDomain:
+		kind = wire.NoName
+	}
+	if kind != wire.Positive && !soa {
+		least = min(least, 10)
+	}
+	if a.Kind() != kind || a.TTL() != least {
+		t.Fatalf("%x: got %v for %d s, want %v for %d s", message, a.Kind(), a.TTL(), kind, least)
+	}
+}
+
+// checkStored checks that an answer is the same after it was stored.
+func checkStored(t *testing.T, q wire.Query, a wire.Answer, age time.Duration) {
+	b := a.AppendStored(nil, q)
+	s, key := wire.Stored(b), q.AppendKey(nil)
+	terms := wire.Terms{Age: age, EDE: wire.EDE{Code: wire.EDEStale}}
+	switch {
+	case len(b) != a.StoredLen() || s.Kind() != a.Kind() || s.TTL() != a.TTL() || s.RCode() != a.RCode():
+		t.Fatalf("%x is not what was stored", b)
+	case !bytes.Equal(s.AppendReply(nil, q, terms), a.AppendReply(nil, q, terms)):
+		t.Fatalf("another reply from %x", b)
+	case !wire.StoredFor(b, key) || !bytes.Equal(wire.AppendStoredKey(nil, b), key):
+		t.Fatalf("%x is not for %x", b, key)
+	}
+	again, err := wire.KeyQuery(key)
+	if err != nil || !bytes.Equal(again.AppendKey(nil), key) {
+		t.Fatalf("%x makes %v, %v", key, again, err)
+	}
+	if back, err := wire.ParseAnswer(again, s.AppendReply(nil, again, wire.Terms{})); err != nil && s.StoredLen() < 60_000 || err == nil && back.Kind() != a.Kind() {
+		t.Fatalf("%x can't be read back: %v", b, err)
+	}
 }
 
 func otherType(t *testing.T, q wire.Query) wire.Query {
@@ -423,7 +478,7 @@ func expectAnswer(query, message []byte) (d dissected, ok bool) {
 // checkReply checks every octet that a client gets: message is what the
 // upstream sent, d is the same in parts.
 func (c client) checkReply(t *testing.T, q wire.Query, message []byte, d dissected, a wire.Answer, age time.Duration) {
-	reply := a.AppendReply([]byte("prefix"), q, age)[len("prefix"):]
+	reply := a.AppendReply([]byte("prefix"), q, wire.Terms{Age: age})[len("prefix"):]
 	asked, _ := dissect(q.Packet())
 	question := q.Packet()[12:asked.questionEnd]
 	opt, _ := d.optOf()

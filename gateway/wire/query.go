@@ -208,14 +208,23 @@ func (q Query) AppendName(dst []byte) []byte {
 func (q Query) AppendKey(dst []byte) []byte {
 	dst = q.AppendName(dst)
 	dst = append(dst, q.packet[q.questionEnd-4:q.questionEnd]...)
-	var bits byte
+	return append(dst, q.keyBits())
+}
+
+// The last octet of a key.
+const (
+	keyDO = 1
+	keyCD = 2
+)
+
+func (q Query) keyBits() (bits byte) {
 	if q.do {
-		bits |= 1
+		bits |= keyDO
 	}
 	if flagsOf(q.packet)&flagCD != 0 {
-		bits |= 2
+		bits |= keyCD
 	}
-	return append(dst, bits)
+	return bits
 }
 
 // AppendUpstream appends q as we ask it: with our own ID, recursion desired, AD

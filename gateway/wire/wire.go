@@ -97,6 +97,7 @@ const (
 	typeTSIG  Type = 250
 	typeIXFR  Type = 251
 	typeAXFR  Type = 252
+	typeANY   Type = 255
 )
 
 const classIN = 1
@@ -108,12 +109,22 @@ type EDE struct {
 	Text string // for people; may be empty
 }
 
+// size returns how many octets e takes as an EDNS option.
+func (e EDE) size() int {
+	if e == (EDE{}) {
+		return 0
+	}
+	return edeFixedLen + len(e.Text)
+}
+
 // EDECode is an INFO-CODE of RFC 8914 section 4.
 type EDECode uint16
 
 const (
 	EDEOther          EDECode = 0
+	EDEStale          EDECode = 3
 	EDEProhibited     EDECode = 18
+	EDEStaleNXDomain  EDECode = 19
 	EDENotSupported   EDECode = 21
 	EDENoReachable    EDECode = 22
 	EDENetworkError   EDECode = 23
@@ -139,6 +150,14 @@ const (
 
 // ID returns the message ID of any packet at least a header long.
 func ID(packet []byte) uint16 { return binary.BigEndian.Uint16(packet) }
+
+// Code returns the response code in the header of any message at least a header
+// long, without what an OPT record adds to it.
+func Code(packet []byte) RCode { return RCode(flagsOf(packet) & maskRCode) }
+
+// HeaderRCode returns what the header of any packet at least a header long has of
+// its response code.
+func HeaderRCode(packet []byte) RCode { return RCode(flagsOf(packet) & maskRCode) }
 
 func flagsOf(packet []byte) uint16 { return binary.BigEndian.Uint16(packet[2:]) }
 

@@ -1,37 +1,23 @@
-//go:build lab
+//go:build linux && lab
 
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"net/netip"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"dotgate/gateway/wire"
-	"dotgate/upstreams/dottest"
 )
 
-// freePort returns an address on loopback that nobody listens on.
-func freePort(t *testing.T) netip.AddrPort {
-	t.Helper()
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tcp.Close()
-	addr := tcp.Addr().(*net.TCPAddr).AddrPort()
-	udp, err := net.ListenPacket("udp", addr.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	udp.Close()
-	return addr
-}
+// patience is how long a client waits for a reply.
+const patience = 6 * time.Second
 
 // An outcome is what one query came to.
 type outcome struct {
@@ -42,23 +28,37 @@ type outcome struct {
 	err   error // no reply in time, or not the right one
 }
 
+func (o outcome) failed() bool { return o.err != nil || o.rcode != wire.NoError }
+
+func (o outcome) end() time.Time { return o.at.Add(o.took) }
+
+var errWrongAnswer = errors.New("a wrong answer reached a client")
+
 // A client sends queries at a steady pace, each for a name of its own, and waits
 // for each as long as a patient stub resolver does.
 type client struct {
-	conn net.Conn
-	mu   sync.Mutex
-	open map[uint16]chan []byte
-	wg   sync.WaitGroup
-	outs []outcome
+	conn  net.Conn
+	truth truth
+	mu    sync.Mutex
+	open  map[uint16]chan []byte
+	wg    sync.WaitGroup
+	outs  []outcome
 }
 
-func dial(t *testing.T, addr netip.AddrPort) *client {
+// The truth is what the upstreams of a world answer when they are honest.
+type truth struct {
+	recordType string
+	address    func(name string) string
+	mayCut     bool // answers are too large for UDP
+}
+
+func newClient(t *testing.T, g *gateway, truth truth) *client {
 	t.Helper()
-	conn, err := net.Dial("udp", addr.String())
+	conn, err := g.dial("udp", g.addr.String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &client{conn: conn, open: make(map[uint16]chan []byte)}
+	c := &client{conn: conn, truth: truth, open: make(map[uint16]chan []byte)}
 	go c.read()
 	return c
 }
@@ -67,10 +67,10 @@ func (c *client) read() {
 	buf := make([]byte, wire.MaxSize)
 	for {
 		n, err := c.conn.Read(buf)
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			continue // the gateway is not there yet
+		}
 		if err != nil {
-			if strings.Contains(err.Error(), "refused") {
-				continue // the gateway is not there yet
-			}
 			return
 		}
 		if n < 12 {
@@ -86,37 +86,64 @@ func (c *client) read() {
 	}
 }
 
-// run sends queries until done is closed.
+// run sends the queries of s until done is closed, and returns when all have
+// come to something.
 func (c *client) run(s scenario, done <-chan struct{}) {
-	tick := time.NewTicker(time.Second / time.Duration(s.rate))
-	defer tick.Stop()
-	for i := 0; ; i++ {
-		select {
-		case <-done:
-			c.wg.Wait()
-			c.conn.Close()
-			return
-		case <-tick.C:
-		}
-		odd := s.oddShare > 0 && rand.IntN(100) < s.oddShare
+	c.repeat(s.interval, done, func(i int) {
+		odd := s.odd.share > 0 && rand.IntN(100) < s.odd.share
 		name := fmt.Sprintf("n%d.lab.example.com", i)
 		if odd {
-			name = s.odd + "." + name
+			name = s.odd.label + "." + name
 		}
-		c.wg.Go(func() {
-			o := c.ask(name, 6*time.Second)
-			o.odd = odd
-			c.mu.Lock()
-			c.outs = append(c.outs, o)
-			c.mu.Unlock()
-		})
+		c.note(name, odd)
+	})
+	c.wg.Wait()
+	c.conn.Close()
+}
+
+// runOdd sends n queries for one odd name, spread over d.
+func (c *client) runOdd(name string, n int, d time.Duration) {
+	done := make(chan struct{})
+	timer := time.AfterFunc(d, func() { close(done) })
+	defer timer.Stop()
+	c.repeat(d*9/10/time.Duration(n), done, func(i int) {
+		if i < n {
+			c.note(name, true)
+		}
+	})
+}
+
+// repeat calls f at intervals, each call in a goroutine, until done is closed.
+func (c *client) repeat(interval time.Duration, done <-chan struct{}, f func(i int)) {
+	begin := time.Now()
+	for i := 0; ; i++ {
+		at := begin.Add(time.Duration(i) * interval)
+		if interval >= 20*time.Millisecond {
+			// Sweep over the instant at which something else may happen
+			// regularly, such as the end of an idle connection.
+			at = at.Add(time.Duration(i%31-15) * time.Millisecond)
+		}
+		select {
+		case <-done:
+			return
+		case <-time.After(time.Until(at)):
+		}
+		c.wg.Go(func() { f(i) })
 	}
+}
+
+func (c *client) note(name string, odd bool) {
+	o := c.ask(name, patience)
+	o.odd = odd
+	c.mu.Lock()
+	c.outs = append(c.outs, o)
+	c.mu.Unlock()
 }
 
 func (c *client) ask(name string, limit time.Duration) (o outcome) {
 	o.at = time.Now()
 	defer func() { o.took = time.Since(o.at) }()
-	q, err := wire.NewQuery(name, "A")
+	q, err := wire.NewQuery(name, c.truth.recordType)
 	if err != nil {
 		o.err = err
 		return o
@@ -126,17 +153,20 @@ func (c *client) ask(name string, limit time.Duration) (o outcome) {
 	c.mu.Lock()
 	for c.open[wire.ID(packet)] != nil {
 		packet[1]++
+		packet[0] += byte(rand.IntN(2))
 	}
 	c.open[wire.ID(packet)] = reply
 	c.mu.Unlock()
-	if _, err := c.conn.Write(packet); err != nil {
+	if _, err := c.conn.Write(packet); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
 		o.err = err
 		return o
 	}
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
 	select {
 	case message := <-reply:
-		o.rcode, o.err = verify(q, name, message)
-	case <-time.After(limit):
+		o.rcode, o.err = c.truth.verify(q, name, message)
+	case <-timer.C:
 		o.err = fmt.Errorf("no reply within %v", limit)
 		c.mu.Lock()
 		delete(c.open, wire.ID(packet))
@@ -146,16 +176,16 @@ func (c *client) ask(name string, limit time.Duration) (o outcome) {
 }
 
 // verify checks that message is the answer to q, and name's own.
-func verify(q wire.Query, name string, message []byte) (wire.RCode, error) {
+func (t truth) verify(q wire.Query, name string, message []byte) (wire.RCode, error) {
+	if t.mayCut && message[2]&2 != 0 {
+		return wire.NoError, nil // TC: the whole answer is there over TCP
+	}
 	a, err := wire.ParseAnswer(q, message)
 	if err != nil {
-		if message[2]&2 != 0 {
-			return wire.NoError, nil // TC: the whole answer is there over TCP
-		}
-		return 0, err
+		return 0, fmt.Errorf("%w, for %s: %w", errWrongAnswer, name, err)
 	}
-	if a.RCode() == wire.NoError && !strings.Contains(a.String(), dottest.Address(name).String()) {
-		return 0, fmt.Errorf("the answer is not %s's", name)
+	if a.RCode() == wire.NoError && !strings.Contains(a.String(), t.address(name)) {
+		return 0, fmt.Errorf("%w: not %s's, but %v", errWrongAnswer, name, a)
 	}
 	return a.RCode(), nil
 }

@@ -1,73 +1,143 @@
-//go:build lab
+//go:build linux && lab
 
 package lab
 
 import (
-	"crypto/tls"
-	"encoding"
 	"fmt"
 	"os"
 	"path/filepath"
-	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
-
-	"dotgate/gateway/wire"
-	"dotgate/upstreams/dottest"
 )
 
-// A scenario is what the world does. It is written as text:
+// A scenario is what the world does. It is written as text, in blocks:
 //
 //	scenario: its name
-//	on: which upstreams of a, b and c it strikes; "rolling" is one after the
-//	    other, "flapping" is on and off every second
+//	on: which upstreams of a, b and c it strikes
 //	fault: words, see fault
-//	start: words that hold from before the gateway starts until the fault would
-//	rate: queries a second, if not 300
-//	names: part of the names that carry an instruction, such as "5% never"
-//	expect: "down" or "servfail" if not every query has an answer
-//	mute: upstreams that must not receive a single query while the fault lasts
+//	also: variants of it, see variants; those with a ! are in the short form, too
+//	start: words that hold from before the gateway starts, instead of a fault
+//	rate: queries a second, if not 300, or a time between two such as 1.01s
+//	lasts: how long the fault does, if not as usual: in the short form, and in the long one
+//	names: names that carry an instruction: "5% never", or "1000 never" for so many
+//	    queries of the same name; with "at a", only a heeds the instruction
+//	down: which upstreams the gateway's log has to call down, or "nobody"
+//	expect: see expectation
+//	only: "long"
+//	world: "network" instead of misbehaving servers
+//
+// A block without a scenario holds for all that follow in its file.
 type scenario struct {
 	name, group string
+	order       int // in the table
+	network     bool
 	on          []int
-	rolling     bool
-	flapping    bool
+	shape       shape
 	fault       fault
 	start       fault
-	rate        int
-	oddShare    int    // in percent
-	odd         string // the instruction in odd names
-	expect      string
-	mute        []int
+	interval    time.Duration // between two queries
+	odd         odd
+	down        string
+	expect      expectation
+	onlyLong    bool
+	variant     bool // of another scenario
+	also        []string
+	lasts       [2]time.Duration
 }
 
-// A fault is what goes wrong with a server: one word of
-//
-//	stop, blackhole    no new connections: refused, or no word at all
-//	freeze, reset      what is established goes silent, or away
-//	restart            away for 300 ms, with everything established
-//	blip               300 ms without any packet
-//	certificate=WHICH  expired, future, self, stranger, name or good
-//
-// or a field of dottest.Fault: never, share=0.5, rcode=SERVFAIL, greeting=silence.
-type fault struct {
-	words       []string
-	behaviour   dottest.Fault
-	behaves     bool // behaviour says something
-	certificate string
+// A shape is how a fault goes through time.
+type shape string
+
+const (
+	steady   shape = ""
+	rolling  shape = "rolling"  // one upstream after the other
+	flapping shape = "flapping" // on and off every second
+)
+
+// An expectation is what clients may see, if it is not that nothing is wrong.
+type expectation string
+
+const (
+	outage   expectation = "outage"   // errors, soon; and answers within a second of the end
+	servfail expectation = "servfail" // errors of the upstreams
+	slower   expectation = "slower"   // all answers, but slower than the limit for p99
+)
+
+// odd names carry an instruction to the servers.
+type odd struct {
+	label  string
+	share  int  // of all queries, in percent
+	repeat int  // queries for one such name
+	only   rune // the server that heeds it; 0 is all
 }
 
-func (f fault) has(word string) bool {
-	for _, w := range f.words {
-		if w == word {
-			return true
-		}
+func (o odd) at(i int) bool { return o.only == 0 || int(o.only-'a') == i }
+
+// phases are how long the parts of a scenario last.
+type phases struct{ before, during, after time.Duration }
+
+func (p phases) total() time.Duration { return p.before + p.during + p.after }
+
+func (s scenario) phases() phases {
+	p := phases{2 * time.Second, 4 * time.Second, 2 * time.Second}
+	switch {
+	case *long && s.variant:
+		p = phases{2 * time.Second, 8 * time.Second, 3 * time.Second}
+	case *long:
+		p = phases{5 * time.Second, 10 * time.Second, 10 * time.Second}
 	}
-	return false
+	form := 0
+	if *long {
+		form = 1
+	}
+	if s.lasts[form] > 0 {
+		p.during = s.lasts[form]
+	}
+	// A slow client has to be seen more than once.
+	p.before = max(p.before, 3*s.interval)
+	p.after = max(p.after, 2*s.interval)
+	if !s.start.empty() {
+		p.before = 0
+	}
+	return p
 }
 
+// variants are what a line "also" can say.
+var variants = map[string]struct {
+	name  string
+	on    []int
+	shape shape
+}{
+	"two":        {", two of three", []int{0, 1}, steady},
+	"everywhere": {", everywhere", []int{0, 1, 2}, steady},
+	"rolling":    {", rolling", []int{0, 1, 2}, rolling},
+	"flapping":   {", flapping", nil, flapping},
+}
+
+// variations returns s and what its line "also" makes of it.
+func (s scenario) variations() (all []scenario, err error) {
+	all = []scenario{s}
+	for _, word := range s.also {
+		word, inShort := strings.CutSuffix(word, "!")
+		v, ok := variants[word]
+		if !ok {
+			return nil, fmt.Errorf("%s: there is no variant %q", s.name, word)
+		}
+		other := s
+		other.name, other.shape, other.variant = s.name+v.name, v.shape, true
+		other.onlyLong = s.onlyLong || !inShort
+		if v.on != nil {
+			other.on = v.on
+		}
+		all = append(all, other)
+	}
+	return all, nil
+}
+
+// readScenarios returns the scenarios of testdata for the form that was asked for.
 func readScenarios(t *testing.T) []scenario {
 	t.Helper()
 	files, err := filepath.Glob("testdata/*.txt")
@@ -76,38 +146,47 @@ func readScenarios(t *testing.T) []scenario {
 	}
 	var all []scenario
 	for _, file := range files {
-		text, err := os.ReadFile(file)
+		some, err := readFile(file)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("%s: %v", file, err)
 		}
-		group := strings.TrimSuffix(filepath.Base(file), ".txt")
-		for block := range strings.SplitSeq(string(text), "\n\n") {
-			s, ok, err := parseScenario(block)
-			if err != nil {
-				t.Fatalf("%s: %v", file, err)
-			}
-			if ok {
-				s.group = group
-				all = append(all, s)
-			}
-		}
+		all = append(all, some...)
 	}
-	return all
+	for i := range all {
+		all[i].order = i
+	}
+	return slices.DeleteFunc(all, func(s scenario) bool { return s.onlyLong && !*long })
 }
 
-func parseScenario(block string) (s scenario, ok bool, err error) {
-	s.rate = 300
-	for line := range strings.Lines(block) {
-		line = strings.TrimSpace(line)
-		if line == "" || line[0] == '#' {
+func readFile(file string) (all []scenario, err error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	usual := scenario{group: strings.TrimSuffix(filepath.Base(file), ".txt"), interval: time.Second / 300}
+	for block := range strings.SplitSeq(string(text), "\n\n") {
+		s := usual
+		for line := range strings.Lines(block) {
+			line = strings.TrimSpace(line)
+			if line == "" || line[0] == '#' {
+				continue
+			}
+			key, value, _ := strings.Cut(line, ":")
+			if err := s.set(key, strings.TrimSpace(value)); err != nil {
+				return nil, fmt.Errorf("%q: %w", line, err)
+			}
+		}
+		if s.name == "" {
+			usual = s
 			continue
 		}
-		key, value, _ := strings.Cut(line, ":")
-		if err := s.set(key, strings.TrimSpace(value)); err != nil {
-			return s, false, fmt.Errorf("%q: %w", line, err)
+		some, err := s.variations()
+		if err != nil {
+			return nil, err
 		}
+		all = append(all, some...)
 	}
-	return s, s.name != "", nil
+	return all, nil
 }
 
 func (s *scenario) set(key, value string) (err error) {
@@ -115,87 +194,64 @@ func (s *scenario) set(key, value string) (err error) {
 	case "scenario":
 		s.name = value
 	case "on":
-		for word := range strings.FieldsSeq(value) {
-			switch word {
-			case "rolling":
-				s.rolling, s.on = true, []int{0, 1, 2}
-			case "flapping":
-				s.flapping = true
-			default:
-				s.on = append(s.on, int(word[0]-'a'))
-			}
-		}
-	case "mute":
-		for word := range strings.FieldsSeq(value) {
-			s.mute = append(s.mute, int(word[0]-'a'))
-		}
+		s.on, err = parseUpstreams(value)
 	case "fault":
-		s.fault, err = parseFault(value)
+		s.fault, err = parseFault(value, s.network)
 	case "start":
-		s.start, err = parseFault(value)
+		s.start, err = parseFault(value, s.network)
+	case "also":
+		s.also = strings.Fields(value)
 	case "rate":
-		s.rate, err = strconv.Atoi(value)
+		if s.interval, err = time.ParseDuration(value); err != nil {
+			var rate int
+			rate, err = strconv.Atoi(value)
+			s.interval = time.Second / time.Duration(max(rate, 1))
+		}
+	case "lasts":
+		short, long, _ := strings.Cut(value, " ")
+		if s.lasts[0], err = time.ParseDuration(short); err == nil {
+			s.lasts[1], err = time.ParseDuration(long)
+		}
 	case "names":
-		_, err = fmt.Sscanf(value, "%d%% %s", &s.oddShare, &s.odd)
+		s.odd, err = parseOdd(value)
+	case "down":
+		s.down = value
 	case "expect":
-		s.expect = value
+		s.expect = expectation(value)
+	case "only":
+		s.onlyLong = value == "long"
+	case "world":
+		s.network = value == "network"
 	default:
 		return fmt.Errorf("no such key")
 	}
 	return err
 }
 
-func parseFault(text string) (f fault, err error) {
+func parseUpstreams(text string) (list []int, err error) {
 	for word := range strings.FieldsSeq(text) {
-		key, value, isPair := strings.Cut(word, "=")
-		switch key {
-		case "stop", "blackhole", "freeze", "reset", "restart", "blip":
-			f.words = append(f.words, word)
-		case "certificate":
-			f.certificate = value
-		default:
-			if !isPair {
-				value = "true"
-			}
-			if err := setField(&f.behaviour, key, value); err != nil {
-				return f, err
-			}
-			f.behaves = true
+		if len(word) != 1 || word[0] < 'a' || word[0] >= 'a'+upstreams {
+			return nil, fmt.Errorf("there is no upstream %q", word)
 		}
+		list = append(list, int(word[0]-'a'))
 	}
-	return f, nil
+	return list, nil
 }
 
-func setField(f *dottest.Fault, name, value string) error {
-	field := reflect.ValueOf(f).Elem().FieldByNameFunc(func(n string) bool { return strings.EqualFold(n, name) })
-	if !field.IsValid() {
-		return fmt.Errorf("a server can't do %q wrong", name)
+func parseOdd(text string) (o odd, err error) {
+	words := strings.Fields(text)
+	if len(words) == 4 && words[2] == "at" {
+		o.only = rune(words[3][0])
+		words = words[:2]
 	}
-	switch p := field.Addr().Interface().(type) {
-	case encoding.TextUnmarshaler:
-		return p.UnmarshalText([]byte(value))
-	case *bool:
-		*p = value == "true"
-	case *time.Duration:
-		d, err := time.ParseDuration(value)
-		*p = d
-		return err
-	case *float64:
-		_, err := fmt.Sscan(value, p)
-		return err
-	case *int:
-		_, err := fmt.Sscan(value, p)
-		return err
-	case *uint16: // a TLS version
-		*p = map[string]uint16{"1.1": tls.VersionTLS11, "1.2": tls.VersionTLS12}[value]
-	case *wire.RCode:
-		for r := range wire.RCode(16) {
-			if r.String() == value {
-				*p = r
-			}
-		}
-	default:
-		return fmt.Errorf("%q can't be written as text", name)
+	if len(words) != 2 {
+		return o, fmt.Errorf("want a number and an instruction")
 	}
-	return nil
+	o.label = words[1]
+	if share, ok := strings.CutSuffix(words[0], "%"); ok {
+		o.share, err = strconv.Atoi(share)
+	} else {
+		o.repeat, err = strconv.Atoi(words[0])
+	}
+	return o, err
 }

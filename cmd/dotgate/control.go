@@ -1,0 +1,37 @@
+package main
+
+import (
+	"errors"
+	"log/slog"
+
+	"dotgate/cmd/dotgate/control"
+	"dotgate/configs"
+)
+
+// listenControl makes the control socket. It returns nil if there is to be none,
+// or none is possible and nobody asked for it.
+func listenControl(c configs.Control, log *slog.Logger) (*control.Listener, error) {
+	switch c.Socket {
+	case configs.SocketOff:
+		return nil, nil
+	case configs.SocketAuto:
+		l, err := control.ListenSomewhere(control.Places())
+		if err != nil {
+			log.Warn("serving without status and drill; another path or off may help", "error", err)
+			return nil, nil
+		}
+		return l, nil
+	}
+	return control.Listen(c.Socket)
+}
+
+// newClient returns a client of the gateway that has this configuration.
+func newClient(c configs.Control) (*control.Client, error) {
+	switch c.Socket {
+	case configs.SocketOff:
+		return nil, errors.New("control.socket is off: nothing leads to the gateway")
+	case configs.SocketAuto:
+		return control.NewClient(control.Places()), nil
+	}
+	return control.NewClient([]string{c.Socket}), nil
+}

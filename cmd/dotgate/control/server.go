@@ -1,0 +1,177 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"dotgate/balancer"
+	"dotgate/gateway"
+	"dotgate/health"
+	"dotgate/upstreams"
+)
+
+const (
+	// requestLimit is how long a request may take to arrive, and its size.
+	requestLimit = 5 * time.Second
+	requestSize  = 4 << 10
+	// farewell is how long answers may take to leave when the gateway stops.
+	farewell = 500 * time.Millisecond
+)
+
+// Gateway is what a *gateway.Gateway tells.
+type Gateway interface {
+	Addrs() []netip.AddrPort
+	Counts() gateway.Counts
+	Latency() gateway.Latency
+}
+
+// Balancer is what a *balancer.Balancer tells.
+type Balancer interface {
+	Counts() balancer.Counts
+}
+
+// Upstream is what an *upstreams.Upstream tells and does.
+type Upstream interface {
+	String() string
+	Addresses() []netip.AddrPort
+	Counts() upstreams.Counts
+	// Drill makes it have the fault until ctx is done, and blocks until then.
+	Drill(ctx context.Context, d upstreams.Drill) error
+}
+
+// Monitor is what a *health.Monitor tells.
+type Monitor interface {
+	Status() health.Status
+}
+
+// A Member is an upstream, and what is thought of it.
+type Member struct {
+	Upstream
+	Monitor
+}
+
+// Options of a Server. All are required.
+type Options struct {
+	Version  string
+	Gateway  Gateway
+	Balancer Balancer
+	Members  []Member
+	Log      *slog.Logger
+}
+
+// A Server answers operators.
+type Server struct {
+	o       Options
+	started time.Time
+
+	mu    sync.Mutex
+	drill *session // under way, or nil
+}
+
+// New returns a Server. It starts nothing.
+func New(o Options) *Server { return &Server{o: o, started: time.Now()} }
+
+// Serve serves until ctx is done; then it ends a drill that is under way, closes
+// l and returns. It blocks. That it can't go on is no reason to stop answering
+// queries, so it logs that and returns too.
+func (s *Server) Serve(ctx context.Context, l net.Listener) {
+	web := &http.Server{
+		Handler:           s.routes(ctx),
+		ReadHeaderTimeout: requestLimit,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ErrorLog:          slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
+	}
+	var closing sync.WaitGroup
+	closing.Add(1)
+	stop := context.AfterFunc(ctx, func() {
+		defer closing.Done()
+		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
+		defer cancel()
+		if web.Shutdown(late) != nil {
+			web.Close()
+		}
+	})
+	err := web.Serve(l)
+	if stop() {
+		s.o.Log.Warn("nobody can ask for status or drill any more", "error", err)
+		web.Close()
+		return
+	}
+	closing.Wait()
+}
+
+func (s *Server) routes(stopping context.Context) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, s.Status()) })
+	mux.HandleFunc("POST /drill", func(w http.ResponseWriter, r *http.Request) { s.serveDrill(stopping, w, r) })
+	mux.HandleFunc("DELETE /drill", func(w http.ResponseWriter, _ *http.Request) {
+		if !s.endDrill() {
+			writeError(w, http.StatusNotFound, errNoDrill)
+		}
+	})
+	return mux
+}
+
+var (
+	errNoDrill    = errors.New("there is no drill")
+	errCallerLeft = errors.New("who asked for it has left")
+	errStopping   = errors.New("the gateway stops")
+)
+
+// serveDrill answers with one Event a line, the last of which has the report.
+func (s *Server) serveDrill(stopping context.Context, w http.ResponseWriter, r *http.Request) {
+	var request Request
+	body := json.NewDecoder(http.MaxBytesReader(w, r.Body, requestSize))
+	body.DisallowUnknownFields()
+	if err := body.Decode(&request); err != nil {
+		writeError(w, http.StatusBadRequest, err)
+		return
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	defer context.AfterFunc(r.Context(), func() {
+		cause := errCallerLeft
+		if stopping.Err() != nil {
+			cause = errStopping
+		}
+		cancel(cause)
+	})()
+	lines := json.NewEncoder(w)
+	begun := false
+	tell := func(e Event) {
+		begun = true
+		lines.Encode(e) // if nobody is there to read it, ctx ends
+		http.NewResponseController(w).Flush()
+	}
+	report, err := s.rehearse(ctx, request, tell)
+	switch {
+	case err == nil:
+		tell(Event{Report: &report})
+	case begun:
+		tell(Event{Error: err.Error()})
+	default:
+		writeError(w, http.StatusConflict, err)
+	}
+}
+
+func writeJSON(w http.ResponseWriter, code int, value any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	json.NewEncoder(w).Encode(value)
+}
+
+// A failure is the body of a response that is not OK.
+type failure struct {
+	Error string `json:"error"`
+}
+
+func writeError(w http.ResponseWriter, code int, err error) {
+	writeJSON(w, code, failure{Error: err.Error()})
+}

@@ -1,0 +1,143 @@
+package control
+
+import (
+	"encoding/json"
+	"net/netip"
+	"os"
+	"time"
+
+	"dotgate/gateway"
+	"dotgate/gateway/wire"
+	"dotgate/upstreams"
+)
+
+// Millis is a duration that is a number of milliseconds in JSON.
+type Millis time.Duration
+
+// MarshalJSON writes milliseconds, to the microsecond.
+func (m Millis) MarshalJSON() ([]byte, error) {
+	return json.Marshal(float64(time.Duration(m).Microseconds()) / 1000)
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (m *Millis) UnmarshalJSON(text []byte) error {
+	var ms float64
+	err := json.Unmarshal(text, &ms)
+	*m = Millis(ms * float64(time.Millisecond))
+	return err
+}
+
+// A Status is what a gateway knows about itself at one moment.
+type Status struct {
+	Version   string           `json:"version"`
+	PID       int              `json:"pid"`
+	Started   time.Time        `json:"started"`
+	Listening []netip.AddrPort `json:"listening"`
+	Upstreams []UpstreamStatus `json:"upstreams"`
+	Clients   ClientStatus     `json:"clients"`
+	// Balancer counts what it did, by what: queries, attempts, hedges, retries,
+	// seconds (second opinions), failures.
+	Balancer map[string]uint64 `json:"balancer"`
+	Drill    *DrillStatus      `json:"drill,omitempty"` // under way, or nil
+}
+
+// An UpstreamStatus is about one upstream.
+type UpstreamStatus struct {
+	Name      string           `json:"name"`
+	Addresses []netip.AddrPort `json:"addresses"`
+	State     string           `json:"state"`            // up, suspect or down
+	Since     time.Time        `json:"since,omitzero"`   // when it went up or down, or silent; zero if unknown
+	Reason    string           `json:"reason,omitempty"` // why it is suspect or down
+	Usual     Millis           `json:"usual_ms"`         // 0 if unknown
+	Patience  Millis           `json:"patience_ms"`
+	Open      int              `json:"connections"`
+	// Counts has sent, answered, resent, dials, handshakes, resumed, unasked,
+	// mismatched and malformed.
+	Counts map[string]uint64 `json:"counts"`
+}
+
+// A ClientStatus is about what clients asked and got.
+type ClientStatus struct {
+	UDP      uint64            `json:"udp"`      // packets received
+	TCP      uint64            `json:"tcp"`      // messages received
+	UnderWay int               `json:"underway"` // queries that wait for an upstream now
+	Outcomes map[string]uint64 `json:"outcomes"` // what became of them
+	Lost     uint64            `json:"lost"`     // of these: those that we failed
+	ServFail uint64            `json:"servfail"` // of those answered: SERVFAIL, as the resolvers said
+	// Cache counts hits, stale (answers), misses, coalesced and prefetches.
+	Cache map[string]uint64 `json:"cache"`
+	P50   Millis            `json:"p50_ms"` // of those that waited for an upstream
+	P99   Millis            `json:"p99_ms"`
+	Max   Millis            `json:"max_ms"`
+	Open  int               `json:"connections"`
+}
+
+// A DrillStatus is about a drill under way.
+type DrillStatus struct {
+	Upstream string    `json:"upstream"`
+	Fault    string    `json:"fault"`
+	Phase    string    `json:"phase"` // before, during or after the fault
+	Ends     time.Time `json:"ends"`  // when the fault does at the latest
+}
+
+// Status returns what is known now.
+func (s *Server) Status() Status {
+	status := Status{
+		Version: s.o.Version, PID: os.Getpid(), Started: s.started, Listening: s.o.Gateway.Addrs(),
+		Clients: clientStatus(s.o.Gateway), Drill: s.drillStatus(),
+	}
+	for _, m := range s.o.Members {
+		status.Upstreams = append(status.Upstreams, upstreamStatus(m))
+	}
+	c := s.o.Balancer.Counts()
+	status.Balancer = map[string]uint64{
+		"queries": c.Queries, "attempts": c.Attempts, "hedges": c.Hedges,
+		"retries": c.Retries, "seconds": c.Seconds, "failures": c.Failures,
+	}
+	return status
+}
+
+func upstreamStatus(m Member) UpstreamStatus {
+	s, c := m.Monitor.Status(), m.Upstream.Counts()
+	return UpstreamStatus{
+		Name: m.String(), Addresses: m.Addresses(),
+		State: s.State.String(), Since: s.Since, Reason: s.Reason,
+		Usual: Millis(s.Usual), Patience: Millis(s.Patience),
+		Open: c.Open, Counts: upstreamCounts(c),
+	}
+}
+
+func upstreamCounts(c upstreams.Counts) map[string]uint64 {
+	return map[string]uint64{
+		"dials": c.Dials, "handshakes": c.Handshakes, "resumed": c.Resumed,
+		"sent": c.Sent, "answered": c.Answered, "resent": c.Resent,
+		"unasked": c.Unasked, "mismatched": c.Mismatched, "malformed": c.Malformed,
+	}
+}
+
+func clientStatus(g Gateway) ClientStatus {
+	c, l := g.Counts(), g.Latency()
+	s := ClientStatus{
+		UDP: c.Received[wire.UDP], TCP: c.Received[wire.TCP], UnderWay: c.UnderWay,
+		Outcomes: make(map[string]uint64), Lost: lost(c), ServFail: c.ServFails.Total(),
+		P50: Millis(l.Quantile(0.5)), P99: Millis(l.Quantile(0.99)), Max: Millis(l.Quantile(1)),
+		Open: c.Connections.Open,
+	}
+	s.Cache = map[string]uint64{
+		"hits": c.Cache.Hits.Total(), "stale": c.Cache.Stale.Total(), "misses": c.Cache.Misses.Total(),
+		"coalesced": c.Cache.Coalesced.Total(), "prefetches": c.Cache.Prefetches.Total(),
+	}
+	for o, n := range c.Outcomes {
+		s.Outcomes[gateway.Outcome(o).String()] = n.Total()
+	}
+	return s
+}
+
+// lost returns how many queries got SERVFAIL, or nothing, for a failure of ours.
+func lost(c gateway.Counts) uint64 {
+	var n uint64
+	for _, o := range []gateway.Outcome{gateway.Failed, gateway.TimedOut, gateway.Shed, gateway.Crashed} {
+		n += c.Outcomes[o].Total()
+	}
+	return n
+}

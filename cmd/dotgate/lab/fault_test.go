@@ -1,0 +1,140 @@
+//go:build linux && lab
+
+package lab
+
+import (
+	"crypto/tls"
+	"encoding"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"dotgate/gateway/wire"
+	"dotgate/upstreams/dottest"
+)
+
+// A fault is what goes wrong with an upstream. It is written as words:
+//
+//	stop, blackhole    no new connections: refused, or no word at all
+//	freeze, reset      what is established goes silent, or away
+//	restart            away for 300 ms, with everything established
+//	blip               300 ms without any packet
+//	certificate=WHICH  expired, future, self, stranger, name or good
+//
+// or fields of dottest.Fault: never, share=0.5, rcode=SERVFAIL, greeting=silence.
+// In a network:
+//
+//	nft-refused        a TCP reset for every packet; nft-unreachable, nft-prohibited: the ICMP message
+//	nft-syn            no new connections: their packets are lost
+//	nft-established    nothing but new connections: the packets of others are lost
+//	loss=10            each packet is lost with that probability in percent, both ways
+//	forget=2s          packets of a flow that was idle for so long are lost
+//	no-route           no route to the upstream
+//	link-down          the gateway's end of the link is down; carrier-lost: the upstream's
+//	kill, pause        Unbound is killed, or stopped, until the fault is lifted
+//	restart            Unbound is killed and started again
+type fault struct {
+	words       []string
+	behaviour   dottest.Fault
+	behaves     bool // behaviour says something
+	certificate string
+	loss        int
+	forget      time.Duration
+}
+
+var (
+	serverWords  = []string{"stop", "blackhole", "freeze", "reset", "restart", "blip"}
+	networkWords = []string{
+		"nft-refused", "nft-unreachable", "nft-prohibited", "nft-syn", "nft-established",
+		"no-route", "link-down", "carrier-lost", "kill", "pause", "restart",
+	}
+)
+
+func (f fault) has(word string) bool { return slices.Contains(f.words, word) }
+
+func (f fault) empty() bool {
+	return !f.behaves && f.certificate == "" && len(f.words) == 0 && f.loss == 0 && f.forget == 0
+}
+
+// mute reports whether an upstream with this fault must not get a single query,
+// because its identity can't be verified.
+func (f fault) mute() bool {
+	return f.certificate != "" && f.certificate != "good" ||
+		f.behaviour.MaxVersion != 0 && f.behaviour.MaxVersion < tls.VersionTLS12
+}
+
+func parseFault(text string, network bool) (f fault, err error) {
+	for word := range strings.FieldsSeq(text) {
+		if err := f.add(word, network); err != nil {
+			return f, fmt.Errorf("%s: %w", word, err)
+		}
+	}
+	return f, nil
+}
+
+func (f *fault) add(word string, network bool) (err error) {
+	words := serverWords
+	if network {
+		words = networkWords
+	}
+	if slices.Contains(words, word) {
+		f.words = append(f.words, word)
+		return nil
+	}
+	key, value, isPair := strings.Cut(word, "=")
+	if !isPair {
+		value = "true"
+	}
+	switch {
+	case network && key == "loss":
+		_, err = fmt.Sscan(value, &f.loss)
+	case network && key == "forget":
+		f.forget, err = time.ParseDuration(value)
+	case network:
+		err = fmt.Errorf("a network can't do that wrong")
+	case key == "certificate":
+		f.certificate = value
+	default:
+		err, f.behaves = setField(&f.behaviour, key, value), true
+	}
+	return err
+}
+
+func setField(f *dottest.Fault, name, value string) error {
+	field := reflect.ValueOf(f).Elem().FieldByNameFunc(func(n string) bool { return strings.EqualFold(n, name) })
+	if !field.IsValid() {
+		return fmt.Errorf("a server can't do that wrong")
+	}
+	switch p := field.Addr().Interface().(type) {
+	case encoding.TextUnmarshaler:
+		return p.UnmarshalText([]byte(value))
+	case *bool:
+		*p = value == "true"
+	case *time.Duration:
+		d, err := time.ParseDuration(value)
+		*p = d
+		return err
+	case *float64, *int:
+		_, err := fmt.Sscan(value, p)
+		return err
+	case *uint16:
+		*p = map[string]uint16{"1.1": tls.VersionTLS11, "1.2": tls.VersionTLS12}[value]
+		if *p == 0 {
+			return fmt.Errorf("no TLS version that makes a difference")
+		}
+	case *wire.RCode:
+		for r := range wire.RCode(16) {
+			if r.String() == value {
+				*p = r
+			}
+		}
+		if *p == wire.NoError {
+			return fmt.Errorf("no error")
+		}
+	default:
+		return fmt.Errorf("can't be written as text")
+	}
+	return nil
+}

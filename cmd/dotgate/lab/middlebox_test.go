@@ -1,0 +1,91 @@
+//go:build linux && lab
+
+package lab
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// dialCounter remembers the dials of the gateway: a SYN that is sent again has
+// the port that it had before.
+const dialCounter = `
+table ip lab {
+	set dials { type ipv4_addr . inet_service; size 65535; flags dynamic; }
+	chain out {
+		type filter hook output priority 0;
+		tcp dport 853 tcp flags & (syn | ack) == syn add @dials { ip daddr . tcp sport }
+	}
+}
+`
+
+// middlebox returns what stands before an upstream from the start: chains for
+// what is to go wrong, and a memory of flows if they are to be forgotten. The
+// memory learns from what got through.
+func middlebox(forget time.Duration) string {
+	text := `
+table ip lab {
+	set fresh { type ipv4_addr . inet_service; size 65535; flags dynamic; }
+	chain in { type filter hook input priority 0; }
+	chain out { type filter hook output priority 0; }
+}
+`
+	if forget == 0 {
+		return text
+	}
+	return text + fmt.Sprintf(`
+table ip lab {
+	set flows { type ipv4_addr . inet_service; size 65535; flags dynamic, timeout; timeout %v; }
+	chain learn_in {
+		type filter hook input priority 10;
+		tcp dport 853 update @flows { ip saddr . tcp sport }
+	}
+	chain learn_out {
+		type filter hook output priority 10;
+		tcp sport 853 update @flows { ip daddr . tcp dport }
+	}
+}
+`, forget)
+}
+
+// breakage returns what a middlebox has to do for f.
+func breakage(f fault) string {
+	var b strings.Builder
+	in := func(rule string) { fmt.Fprintf(&b, "add rule ip lab in tcp dport 853 %s\n", rule) }
+	out := func(rule string) { fmt.Fprintf(&b, "add rule ip lab out tcp sport 853 %s\n", rule) }
+	const syn, noSYN = "tcp flags & (syn | ack) == syn", "tcp flags & (syn | ack) != syn"
+	if f.has("nft-refused") {
+		in("reject with tcp reset")
+	}
+	if f.has("nft-unreachable") {
+		in("reject with icmp type host-unreachable")
+	}
+	if f.has("nft-prohibited") {
+		in("reject with icmp type admin-prohibited")
+	}
+	if f.has("nft-syn") {
+		in(syn + " drop")
+	}
+	if f.has("nft-established") {
+		in(syn + " add @fresh { ip saddr . tcp sport }")
+		in("ip saddr . tcp sport != @fresh drop")
+		out("ip daddr . tcp dport != @fresh drop")
+	}
+	if f.loss > 0 {
+		in(fmt.Sprintf("numgen random mod 100 < %d drop", f.loss))
+		out(fmt.Sprintf("numgen random mod 100 < %d drop", f.loss))
+	}
+	if f.forget > 0 {
+		in(noSYN + " ip saddr . tcp sport != @flows drop")
+		out("ip daddr . tcp dport != @flows drop")
+	}
+	return b.String()
+}
+
+// repair undoes any breakage.
+const repair = `
+flush chain ip lab in
+flush chain ip lab out
+flush set ip lab fresh
+`

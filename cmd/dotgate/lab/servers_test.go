@@ -1,0 +1,196 @@
+//go:build linux && lab
+
+package lab
+
+import (
+	"crypto/tls"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"dotgate/upstreams/dottest"
+)
+
+// roundTrips are how far away a, b and c are.
+var roundTrips = [upstreams]time.Duration{10 * time.Millisecond, 20 * time.Millisecond, 30 * time.Millisecond}
+
+// servers is a world of servers that misbehave on request.
+type servers struct {
+	t      *testing.T
+	ca     *dottest.CA
+	all    []*dottest.Server
+	g      *gateway
+	mayCut bool
+	late   sync.WaitGroup // what happens by itself, later
+}
+
+func newServers(t *testing.T, s scenario) *servers {
+	t.Helper()
+	w := &servers{t: t, ca: dottest.NewCA(), mayCut: s.fault.behaviour.Mangle&dottest.Huge != 0}
+	t.Cleanup(w.late.Wait)
+	var urls []string
+	for i, rtt := range roundTrips {
+		o := dottest.Options{
+			CA: w.ca, RTT: rtt, Certificate: w.certificate("good"), Seed: uint64(i + 1), CountNames: s.odd.repeat > 0,
+		}
+		if s.odd.label != "" && !s.odd.at(i) {
+			o.Handler = plain
+		}
+		server := dottest.NewServer(t, o)
+		w.all = append(w.all, server)
+		urls = append(urls, fmt.Sprintf("tls://%s#%s", server.Addr(), dottest.ServerName))
+	}
+	for _, i := range s.on {
+		w.strike(i, s.start)
+	}
+	file, err := w.ca.WriteFile(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.g = newGateway(t, freePort(t), file, urls)
+	if err := w.g.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func (w *servers) gateway() *gateway         { return w.g }
+func (w *servers) addr(i int) netip.AddrPort { return w.all[i].Addr() }
+func (w *servers) pause() time.Duration      { return 100 * time.Millisecond }
+
+// truth asks for AAAA: the answers hold 64 bits of the name's hash, so that none
+// can be mistaken for another.
+func (w *servers) truth() truth {
+	return truth{"AAAA", func(name string) string { return dottest.Address6(name).String() }, w.mayCut}
+}
+
+func (w *servers) sample() sample {
+	s := sample{at: time.Now()}
+	for i, server := range w.all {
+		stats := server.Stats()
+		s.queries[i], s.dials[i], s.handshakes[i] = stats.Queries, stats.Accepted, stats.Handshakes
+	}
+	return s
+}
+
+func (w *servers) asked(name string) (n int) {
+	for _, server := range w.all {
+		n += server.Stats().Names[name+"."]
+	}
+	return n
+}
+
+func (w *servers) certificate(which string) tls.Certificate {
+	name := []string{dottest.ServerName}
+	day := 24 * time.Hour
+	switch which {
+	case "expired":
+		return w.ca.Issue(dottest.CertOptions{Names: name, NotAfter: time.Now().Add(-day)})
+	case "future":
+		return w.ca.Issue(dottest.CertOptions{Names: name, NotBefore: time.Now().Add(day)})
+	case "self":
+		return w.ca.Issue(dottest.CertOptions{Names: name, SelfSigned: true})
+	case "stranger":
+		return dottest.NewCA().Issue(dottest.CertOptions{Names: name})
+	case "name":
+		return w.ca.Issue(dottest.CertOptions{Names: []string{"another.example.com"}})
+	}
+	return w.ca.Issue(dottest.CertOptions{Names: name})
+}
+
+func (w *servers) strike(i int, f fault) {
+	s := w.all[i]
+	if f.certificate != "" {
+		s.SetCertificate(w.certificate(f.certificate))
+	}
+	if f.behaves {
+		s.Set(f.behaviour)
+	}
+	for _, word := range f.words {
+		switch word {
+		case "stop":
+			w.must(s.Stop())
+		case "blackhole":
+			w.must(s.Blackhole())
+		case "freeze":
+			s.FreezeConnections()
+		case "reset":
+			s.CloseConnections(dottest.RST)
+		case "restart":
+			w.must(s.Stop())
+			s.CloseConnections(dottest.RST)
+			w.soon(func() { w.must(s.Restart()) })
+		case "blip":
+			s.Set(dottest.Fault{Delay: blip})
+			w.soon(func() { s.Set() })
+		}
+	}
+}
+
+// blip is how long what happens once lasts.
+const blip = 300 * time.Millisecond
+
+func (w *servers) soon(f func()) {
+	w.late.Go(func() { time.Sleep(blip); f() })
+}
+
+func (w *servers) lift(i int, f fault) {
+	s := w.all[i]
+	s.Set()
+	if f.certificate != "" {
+		s.SetCertificate(w.certificate("good"))
+	}
+	if f.has("stop") || f.has("blackhole") {
+		w.must(s.Restart())
+	}
+}
+
+func (w *servers) must(err error) {
+	if err != nil {
+		w.t.Error(err)
+	}
+}
+
+// plain answers like dottest.Answer, but heeds no instructions in names.
+func plain(dst, query []byte) ([]byte, time.Duration) {
+	const header = 12
+	var name []byte
+	end := header
+	for query[end] != 0 {
+		label := query[end+1:][:query[end]]
+		name = append(append(name, label...), '.')
+		end += 1 + len(label)
+	}
+	end += 5
+	address := dottest.Address6(string(name)).AsSlice()
+	if kind := binary.BigEndian.Uint16(query[end-4:]); kind == 1 {
+		address = dottest.Address(string(name)).AsSlice()
+	}
+	dst = append(dst, query[0], query[1], 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0)
+	dst = append(dst, query[header:end]...)
+	dst = append(dst, 0xc0, header) // the name of the question
+	dst = append(dst, query[end-4:end]...)
+	dst = append(dst, 0, 0, 1, 44, 0, byte(len(address)))
+	return append(dst, address...), 0
+}
+
+// freePort returns an address on loopback that nobody listens on.
+func freePort(t *testing.T) netip.AddrPort {
+	t.Helper()
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	addr := tcp.Addr().(*net.TCPAddr).AddrPort()
+	udp, err := net.ListenPacket("udp", addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	udp.Close()
+	return addr
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"bytes"
+	"net/netip"
+	"testing"
+	"time"
+
+	"dotgate/cmd/dotgate/control"
+)
+
+func TestStatusIsATable(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	before := func(d time.Duration) time.Time { return now.Add(-d) }
+	ms := func(n float64) control.Millis { return control.Millis(n * float64(time.Millisecond)) }
+	s := control.Status{
+		Version: "v1.0", PID: 12, Started: before(26*time.Hour + 3*time.Minute),
+		Listening: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:53"), netip.MustParseAddrPort("[2001:db8::1]:53")},
+		Upstreams: []control.UpstreamStatus{
+			{Name: "quad9", State: "up", Since: before(72 * time.Hour), Usual: ms(8.127), Patience: ms(45.25), Open: 1,
+				Counts: map[string]uint64{"sent": 12345, "answered": 12340, "resent": 2}},
+			{Name: "office", State: "down", Since: before(83 * time.Second), Reason: "connection refused", Patience: ms(200)},
+			{Name: "new", State: "suspect", Reason: "3 failures in a row", Patience: ms(200)},
+		},
+		Clients: control.ClientStatus{
+			UDP: 20000, TCP: 30, Open: 4, UnderWay: 5, Lost: 6, ServFail: 7, P50: ms(0.9), P99: ms(45), Max: ms(918),
+			Outcomes: map[string]uint64{"answered": 19000, "refused_policy": 8, "refused_malformed": 1, "ignored_short": 2},
+			Cache:    map[string]uint64{"hits": 7000, "misses": 12000, "stale": 3, "prefetches": 400},
+		},
+		Balancer: map[string]uint64{"queries": 12000, "attempts": 12100, "hedges": 80, "retries": 15, "seconds": 5, "failures": 6},
+		Drill:    &control.DrillStatus{Upstream: "office", Fault: "blackhole", Phase: "during", Ends: now.Add(42 * time.Second)},
+	}
+	want := `dotgate v1.0, process 12, up for 26h3m, on 192.0.2.1:53, [2001:db8::1]:53
+DRILL of office: blackhole, in the phase "during", the fault ends in 42s
+
+UPSTREAM  STATE    FOR    USUAL   PATIENCE  CONNECTIONS  SENT   ANSWERED  RESENT  REASON
+quad9     up       3d     8.13ms  45.2ms    1            12345  12340     2       
+office    down     1m23s  -       200ms     0            0      0         0       connection refused
+new       suspect  -      -       200ms     0            0      0         0       3 failures in a row
+
+clients   20000 packets over UDP, 30 messages over TCP (4 connections), 5 under way
+          19000 answered (7 of them SERVFAIL), 6 lost, 9 refused, 2 ignored
+cache     7000 hits, 12000 misses, 3 stale answers, 400 prefetches
+latency   p50 0.90ms, p99 45.0ms, at most 918ms
+balancer  12000 queries, 12100 attempts: 80 hedges, 15 retries, 5 second opinions; 6 failures
+`
+	var out bytes.Buffer
+	if err := writeStatus(&out, s, now); err != nil || out.String() != want {
+		t.Errorf("%v, got\n%s\nwant\n%s", err, out.String(), want)
+	}
+}
+
+func TestADrillsReportIsATable(t *testing.T) {
+	t.Parallel()
+	ms := func(n float64) *control.Millis { return new(control.Millis(n * float64(time.Millisecond))) }
+	r := control.Report{
+		Upstream: "quad9", Fault: "blackhole", Ended: "its time was up",
+		Before:    control.Phase{Lasted: *ms(5000), Queries: 5210, Cached: 3000, P50: *ms(11.21), P99: *ms(23.4), Max: *ms(41), Extra: 12, Asked: 1700},
+		During:    control.Phase{Lasted: *ms(60000), Queries: 62480, Lost: 1, ServFail: 2, Cached: 36000, P50: *ms(11.9), P99: *ms(61.2), Max: *ms(188), Extra: 340, Asked: 31},
+		Suspected: ms(43.2), Down: ms(752), Back: ms(1830),
+	}
+	want := `                 before    during     after
+lasted               5s      1m0s        0s
+queries            5210     62480         0
+lost                  0         1         0
+SERVFAIL              0         2         0
+from cache         3000     36000         0
+p50              11.2ms    11.9ms         -
+p99              23.4ms    61.2ms         -
+max              41.0ms     188ms         -
+asked twice          12       340         0
+sent to quad9      1700        31         0
+
+quad9, blackhole: suspect after 43.2ms, down after 752ms, back 1830ms after the end. The fault ended because its time was up.
+`
+	var out bytes.Buffer
+	if err := writeReport(&out, r); err != nil || out.String() != want {
+		t.Errorf("%v, got\n%s\nwant\n%s", err, out.String(), want)
+	}
+	f := func(suspected, down, back *control.Millis, want string) {
+		t.Helper()
+		if got := course(control.Report{Suspected: suspected, Down: down, Back: back}); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	f(nil, nil, ms(0), "never suspect, in rotation at the end")
+	f(ms(50), nil, ms(3), "suspect after 50.0ms, back 3.00ms after the end")
+	f(ms(50), ms(700), nil, "suspect after 50.0ms, down after 700ms, not back when last seen")
+}

@@ -1,0 +1,351 @@
+package cache
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"dotgate/gateway/wire"
+)
+
+// reply returns what a cache has for a query, as text: what it found, the code,
+// the TTLs and the EDEs.
+func (c *Cache) reply(t testing.TB, q wire.Query, stale bool) string {
+	t.Helper()
+	get := c.Append
+	if stale {
+		get = c.AppendStale
+	}
+	packet, found := get([]byte("prefix"), q)
+	if found == Nothing {
+		if string(packet) != "prefix" {
+			t.Errorf("%x was appended to nothing", packet)
+		}
+		return "nothing"
+	}
+	var m dns.Msg
+	if err := m.Unpack(packet[len("prefix"):]); err != nil {
+		t.Fatal(err)
+	}
+	words := []string{map[Found]string{Fresh: "fresh", Due: "due", Stale: "stale"}[found], dns.RcodeToString[m.Rcode]}
+	for _, section := range [][]dns.RR{m.Answer, m.Ns} {
+		for _, rr := range section {
+			words = append(words, fmt.Sprint(rr.Header().Ttl))
+		}
+	}
+	if opt := m.IsEdns0(); opt != nil {
+		for _, o := range opt.Option {
+			if e, ok := o.(*dns.EDNS0_EDE); ok {
+				words = append(words, fmt.Sprint("ede=", e.InfoCode))
+			}
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// A step of a story: what happens, after a pause, and what the cache then has.
+type scene struct {
+	after  time.Duration
+	answer []string // comes first, unless it is nil
+	fresh  string   // of Append; empty: not asked
+	stale  string   // of AppendStale; empty: not asked
+}
+
+// play plays scenes for www.example.com. A.
+func play(t *testing.T, name string, change func(*Options), scenes ...scene) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			c := open(t, change)
+			q := ask(t, "www.example.com A")
+			for i, s := range scenes {
+				time.Sleep(s.after)
+				if s.answer != nil {
+					c.Put(q, says(t, q, s.answer...))
+				}
+				if s.fresh != "" {
+					if got := c.reply(t, q, false); got != s.fresh {
+						t.Errorf("%d: got %s, want %s", i, got, s.fresh)
+					}
+				}
+				if s.stale != "" {
+					if got := c.reply(t, q, true); got != s.stale {
+						t.Errorf("%d: got %s, want %s", i, got, s.stale)
+					}
+				}
+			}
+		})
+	})
+}
+
+func TestAnswersThroughTheirLives(t *testing.T) {
+	const a = "www.example.com. 100 IN A 192.0.2.1"
+	long := "www.example.com. 1000000 IN A 192.0.2.2"
+	positive, servfail, refused := []string{a}, []string{"SERVFAIL"}, []string{"REFUSED"}
+	noName := []string{"NXDOMAIN", soa(600, 300)}
+
+	play(t, "positive", nil,
+		scene{0, nil, "nothing", "nothing"},
+		scene{0, positive, "fresh NOERROR 100", "fresh NOERROR 100"},
+		scene{1500 * time.Millisecond, nil, "fresh NOERROR 99", ""},
+		scene{98*time.Second + 499*time.Millisecond, nil, "due NOERROR 1", ""},
+		scene{time.Millisecond, nil, "nothing", "stale NOERROR 30 ede=3"},
+		scene{24*time.Hour - time.Millisecond, nil, "nothing", "stale NOERROR 30 ede=3"},
+		scene{time.Millisecond, nil, "nothing", "nothing"})
+	play(t, "least of its records", nil,
+		scene{0, []string{a, "www.example.com. 10 IN A 192.0.2.2"}, "fresh NOERROR 100 10", ""},
+		scene{9 * time.Second, nil, "fresh NOERROR 91 1", ""},
+		scene{time.Second, nil, "nothing", ""})
+	play(t, "no name", nil,
+		scene{0, noName, "fresh NXDOMAIN 600", ""},
+		scene{299 * time.Second, nil, "fresh NXDOMAIN 301", ""},
+		scene{time.Second, nil, "nothing", "stale NXDOMAIN 30 ede=19"},
+		scene{time.Minute - time.Second, nil, "nothing", "stale NXDOMAIN 30 ede=19"},
+		scene{time.Second, nil, "nothing", "nothing"})
+	play(t, "no data", nil,
+		scene{0, []string{soa(600, 300)}, "fresh NOERROR 600", ""},
+		scene{300 * time.Second, nil, "nothing", "stale NOERROR 30 ede=3"},
+		scene{23 * time.Hour, nil, "nothing", "stale NOERROR 30 ede=3"})
+	play(t, "no SOA", func(o *Options) { o.MinTTL = time.Hour },
+		scene{0, []string{"NXDOMAIN"}, "fresh NXDOMAIN", ""},
+		scene{9999 * time.Millisecond, nil, "fresh NXDOMAIN", ""},
+		scene{time.Millisecond, nil, "nothing", ""})
+	play(t, "not to be kept", func(o *Options) { o.MinTTL = time.Hour },
+		scene{0, []string{"www.example.com. 0 IN A 192.0.2.1"}, "nothing", "nothing"},
+		scene{0, []string{"www.example.com. 2147483648 IN A 192.0.2.1"}, "nothing", "nothing"},
+		scene{0, []string{a, "www.example.com. 0 IN A 192.0.2.2"}, "nothing", "nothing"})
+	play(t, "max TTL", nil,
+		scene{0, []string{long}, "fresh NOERROR 86400", ""},
+		scene{time.Hour, nil, "fresh NOERROR 82800", ""},
+		scene{23 * time.Hour, nil, "nothing", ""})
+	play(t, "max negative TTL", nil,
+		scene{0, []string{soa(1000000, 1000000)}, "fresh NOERROR 3600", ""},
+		scene{time.Hour, nil, "nothing", ""})
+	play(t, "min TTL", func(o *Options) { o.MinTTL = 5 * time.Minute },
+		scene{0, positive, "fresh NOERROR 300", ""},
+		scene{299 * time.Second, nil, "fresh NOERROR 1", ""},
+		scene{time.Second, nil, "nothing", ""})
+	play(t, "no clamp for errors", func(o *Options) { o.MinTTL = time.Hour },
+		scene{0, servfail, "fresh SERVFAIL", "nothing"},
+		scene{time.Second, nil, "nothing", "nothing"})
+	play(t, "never stale", func(o *Options) { o.MaxStale = 0 },
+		scene{0, positive, "", ""},
+		scene{100 * time.Second, nil, "nothing", "nothing"})
+
+	// RFC 9520
+	play(t, "errors are repeated", nil,
+		scene{0, servfail, "fresh SERVFAIL", "nothing"},
+		scene{999 * time.Millisecond, nil, "fresh SERVFAIL", ""},
+		scene{time.Millisecond, nil, "nothing", ""},
+		scene{0, servfail, "fresh SERVFAIL", ""},
+		scene{1999 * time.Millisecond, nil, "fresh SERVFAIL", ""},
+		scene{time.Millisecond, refused, "fresh REFUSED", ""},
+		scene{4 * time.Second, servfail, "fresh SERVFAIL", ""},
+		scene{4999 * time.Millisecond, nil, "fresh SERVFAIL", ""},
+		scene{time.Millisecond, servfail, "fresh SERVFAIL", ""},
+		scene{5 * time.Second, nil, "nothing", "nothing"},
+		scene{5 * time.Second, servfail, "fresh SERVFAIL", ""},
+		scene{time.Second, nil, "nothing", "nothing"},
+		scene{0, servfail, "fresh SERVFAIL", ""},
+		scene{0, positive, "fresh NOERROR 100", ""})
+	play(t, "errors hide nothing", nil,
+		scene{0, positive, "fresh NOERROR 100", ""},
+		scene{0, servfail, "fresh NOERROR 100", "fresh NOERROR 100"},
+		scene{100 * time.Second, nil, "nothing", "stale NOERROR 30 ede=3"},
+		scene{0, servfail, "stale NOERROR 30 ede=3", "stale NOERROR 30 ede=3"},
+		scene{4 * time.Second, nil, "stale NOERROR 30 ede=3", ""},
+		scene{time.Second, nil, "nothing", "stale NOERROR 30 ede=3"},
+		scene{0, refused, "stale NOERROR 30 ede=3", ""},
+		scene{0, positive, "fresh NOERROR 100", ""},
+		scene{100 * time.Second, nil, "nothing", "stale NOERROR 30 ede=3"},
+		scene{24 * time.Hour, servfail, "fresh SERVFAIL", "nothing"})
+	play(t, "errors hide no name", nil,
+		scene{0, noName, "", ""},
+		scene{0, servfail, "fresh NXDOMAIN 600", ""},
+		scene{301 * time.Second, servfail, "stale NXDOMAIN 30 ede=19", ""},
+		scene{time.Minute, servfail, "fresh SERVFAIL", "nothing"})
+
+	// Three hits before the last tenth, and one of those in it is told.
+	play(t, "due", nil,
+		scene{0, positive, "fresh NOERROR 100", ""},
+		scene{0, nil, "fresh NOERROR 100", ""},
+		scene{89 * time.Second, nil, "fresh NOERROR 11", ""},
+		scene{time.Second, nil, "due NOERROR 10", ""},
+		scene{0, nil, "fresh NOERROR 10", ""},
+		scene{0, positive, "fresh NOERROR 100", ""},
+		scene{95 * time.Second, nil, "fresh NOERROR 5", ""},
+		scene{0, nil, "due NOERROR 5", ""},
+		scene{0, servfail, "fresh NOERROR 5", ""})
+	play(t, "errors are never due", nil,
+		scene{0, servfail, "fresh SERVFAIL", ""},
+		scene{0, nil, "fresh SERVFAIL", ""},
+		scene{999 * time.Millisecond, nil, "fresh SERVFAIL", ""})
+}
+
+func TestAKeyIsAllThatAnAnswerDependsOn(t *testing.T) {
+	c := open(t, nil)
+	stored := ask(t, "wWw.example.com A")
+	c.Put(stored, says(t, stored, "www.example.com. 100 IN A 192.0.2.1"))
+	f := func(text string, want bool) {
+		t.Helper()
+		q := ask(t, text)
+		reply, found := c.Append(nil, q)
+		if (found != Nothing) != want {
+			t.Errorf("%s: found %d", text, found)
+		}
+		if _, _, ok := c.Get(q); ok != want || c.HasStale(q) != want {
+			t.Errorf("%s: got a copy: %t", text, ok)
+		}
+		var m dns.Msg
+		if want && (m.Unpack(reply) != nil || m.Question[0].Name != strings.Fields(text)[0]+"." || m.Id != wire.ID(q.Packet())) {
+			t.Errorf("%s: reply %v", text, &m)
+		}
+	}
+	f("wWw.example.com A", true)
+	f("www.EXAMPLE.com A", true)
+	f("www.example.com A plain tcp", true)
+	f("www.example.com AAAA", false)
+	f("www.example.com A do", false)
+	f("www.example.com A cd", false)
+	f("ww.example.com A", false)
+	f("example.com A", false)
+}
+
+func TestACopyHasTermsAndStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, func(o *Options) { o.Size = minSize })
+		q := ask(t, "www.example.com A")
+		c.Put(q, says(t, q, "www.example.com. 100 IN A 192.0.2.1"))
+		time.Sleep(10 * time.Second)
+		a, terms, ok := c.Get(q)
+		want, _ := c.Append(nil, q)
+		fill(t, c, 100_000)
+		c.Close()
+		if got := a.AppendReply(nil, q, terms); !ok || string(got) != string(want) {
+			t.Errorf("got %x, want %x", got, want)
+		}
+	})
+}
+
+// fill puts n names into c, always the same.
+func fill(t testing.TB, c *Cache, n int) { fillFrom(t, c, 1<<40, n) }
+
+func fillFrom(t testing.TB, c *Cache, first uint64, n int) {
+	m := newTemplate(t, 30)
+	for i := range uint64(n) {
+		q := m.number(first + i)
+		c.Put(q, m.answer(q))
+	}
+}
+
+func TestNoCacheAndAClosedOneHoldNothing(t *testing.T) {
+	closed := open(t, nil)
+	closed.Close()
+	for name, c := range map[string]*Cache{"zero": {}, "off": open(t, func(o *Options) { o.Size = 0 }), "closed": closed} {
+		q := ask(t, "www.example.com A")
+		a := says(t, q, "www.example.com. 100 IN A 192.0.2.1")
+		c.Put(q, a)
+		if _, found := c.Append(nil, q); found != Nothing || c.HasStale(q) || c.Usage().Answers != 0 {
+			t.Errorf("%s: holds something", name)
+		}
+		if _, found := c.AppendStale(nil, q); found != Nothing {
+			t.Errorf("%s: holds something stale", name)
+		}
+		if n, err := c.FlushSubtree("."); n != 0 || err != nil {
+			t.Errorf("%s: flushed %d, %v", name, n, err)
+		}
+		c.Close()
+	}
+}
+
+func TestHitsDoNotAllocate(t *testing.T) {
+	c := open(t, nil)
+	q := ask(t, "www.example.com A")
+	c.Put(q, says(t, q, "www.example.com. 100 IN A 192.0.2.1"))
+	miss := ask(t, "www.example.org A")
+	buf := make([]byte, 0, 2048)
+	if n := testing.AllocsPerRun(1000, func() {
+		c.Append(buf, q)
+		c.AppendStale(buf, q)
+		c.HasStale(q)
+		c.Append(buf, miss)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestManyAtOnce(t *testing.T) {
+	c := open(t, func(o *Options) { o.Size = minSize })
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			m, reply := newTemplate(t, 40), []byte(nil)
+			for i := range uint64(20_000) {
+				q := m.number(i * 7919 % 12_000)
+				want := m.answer(q)
+				var found Found
+				if reply, found = c.Append(reply[:0], q); found == Nothing {
+					c.Put(q, want)
+				} else if string(reply) != string(want.AppendReply(nil, q, wire.Terms{})) {
+					t.Errorf("%v: %x", q, reply)
+				}
+				switch i % 5000 {
+				case 0:
+					c.Flush(strings.Fields(q.String())[0])
+				case 1:
+					c.Usage()
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+func TestFlushAndShow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, nil)
+		for _, text := range []string{"www.example.com A", "www.example.com AAAA do", "WWW.example.com A cd", "a.www.example.com A", "example.com A", "example.org A"} {
+			q := ask(t, text)
+			c.Put(q, says(t, q, strings.Fields(text)[0]+". 100 IN "+map[bool]string{true: "A 192.0.2.1", false: "AAAA 2001:db8::1"}[strings.Contains(text, "A") && !strings.Contains(text, "AAAA")]))
+		}
+		time.Sleep(101 * time.Second)
+		entries, err := c.Show("wwW.example.com.")
+		if err != nil || len(entries) != 3 {
+			t.Fatalf("got %+v, %v", entries, err)
+		}
+		var questions []string
+		for _, e := range entries {
+			questions = append(questions, fmt.Sprintf("%s %t %t", e.Question, e.DO, e.CD))
+			if e.Age != 101*time.Second || e.Left != -time.Second || !e.Usable || e.Kind != wire.Positive ||
+				!strings.Contains(strings.ToLower(e.Answer), "www.example.com.\t100") {
+				t.Errorf("got %+v", e)
+			}
+		}
+		slices.Sort(questions)
+		if want := []string{"www.example.com. A false false", "www.example.com. A false true", "www.example.com. AAAA true false"}; !slices.Equal(questions, want) {
+			t.Errorf("got %q", questions)
+		}
+		f := func(flush func(string) (int, error), name string, want, left int) {
+			t.Helper()
+			if n, err := flush(name); n != want || err != nil || c.Usage().Answers != left {
+				t.Errorf("%s: %d, %v; %d are left", name, n, err, c.Usage().Answers)
+			}
+		}
+		f(c.Flush, "ww.example.com", 0, 6)
+		f(c.Flush, "WWW.example.com", 3, 3)
+		f(c.FlushSubtree, "www.example.com", 1, 2)
+		f(c.FlushSubtree, "EXAMPLE.com.", 1, 1)
+		f(c.FlushSubtree, ".", 1, 0)
+		for _, flush := range []func(string) (int, error){c.Flush, c.FlushSubtree, func(n string) (int, error) { _, err := c.Show(n); return 0, err }} {
+			if _, err := flush("a..b"); err == nil {
+				t.Error("no error")
+			}
+		}
+	})
+}

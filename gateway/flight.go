@@ -1,0 +1,175 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"dotgate/gateway/wire"
+)
+
+// A flight is one exchange with the Resolver, however many clients wait for it.
+// The first of them leads: it makes the exchange or has it made. Nobody who
+// leaves ends it.
+type flight struct {
+	key   string
+	began time.Time
+	// landed is closed when result is set; nil until somebody waits.
+	landed chan struct{}
+	result
+}
+
+// A result is what became of an exchange: an answer and the terms to pass it on,
+// or an error.
+type result struct {
+	answer wire.Answer
+	terms  wire.Terms
+	err    error
+}
+
+// flights are those under way, one for each key. There are no more of them than
+// there are slots, nor more who wait.
+type flights struct {
+	mu   sync.Mutex // guards open and the landed of each flight; not held during I/O
+	open map[string]*flight
+}
+
+// join returns the flight for q, and whether the caller leads it. Who doesn't
+// lead may wait until it has landed.
+func (fs *flights) join(q wire.Query) (f *flight, leads bool) {
+	var room [wire.MaxKey]byte
+	key := q.AppendKey(room[:0])
+	now := time.Now()
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if f, ok := fs.open[string(key)]; ok {
+		if f.landed == nil {
+			f.landed = make(chan struct{})
+		}
+		return f, false
+	}
+	f = &flight{key: string(key), began: now}
+	fs.open[f.key] = f
+	return f, true
+}
+
+// expect lets the leader of f wait for it too.
+func (fs *flights) expect(f *flight) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if f.landed == nil {
+		f.landed = make(chan struct{})
+	}
+}
+
+// land ends f, whose result is set.
+func (fs *flights) land(f *flight) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	delete(fs.open, f.key)
+	if f.landed != nil {
+		close(f.landed)
+	}
+}
+
+// fetch returns the Resolver's answer to q, with one exchange for all who ask
+// the same at the same time. It gives up when the client's time is over, or when
+// the cache has a stale answer and would not let the client wait any longer; the
+// exchange goes on then, and fills the cache.
+func (g *Gateway) fetch(work context.Context, q wire.Query, t *tally) result {
+	deadline := time.Now().Add(g.options.Timeout)
+	stale := g.cache.HasStale(q)
+	for {
+		f, leads := g.flights.join(q)
+		switch {
+		case leads && !stale:
+			g.fly(work, deadline, f, q, false)
+			return f.result
+		case leads:
+			g.flights.expect(f)
+			g.flyBehind(work, f, q, false)
+		default:
+			t.coalesced.Add(1)
+		}
+		if !f.await(deadline, stale, g.cache.StaleAfter()) {
+			return result{err: context.DeadlineExceeded}
+		}
+		// Its leader may have run out of time when we have not.
+		if leads || !errors.Is(f.err, context.DeadlineExceeded) || time.Until(deadline) < g.options.Timeout/8 || work.Err() != nil {
+			return f.result
+		}
+	}
+}
+
+// await waits until f has landed, and reports whether it did: by the deadline
+// and, if there is a stale answer, within patience from its begin. So only
+// those who come first wait for long.
+func (f *flight) await(deadline time.Time, stale bool, patience time.Duration) bool {
+	if soon := f.began.Add(patience); stale && soon.Before(deadline) {
+		deadline = soon
+	}
+	timer := time.NewTimer(time.Until(deadline))
+	defer timer.Stop()
+	select {
+	case <-f.landed:
+		return true
+	case <-timer.C:
+		return false
+	}
+}
+
+// fly makes the exchange of f and lands it. A panic becomes an error: a bug that
+// one name brings out must not end the service for all others.
+func (g *Gateway) fly(work context.Context, deadline time.Time, f *flight, q wire.Query, renewal bool) {
+	defer g.flights.land(f)
+	defer func() {
+		if v := recover(); v != nil {
+			g.panics.report(v)
+			f.result = result{err: errCrashed}
+		}
+	}()
+	if !renewal {
+		// Another flight may have landed since the read loop looked.
+		if a, terms, ok := g.cache.Get(q); ok {
+			f.answer, f.terms = a, terms
+			return
+		}
+	}
+	ctx, cancel := context.WithDeadline(work, deadline)
+	defer cancel()
+	answer, err := g.resolver.Exchange(ctx, q)
+	switch {
+	case err != nil:
+		f.err = err
+	case answer.IsZero():
+		f.err = errNothing
+	default:
+		g.cache.Put(q, answer)
+		f.answer, f.terms = answer, g.cache.Terms(answer)
+	}
+}
+
+// flyBehind is fly in a goroutine, with a slot of its own.
+func (g *Gateway) flyBehind(work context.Context, f *flight, q wire.Query, renewal bool) {
+	if !g.slots.take() {
+		f.err = errShed
+		g.flights.land(f)
+		return
+	}
+	g.behind.Go(func() {
+		defer g.slots.release()
+		g.fly(work, time.Now().Add(g.options.Timeout), f, q, renewal)
+	})
+}
+
+var errShed = errors.New("too many queries under way")
+
+// renew asks the Resolver for what the cache is about to lose, unless somebody
+// does so already. It doesn't wait.
+func (g *Gateway) renew(work context.Context, q wire.Query, t *tally) {
+	if f, leads := g.flights.join(q); leads {
+		t.prefetches.Add(1)
+		g.flyBehind(work, f, q, true)
+	}
+}
