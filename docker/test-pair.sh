@@ -180,7 +180,8 @@ story() {
 	((after > 0)) || verdict="FAILED: nobody asked any more"
 	((may_fail || failed == 0)) || verdict="FAILED: queries lost"
 	((back <= limit_ms)) || verdict="FAILED: over $limit_ms ms"
-	row "$what" "$sent" "$retried" "$failed" "$back ms" "$verdict"
+	if ((back == 0)); then back="none lost"; else back="$back ms"; fi
+	row "$what" "$sent" "$retried" "$failed" "$back" "$verdict"
 	[[ $verdict == ok ]] || failures=$((failures + 1))
 }
 stories=0

@@ -28,11 +28,13 @@ const (
 	receiveBuffer = 4 << 20
 )
 
-// A batchConn reads and writes many packets at once (recvmmsg, sendmmsg).
-// It returns how many; packets are written up to the first that can't be.
-type batchConn interface {
-	ReadBatch([]ipv4.Message, int) (int, error)
-	WriteBatch([]ipv4.Message, int) (int, error)
+// A datagram is a packet on its way in or out.
+type datagram struct {
+	packet  []byte
+	control []byte // what the system tells, or is told, about our address; may be empty
+	peer    peer
+
+	room, controlRoom []byte // where packets and control messages are read into
 }
 
 // A udpSocket serves the clients of one socket. It has two loops: one reads
@@ -42,9 +44,10 @@ type batchConn interface {
 type udpSocket struct {
 	gateway *Gateway
 	conn    *net.UDPConn
-	batch   batchConn
-	in, out []ipv4.Message // the read loop's
+	batch   *batchConn // the read loop's, as are the next two
+	in, out []datagram
 	late    chan udpReply
+	lateOut *batchConn     // the write loop's
 	queries sync.WaitGroup // those that wait for the Resolver
 	tally   tally
 }
@@ -53,7 +56,7 @@ type udpSocket struct {
 type udpReply struct {
 	buffer *[]byte
 	source []byte // as a control message; may be empty
-	to     *net.UDPAddr
+	to     peer
 }
 
 // newUDPSocket opens a socket.
@@ -71,19 +74,24 @@ func newUDPSocket(g *Gateway, config net.ListenConfig, network string, addr neti
 			return nil, err
 		}
 	}
-	s := &udpSocket{gateway: g, conn: conn, batch: newBatchConn(conn, v6), late: make(chan udpReply, batchSize)}
-	s.in, s.out = newBatch(packetSize), newBatch(wire.MaxUDPSize)
-	for i := range s.in {
-		s.in[i].OOB = make([]byte, controlSize)
+	s := &udpSocket{gateway: g, conn: conn, late: make(chan udpReply, batchSize)}
+	s.batch, err = newBatchConn(conn)
+	if err == nil {
+		s.lateOut, err = newBatchConn(conn)
 	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	s.in, s.out = newDatagrams(packetSize), newDatagrams(wire.MaxUDPSize)
 	return s, nil
 }
 
-// newBatch returns messages with one buffer each.
-func newBatch(size int) []ipv4.Message {
-	batch := make([]ipv4.Message, batchSize)
+// newDatagrams returns a batch with rooms of this size.
+func newDatagrams(size int) []datagram {
+	batch := make([]datagram, batchSize)
 	for i := range batch {
-		batch[i].Buffers = [][]byte{make([]byte, size)}
+		batch[i].room, batch[i].controlRoom = make([]byte, size), make([]byte, controlSize)
 	}
 	return batch
 }
@@ -102,7 +110,7 @@ func noteDestination(conn *net.UDPConn, v6 bool) error {
 func (s *udpSocket) serve(ctx, work context.Context) {
 	defer s.conn.Close()
 	var writer sync.WaitGroup
-	writer.Go(s.writeLoop)
+	writer.Go(func() { s.writeLoop(s.lateOut) })
 	s.readLoop(ctx, work)
 	s.queries.Wait()
 	close(s.late)
@@ -114,7 +122,7 @@ func (s *udpSocket) readLoop(ctx, work context.Context) {
 	defer stop()
 	failing := setback{log: s.gateway.options.Log, doing: "read UDP"}
 	for {
-		n, err := s.batch.ReadBatch(s.in, 0)
+		n, err := s.batch.read(s.in)
 		switch {
 		case err == nil:
 			failing.over()
@@ -129,34 +137,32 @@ func (s *udpSocket) readLoop(ctx, work context.Context) {
 }
 
 // handle answers what can be answered now and starts goroutines for the rest.
-func (s *udpSocket) handle(work context.Context, in []ipv4.Message) {
+func (s *udpSocket) handle(work context.Context, in []datagram) {
 	n := 0
 	for i := range in {
-		m := &in[i]
-		from := m.Addr.(*net.UDPAddr)
-		if from.Port == 0 {
+		d, out := &in[i], &s.out[n]
+		if !d.peer.hasPort() {
 			s.tally.count(IgnoredSource)
 			continue
 		}
-		out := &s.out[n]
-		reply, q, next := s.gateway.answerNow(out.Buffers[0][:0], m.Buffers[0][:m.N], wire.UDP, &s.tally)
-		source := replySource(m.OOB[:m.NN])
+		reply, q, next := s.gateway.answerNow(out.room[:0], d.packet, wire.UDP, &s.tally)
+		source := replySource(d.control)
 		switch next {
 		case send, sendAndRenew:
-			if next == sendAndRenew {
-				s.gateway.renew(work, q.Clone(), &s.tally)
-			}
-			out.Buffers[0], out.OOB, out.Addr = reply, source, from
+			out.packet, out.control, out.peer = reply, source, d.peer
 			n++
 		case ask:
-			s.later(work, q.Clone(), slices.Clone(source), from)
+			s.later(work, q.Clone(), slices.Clone(source), d.peer)
+		}
+		if next == sendAndRenew {
+			s.gateway.renew(work, q.Clone(), &s.tally)
 		}
 	}
-	s.flush(s.out[:n])
+	s.flush(s.batch, s.out[:n])
 }
 
 // later answers q when the Resolver has.
-func (s *udpSocket) later(work context.Context, q wire.Query, source []byte, to *net.UDPAddr) {
+func (s *udpSocket) later(work context.Context, q wire.Query, source []byte, to peer) {
 	s.queries.Go(func() {
 		defer s.gateway.slots.release()
 		buffer := buffers.Get().(*[]byte)
@@ -167,20 +173,20 @@ func (s *udpSocket) later(work context.Context, q wire.Query, source []byte, to 
 
 // writeLoop writes late replies until there will be no more: a burst of them
 // together, a lone one at once.
-func (s *udpSocket) writeLoop() {
-	batch := newBatch(0)
+func (s *udpSocket) writeLoop(conn *batchConn) {
+	batch := make([]datagram, batchSize)
 	var written [batchSize]*[]byte
 	for reply := range s.late {
 		n := 0
 		for {
-			batch[n].Buffers[0], batch[n].OOB, batch[n].Addr = *reply.buffer, reply.source, reply.to
+			batch[n].packet, batch[n].control, batch[n].peer = *reply.buffer, reply.source, reply.to
 			written[n] = reply.buffer
 			if n++; n == batchSize || len(s.late) == 0 {
 				break
 			}
 			reply = <-s.late
 		}
-		s.flush(batch[:n])
+		s.flush(conn, batch[:n])
 		for _, buffer := range written[:n] {
 			putBuffer(buffer)
 		}
@@ -189,13 +195,18 @@ func (s *udpSocket) writeLoop() {
 
 // flush sends replies. One that can't be sent, for want of a route or by a
 // firewall's word, doesn't keep back those behind it.
-func (s *udpSocket) flush(replies []ipv4.Message) {
+func (s *udpSocket) flush(conn packetWriter, replies []datagram) {
 	for len(replies) > 0 {
-		n, err := s.batch.WriteBatch(replies, 0)
+		n, err := conn.write(replies)
 		if err != nil {
 			s.tally.undelivered.Add(1)
 			n = 1
 		}
 		replies = replies[n:]
 	}
+}
+
+// A packetWriter is what flush needs of a batchConn.
+type packetWriter interface {
+	write([]datagram) (int, error)
 }

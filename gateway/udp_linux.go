@@ -4,8 +4,6 @@ import (
 	"net"
 	"syscall"
 
-	"golang.org/x/net/ipv4"
-	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 )
 
@@ -35,12 +33,4 @@ func setReceiveBuffer(conn *net.UDPConn, size int) {
 			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, size)
 		}
 	})
-}
-
-// newBatchConn returns conn with recvmmsg and sendmmsg.
-func newBatchConn(conn *net.UDPConn, v6 bool) batchConn {
-	if v6 {
-		return ipv6.NewPacketConn(conn)
-	}
-	return ipv4.NewPacketConn(conn)
 }

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
-	"golang.org/x/net/ipv4"
 
 	"dotgate/gateway/wire"
 )
@@ -141,11 +140,9 @@ func linkLocalAddresses(t *testing.T) (found []string) {
 // A failingBatch fails to write each reply that is empty.
 type failingBatch struct{ written int }
 
-func (f *failingBatch) ReadBatch([]ipv4.Message, int) (int, error) { return 0, net.ErrClosed }
-
-func (f *failingBatch) WriteBatch(ms []ipv4.Message, _ int) (int, error) {
-	for i, m := range ms {
-		if len(m.Buffers[0]) == 0 {
+func (f *failingBatch) write(ds []datagram) (int, error) {
+	for i, d := range ds {
+		if len(d.packet) == 0 {
 			if i == 0 {
 				return 0, syscall.EPERM
 			}
@@ -153,17 +150,17 @@ func (f *failingBatch) WriteBatch(ms []ipv4.Message, _ int) (int, error) {
 		}
 		f.written++
 	}
-	return len(ms), nil
+	return len(ds), nil
 }
 
 func TestReplyThatCannotBeSentDoesNotStopOthers(t *testing.T) {
-	var replies []ipv4.Message
+	var replies []datagram
 	for _, b := range []string{"", "1", "2", "", "", "3", ""} {
-		replies = append(replies, ipv4.Message{Buffers: [][]byte{[]byte(b)}})
+		replies = append(replies, datagram{packet: []byte(b)})
 	}
 	batch := &failingBatch{}
-	s := &udpSocket{batch: batch}
-	s.flush(replies)
+	s := &udpSocket{}
+	s.flush(batch, replies)
 	if n := s.tally.undelivered.Load(); batch.written != 3 || n != 4 {
 		t.Errorf("written %d, undelivered %d", batch.written, n)
 	}
@@ -171,10 +168,9 @@ func TestReplyThatCannotBeSentDoesNotStopOthers(t *testing.T) {
 
 func TestQueryFromPortZeroIsIgnored(t *testing.T) {
 	g := newGateway(t)
-	s := &udpSocket{gateway: g, out: newBatch(wire.MaxUDPSize), batch: &failingBatch{}}
-	packet := packed(new(dns.Msg).SetAxfr("example.com."), nil)
-	m := ipv4.Message{Buffers: [][]byte{packet}, N: len(packet), Addr: &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1)}}
-	s.handle(t.Context(), []ipv4.Message{m, m})
+	s := &udpSocket{gateway: g, out: newDatagrams(wire.MaxUDPSize)}
+	d := datagram{packet: packed(new(dns.Msg).SetAxfr("example.com."), nil)}
+	s.handle(t.Context(), []datagram{d, d})
 	if n := s.tally.outcomes[IgnoredSource].Load(); n != 2 {
 		t.Errorf("ignored %d", n)
 	}

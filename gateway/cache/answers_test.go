@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -225,7 +226,7 @@ func TestACopyHasTermsAndStays(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		a, terms, ok := c.Get(q)
 		want, _ := c.Append(nil, q)
-		fill(t, c, 100_000)
+		fill(t, c, 10_000)
 		c.Close()
 		if got := a.AppendReply(nil, q, terms); !ok || string(got) != string(want) {
 			t.Errorf("got %x, want %x", got, want)
@@ -286,13 +287,13 @@ func TestManyAtOnce(t *testing.T) {
 	for range 4 {
 		all.Go(func() {
 			m, reply := newTemplate(t, 40), []byte(nil)
-			for i := range uint64(20_000) {
+			for i := range uint64(scaled(20_000)) {
 				q := m.number(i * 7919 % 12_000)
 				want := m.answer(q)
 				var found Found
 				if reply, found = c.Append(reply[:0], q); found == Nothing {
 					c.Put(q, want)
-				} else if string(reply) != string(want.AppendReply(nil, q, wire.Terms{})) {
+				} else if !sameButTTL(reply, want.AppendReply(nil, q, wire.Terms{})) {
 					t.Errorf("%v: %x", q, reply)
 				}
 				switch i % 5000 {
@@ -305,6 +306,13 @@ func TestManyAtOnce(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// sameButTTL compares replies to the queries of a template.
+func sameButTTL(a, b []byte) bool {
+	const fromEnd = 11 + 6 // an OPT record, and the data with its length
+	ttlAt := len(a) - fromEnd - 4
+	return len(a) == len(b) && bytes.Equal(a[:ttlAt], b[:ttlAt]) && bytes.Equal(a[ttlAt+4:], b[ttlAt+4:])
 }
 
 func TestFlushAndShow(t *testing.T) {

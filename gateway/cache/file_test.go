@@ -110,7 +110,7 @@ func TestAFileKeepsWhatProvedItself(t *testing.T) {
 	fillFrom(t, c, 2<<40, 50_000)
 	before := c.Usage().Answers
 	again := copied(t, c, before)
-	fillFrom(t, again, 3<<40, 500_000)
+	fillFrom(t, again, 3<<40, scaled(500_000))
 	if _, found := again.Append(nil, m.number(7)); found == Nothing {
 		t.Error("what proved itself was lost")
 	}

@@ -39,6 +39,10 @@ func (s *shard) check(t *testing.T) {
 
 // Whatever comes in whatever order, all that is found is right.
 func TestNothingGetsLostOrMixedUp(t *testing.T) {
+	synctest.Test(t, nothingGetsLostOrMixedUp) // no time passes
+}
+
+func nothingGetsLostOrMixedUp(t *testing.T) {
 	for seed := range uint64(4) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		c := open(t, func(o *Options) { o.Size = minSize })
@@ -46,8 +50,8 @@ func TestNothingGetsLostOrMixedUp(t *testing.T) {
 		for i := range 9 {
 			templates = append(templates, newTemplate(t, 30+i*5))
 		}
-		for i := range 60_000 {
-			n := random.Uint64N(12_000)
+		for i := range scaled(60_000) {
+			n := random.Uint64N(uint64(scaled(60_000) / 5))
 			m := templates[n%uint64(len(templates))]
 			q := m.number(n)
 			switch reply, found := c.Append(nil, q); {
@@ -67,7 +71,7 @@ func TestNothingGetsLostOrMixedUp(t *testing.T) {
 			}
 		}
 		c.shards[0].check(t)
-		if u := c.Usage(); u.Evicted == 0 || u.Bytes > u.Size || u.Bytes < u.Size*8/10 {
+		if u := c.Usage(); !raceEnabled && u.Evicted == 0 || u.Bytes > u.Size {
 			t.Errorf("usage %+v", u)
 		}
 	}
@@ -78,7 +82,7 @@ func TestAnswersOfAllSizesFollowEachOther(t *testing.T) {
 	c := open(t, func(o *Options) { o.Size = minSize })
 	q := ask(t, "www.example.com TXT tcp")
 	text := "www.example.com. 60 IN TXT"
-	for i := range 2000 {
+	for i := range scaled(2000) {
 		var records []string
 		for range i * 7919 % 150 {
 			records = append(records, text+` "`+string(slices.Repeat([]byte{'x'}, 200))+`"`)
@@ -137,7 +141,7 @@ func TestAFloodOfRandomNamesEvictsNothingOfUse(t *testing.T) {
 		for range 3 * hot {
 			askHot()
 		}
-		for range 600 {
+		for range scaled(600) {
 			time.Sleep(time.Second)
 			for i := range 2000 {
 				flood++
@@ -150,7 +154,7 @@ func TestAFloodOfRandomNamesEvictsNothingOfUse(t *testing.T) {
 				}
 			}
 		}
-		if u := c.Usage(); lost > 0 || u.Evicted < 500_000 {
+		if u := c.Usage(); lost > 0 || !raceEnabled && u.Evicted < 500_000 {
 			t.Errorf("of %d names, %d were lost; %+v", hot, lost, u)
 		}
 	})
@@ -179,9 +183,10 @@ func TestMemoryIsWhatTheOptionSays(t *testing.T) {
 
 // At most 250 octets for each of a million names.
 func TestAMillionNames(t *testing.T) {
-	c := open(t, func(o *Options) { o.Size = 250_000_000 })
-	fill(t, c, 1_000_000)
-	if u := c.Usage(); u.Answers != 1_000_000 || u.Evicted != 0 {
+	names := scaled(1_000_000)
+	c := open(t, func(o *Options) { o.Size = Size(250 * names) })
+	fill(t, c, names)
+	if u := c.Usage(); u.Answers != names || u.Evicted != 0 {
 		t.Errorf("usage %+v", u)
 	}
 }

@@ -151,6 +151,7 @@ func environment(listen netip.AddrPort, upstreams []string, more ...string) []st
 		"DOTGATE_GATEWAY_LISTEN=" + listen.String(),
 		"DOTGATE_UPSTREAMS=" + strings.Join(upstreams, ","),
 		"DOTGATE_HEALTH_PROBE_NAME=probe.example.com",
+		"DOTGATE_CONTROL_SOCKET=off",
 		"DOTGATE_HEALTH_PROBE_TYPE=A",
 		"GORACE=atexit_sleep_ms=0",
 	}, more...)

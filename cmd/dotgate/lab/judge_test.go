@@ -200,7 +200,7 @@ func (c *court) oddNames() {
 			c.tooLate("only %d queries for the odd name were sent", len(outs))
 		}
 		if each := float64(c.asked) / float64(len(outs)); each > oddCostLimit {
-			c.complain("a query for the odd name cost %.3f upstream queries", each)
+			c.tooLate("a query for the odd name cost %.3f upstream queries", each)
 		}
 	}
 }

@@ -55,7 +55,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	go watchMachine()
-	go printWhenStopped()
+	go printWhenStopped(dir)
 	code := m.Run()
 	results.print()
 	os.RemoveAll(dir)
@@ -64,11 +64,12 @@ func TestMain(m *testing.M) {
 
 // printWhenStopped prints what is known when somebody has had enough. What is
 // left of networks, the next run removes.
-func printWhenStopped() {
+func printWhenStopped(dir string) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	<-signals
 	results.print()
+	os.RemoveAll(dir)
 	os.Exit(1)
 }
 

@@ -1,0 +1,38 @@
+//go:build !linux
+
+package gateway
+
+import (
+	"net"
+	"net/netip"
+)
+
+// A peer is whom a packet is from or for.
+type peer struct{ addr netip.AddrPort }
+
+// hasPort reports whether a packet can be sent to p.
+func (p *peer) hasPort() bool { return p.addr.Port() != 0 }
+
+// A batchConn reads and writes one packet at a time, for elsewhere there are no
+// calls for many.
+type batchConn struct{ conn *net.UDPConn }
+
+func newBatchConn(conn *net.UDPConn) (*batchConn, error) { return &batchConn{conn}, nil }
+
+func (b *batchConn) read(in []datagram) (int, error) {
+	d := &in[0]
+	n, nn, _, from, err := b.conn.ReadMsgUDPAddrPort(d.room, d.controlRoom)
+	if err != nil {
+		return 0, err
+	}
+	d.packet, d.control, d.peer.addr = d.room[:n], d.controlRoom[:nn], from
+	return 1, nil
+}
+
+func (b *batchConn) write(out []datagram) (int, error) {
+	d := &out[0]
+	if _, _, err := b.conn.WriteMsgUDPAddrPort(d.packet, d.control, d.peer.addr); err != nil {
+		return 0, err
+	}
+	return 1, nil
+}
