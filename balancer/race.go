@@ -19,7 +19,7 @@ const (
 	// life. It is below the second after which impatient clients are gone.
 	despair = 900 * time.Millisecond
 	// resigned is how long it waits when everybody is known to be down.
-	resigned = 15 * time.Millisecond
+	resigned = 10 * time.Millisecond
 	// sound is how many members that seem well a query is sent to. If they
 	// don't answer, it is the name's fault, and a third would not either.
 	sound = 2

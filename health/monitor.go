@@ -25,6 +25,9 @@ const (
 	// verdictMin is how long an upstream must owe any sign of life before it is
 	// down: longer than TCP takes to send a lost segment again, twice.
 	verdictMin = 700 * time.Millisecond
+	// verdictUnknown is the same for an upstream that never answered: a first
+	// dial takes three round trips.
+	verdictUnknown = 1200 * time.Millisecond
 	// window is how long a fault that the balancer reports is remembered.
 	window = 10 * time.Second
 	// faultyNames is how many different names an upstream must get wrong within

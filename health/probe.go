@@ -19,10 +19,11 @@ func (m *Monitor) settle(ctx context.Context, woken bool) {
 		return
 	}
 	accused := woken && m.accused()
-	limit := m.o.ProbeTimeout
+	verdict := verdictUnknown
 	if usual, patience := m.upstream.Latency(); usual > 0 {
-		limit = min(max(verdictMin, 3*patience), limit)
+		verdict = max(verdictMin, 3*patience)
 	}
+	limit := min(verdict, m.o.ProbeTimeout)
 	err := m.probe(ctx, limit)
 	weak := errors.Is(err, errWeakProbe)
 	switch {

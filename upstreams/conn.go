@@ -2,6 +2,7 @@ package upstreams
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
@@ -9,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,6 +56,7 @@ type conn struct {
 	lastRead atomic.Int64 // instant of the last answer
 	waiting  atomic.Int64 // instant of the first query since the last answer, or 0
 	tested   atomic.Bool  // since then, it was asked something that must have an answer
+	rescue   atomic.Bool  // somebody is sending its queries again elsewhere
 	rested   atomic.Int64 // how long it had been idle before that query, in nanoseconds
 
 	// mu guards what follows. Nothing blocks while it is held.
@@ -71,6 +74,19 @@ type call struct {
 	sent   int64 // instant
 	query  wire.Query
 	result chan result // one place, so that completing never waits
+
+	// The same query, sent again on another connection because this one went
+	// silent, or nil. Guarded by mu of this one.
+	twin   *call
+	twinOn *conn
+}
+
+// complete hands over the outcome, unless the twin did already.
+func (call *call) complete(r result) {
+	select {
+	case call.result <- r:
+	default:
+	}
 }
 
 type result struct {
@@ -100,16 +116,6 @@ func (c *conn) silentFor(now int64) time.Duration {
 	return time.Duration(now - since)
 }
 
-// exchange sends q and waits for its answer.
-func (c *conn) exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
-	call, err := c.send(q)
-	if err != nil {
-		return wire.Answer{}, err
-	}
-	defer c.forget(call)
-	return call.wait(ctx)
-}
-
 func (call *call) wait(ctx context.Context) (wire.Answer, error) {
 	select {
 	case r := <-call.result:
@@ -121,15 +127,20 @@ func (call *call) wait(ctx context.Context) (wire.Answer, error) {
 
 // send enters q into the table and hands its frame to writeLoop.
 func (c *conn) send(q wire.Query) (*call, error) {
+	call := &call{query: q, result: make(chan result, 1)}
+	return call, c.enter(call)
+}
+
+func (c *conn) enter(call *call) error {
 	now := c.upstream.now()
-	call := &call{query: q, sent: now, result: make(chan result, 1)}
+	call.sent = now
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
-		return nil, c.err
+		return c.err
 	}
 	if len(c.calls) >= full {
-		return nil, ErrBusy
+		return ErrBusy
 	}
 	// A counter rests each ID longest. Guessing one is no use to anybody: the
 	// answers come through TLS.
@@ -140,21 +151,21 @@ func (c *conn) send(q wire.Query) (*call, error) {
 	c.nextID++
 	c.calls[call.id] = call
 	if c.pending.Add(1) == 1 {
-		c.timer.Reset(testAfter)
+		c.timer.Reset(c.upstream.overdue())
 	}
 	if c.waiting.CompareAndSwap(0, now) {
 		c.rested.Store(now - max(c.lastSend.Load(), c.lastRead.Load()))
 	}
 	c.lastSend.Store(now)
 	frame := len(c.out)
-	c.out = q.AppendUpstream(append(c.out, 0, 0), call.id)
+	c.out = call.query.AppendUpstream(append(c.out, 0, 0), call.id)
 	binary.BigEndian.PutUint16(c.out[frame:], uint16(len(c.out)-frame-2))
 	select {
 	case c.wake <- struct{}{}:
 	default: // it is awake already
 	}
 	c.upstream.counts.sent.Add(1)
-	return call, nil
+	return nil
 }
 
 // take removes the call with id from the table, for the caller to complete. It
@@ -174,10 +185,44 @@ func (c *conn) take(id uint16) *call {
 // comes, is ignored.
 func (c *conn) forget(call *call) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.calls[call.id] == call {
 		delete(c.calls, call.id)
 		c.pending.Add(-1)
+	}
+	twin, on := call.twin, call.twinOn
+	c.mu.Unlock()
+	if twin != nil {
+		on.forget(twin)
+	}
+}
+
+// handOver sends on another connection what this one owes, but for the oldest:
+// if answers come in order, it is what holds up the others, and would again.
+func (c *conn) handOver(to *conn) {
+	c.mu.Lock()
+	owed := make([]*call, 0, len(c.calls))
+	for _, call := range c.calls {
+		if call.twin == nil {
+			owed = append(owed, call)
+		}
+	}
+	c.mu.Unlock()
+	slices.SortFunc(owed, func(a, b *call) int { return cmp.Compare(a.sent, b.sent) })
+	for _, old := range owed[min(1, len(owed)):] {
+		twin := &call{query: old.query, result: old.result}
+		if to.enter(twin) != nil {
+			return
+		}
+		c.upstream.counts.resent.Add(1)
+		c.mu.Lock()
+		waited := c.calls[old.id] == old
+		if waited {
+			old.twin, old.twinOn = twin, to
+		}
+		c.mu.Unlock()
+		if !waited {
+			to.forget(twin)
+		}
 	}
 }
 
@@ -287,7 +332,7 @@ func (c *conn) receive(message []byte) quality {
 		} else {
 			u.counts.malformed.Add(1)
 		}
-		call.result <- result{err: err}
+		call.complete(result{err: err})
 		return improper
 	}
 	now := u.now()
@@ -299,7 +344,7 @@ func (c *conn) receive(message []byte) quality {
 	u.remember(call.query, now)
 	u.rtt.sample(time.Duration(now - call.sent))
 	u.counts.answered.Add(1)
-	call.result <- result{answer: answer}
+	call.complete(result{answer: answer})
 	return proper
 }
 
@@ -309,16 +354,19 @@ func (c *conn) check() {
 	now := c.upstream.now()
 	var next time.Duration
 	if c.pending.Load() > 0 {
-		silent := c.silentFor(now)
+		silent, overdue := c.silentFor(now), c.upstream.overdue()
 		switch {
-		case silent >= retireAfter:
+		case silent >= max(retireAfter, 2*overdue):
 			c.retire()
 			return
-		case silent >= testAfter:
-			next = retireAfter - silent
+		case silent >= overdue*3/2:
+			c.upstream.rescue(c)
+			next = max(retireAfter, 2*overdue) - silent
+		case silent >= overdue:
+			next = overdue*3/2 - silent
 			c.test()
 		default:
-			next = testAfter - silent
+			next = overdue - silent
 		}
 	} else {
 		next = c.upstream.idleFor() - time.Duration(now-c.lastSend.Load())
@@ -374,7 +422,12 @@ func (c *conn) close(err error) {
 		c.upstream.growAfter.Store(now + int64(growPause))
 	}
 	for _, call := range calls {
-		call.result <- result{err: c.err}
+		if call.twin == nil { // else its twin is still under way
+			call.complete(result{err: c.err})
+		}
+	}
+	if answered && len(calls) > 0 && !errors.Is(err, errSilent) {
+		c.upstream.spareUntil.Store(now + int64(sparePeriod))
 	}
 	if !errors.Is(err, errIdle) {
 		c.tls.NetConn().Close()

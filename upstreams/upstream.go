@@ -30,9 +30,12 @@ const (
 	// retireAfter is how long a connection may be silent, with queries under
 	// way, before it is given up. Lost segments are sent again well within it.
 	retireAfter = time.Second
-	// testAfter is how long it may be silent before it is asked something that
-	// the upstream can certainly answer.
-	testAfter = retireAfter / 3
+	// lively is how lately a connection must have brought an answer to be
+	// trusted with a query whose own connection has just died.
+	lively = time.Second
+	// sparePeriod is how long a spare connection is kept after the upstream closed
+	// one under its queries: it is likely to do so again.
+	sparePeriod = 10 * time.Second
 	// idleLimitMin is the least that idle connections are kept, however soon
 	// something on the way seems to forget them.
 	idleLimitMin = 200 * time.Millisecond
@@ -59,20 +62,21 @@ var ErrClosed = errors.New("upstream closed")
 
 // An Upstream is one resolver service with its addresses and its connections.
 type Upstream struct {
-	o         Options
-	log       *slog.Logger
-	dialer    dialer
-	epoch     time.Time // what instants count from
-	rtt       estimator
-	waiting   atomic.Int64 // instant of the first query since the last answer, or 0
-	wg        sync.WaitGroup
-	ctx       context.Context // ends with Close
-	stop      context.CancelFunc
-	growAfter atomic.Int64               // instant
-	known     atomic.Pointer[knownQuery] // or nil
-	lastRead  atomic.Int64               // instant of the last answer
-	idleLimit atomic.Pointer[idleLimit]  // learnt, or nil
-	counts    counters
+	o          Options
+	log        *slog.Logger
+	dialer     dialer
+	epoch      time.Time // what instants count from
+	rtt        estimator
+	waiting    atomic.Int64 // instant of the first query since the last answer, or 0
+	wg         sync.WaitGroup
+	ctx        context.Context // ends with Close
+	stop       context.CancelFunc
+	spareUntil atomic.Int64               // instant
+	growAfter  atomic.Int64               // instant
+	known      atomic.Pointer[knownQuery] // or nil
+	lastRead   atomic.Int64               // instant of the last answer
+	idleLimit  atomic.Pointer[idleLimit]  // learnt, or nil
+	counts     counters
 
 	// mu guards the pool. Nothing blocks while it is held.
 	mu     sync.Mutex
@@ -158,7 +162,7 @@ type idleLimit struct {
 // learnIdleLimit takes note that a connection went silent after it had been idle
 // for so long: a middlebox between forgets flows, as many home routers do.
 func (u *Upstream) learnIdleLimit(idle time.Duration) {
-	limit := max(idle*3/4, idleLimitMin)
+	limit := max(idle/2, idleLimitMin)
 	if idle < idleLimitMin || limit >= u.idleFor() {
 		return
 	}
@@ -179,14 +183,18 @@ func (u *Upstream) open() int {
 // without it.
 //
 // A connection that was in use and dies under the query says little about the
-// upstream: then the query is sent once more, on a connection made after that.
+// upstream: then the query is sent once more, on a connection known to be alive,
+// and if that dies too, as all do when a server restarts, on a fresh one.
 func (u *Upstream) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
 	u.waiting.CompareAndSwap(0, u.now())
-	a, err := u.attempt(ctx, q, 0)
-	var died *connError
-	if errors.As(err, &died) && died.reused {
+	a, err := u.attempt(ctx, q, 0, 0)
+	for _, trust := range []time.Duration{lively, 0} {
+		var died *connError
+		if !errors.As(err, &died) || !died.reused {
+			break
+		}
 		u.counts.resent.Add(1)
-		a, err = u.attempt(ctx, q, died.at)
+		a, err = u.attempt(ctx, q, died.at, trust)
 	}
 	if err != nil {
 		return wire.Answer{}, fmt.Errorf("%s: %w", u.o.Name, err)
@@ -194,69 +202,64 @@ func (u *Upstream) Exchange(ctx context.Context, q wire.Query) (wire.Answer, err
 	return a, nil
 }
 
-// attempt sends q on one connection, born after the given instant.
-func (u *Upstream) attempt(ctx context.Context, q wire.Query, bornAfter int64) (wire.Answer, error) {
-	c, silent := u.pick(bornAfter)
+// attempt sends q on one connection: one made since the given instant, or that
+// has brought an answer as lately as trust says.
+func (u *Upstream) attempt(ctx context.Context, q wire.Query, since int64, trust time.Duration) (wire.Answer, error) {
+	c, silent := u.pick(since, trust)
 	if c == nil {
-		fresh, err := u.connect(ctx)
-		if err != nil {
+		var err error
+		if c, err = u.connect(ctx); err != nil {
 			return wire.Answer{}, err
 		}
-		return fresh.exchange(ctx, q)
 	}
-	if silent {
-		return u.exchangeBeside(ctx, c, q)
-	}
-	return c.exchange(ctx, q)
-}
-
-// exchangeBeside sends q on a connection that owes answers, and once more on a
-// fresh one as soon as there is one: the first may be dead without anybody
-// having said so, or just slow.
-func (u *Upstream) exchangeBeside(ctx context.Context, c *conn, q wire.Query) (wire.Answer, error) {
-	first, err := c.send(q)
+	call, err := c.send(q)
 	if err != nil {
 		return wire.Answer{}, err
 	}
-	defer c.forget(first)
-	c.from.suspect() // the fresh one is to go elsewhere, if there is an elsewhere
-	d := u.startDial()
-	select {
-	case r := <-first.result:
-		return r.answer, r.err
-	case <-ctx.Done():
-		return wire.Answer{}, context.Cause(ctx)
-	case <-d.done:
+	defer c.forget(call)
+	if silent {
+		u.rescue(c)
 	}
-	if d.err != nil {
-		return first.wait(ctx)
+	return call.wait(ctx)
+}
+
+// overdue is after how long an answer on a connection is so late that something
+// is wrong with it.
+func (u *Upstream) overdue() time.Duration {
+	_, patience := u.rtt.usual()
+	return 2 * patience
+}
+
+// rescue has the queries that c owes sent again, on a connection that answers,
+// or on a fresh one as soon as there is one: c may be dead without anybody having
+// said so, or just slow.
+func (u *Upstream) rescue(c *conn) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.closed || c.rescue.Swap(true) {
+		return
 	}
-	second, err := d.conn.send(q)
-	if err != nil {
-		return first.wait(ctx)
-	}
-	defer d.conn.forget(second)
-	select {
-	case r := <-first.result:
-		if r.err != nil {
-			return second.wait(ctx)
+	c.from.suspect() // a fresh one is to go elsewhere, if there is an elsewhere
+	u.wg.Go(func() {
+		defer c.rescue.Store(false)
+		other, silent := u.pick(0, 0)
+		if other == nil || silent {
+			var err error
+			if other, err = u.connect(u.ctx); err != nil {
+				return // c goes on trying, until it is given up
+			}
 		}
-		return r.answer, nil
-	case r := <-second.result:
-		if r.err != nil {
-			return first.wait(ctx)
+		if c.silentFor(u.now()) > 0 {
+			c.handOver(other)
 		}
-		return r.answer, nil
-	case <-ctx.Done():
-		return wire.Answer{}, context.Cause(ctx)
-	}
+	})
 }
 
 // pick returns the connection for the next query: the one used last that is not
 // busy, so that the others may go idle; else the least busy one. Silent is true
 // if it owes answers, as all of them do. Nil means that none is open.
-func (u *Upstream) pick(bornAfter int64) (c *conn, silent bool) {
-	_, patience := u.rtt.usual()
+func (u *Upstream) pick(since int64, trust time.Duration) (c *conn, silent bool) {
+	overdue := u.overdue()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	now := u.now()
@@ -264,8 +267,9 @@ func (u *Upstream) pick(bornAfter int64) (c *conn, silent bool) {
 	trusted := 0
 	for _, c := range u.conns {
 		switch {
-		case c.born <= bornAfter:
-		case c.silentFor(now) > 2*patience:
+		case c.born <= since && now-c.lastRead.Load() >= int64(trust):
+			continue
+		case c.silentFor(now) > overdue:
 			if mute == nil || c.lastRead.Load() > mute.lastRead.Load() {
 				mute = c
 			}
@@ -279,16 +283,22 @@ func (u *Upstream) pick(bornAfter int64) (c *conn, silent bool) {
 		}
 		trusted++
 	}
-	switch {
-	case calm != nil:
-		return calm, false
-	case crowded != nil:
-		if trusted < u.o.Connections && now > u.growAfter.Load() {
-			u.startDialLocked()
-		}
-		return crowded, false
+	wanted := 1
+	if calm == nil && now > u.growAfter.Load() {
+		wanted = u.o.Connections
+	} else if now < u.spareUntil.Load() {
+		wanted = min(2, u.o.Connections)
 	}
-	return mute, true
+	switch {
+	case trusted == 0:
+		return mute, mute != nil
+	case trusted < wanted:
+		u.startDialLocked()
+	}
+	if calm != nil {
+		return calm, false
+	}
+	return crowded, false
 }
 
 // connect waits for a fresh connection.
