@@ -19,11 +19,12 @@ func (m *Monitor) settle(ctx context.Context, woken bool) {
 		return
 	}
 	accused := woken && m.accused()
-	verdict := verdictUnknown
+	silence, limit := verdictMin, verdictUnknown
 	if usual, patience := m.upstream.Latency(); usual > 0 {
-		verdict = max(verdictMin, 3*patience)
+		silence = max(verdictMin, 3*patience)
+		limit = silence
 	}
-	limit := min(verdict, m.o.ProbeTimeout)
+	silence, limit = min(silence, m.o.ProbeTimeout), min(limit, m.o.ProbeTimeout)
 	err := m.probe(ctx, limit)
 	weak := errors.Is(err, errWeakProbe)
 	switch {
@@ -33,7 +34,7 @@ func (m *Monitor) settle(ctx context.Context, woken bool) {
 	case weak && !accused:
 		// It lives. That it can't resolve the probe's name may be the name's fault.
 		m.failures.Store(0)
-	case weak, m.upstream.Silent() >= limit, m.failures.Add(1) >= int32(m.o.Failures):
+	case weak, m.upstream.Silent() >= silence, m.failures.Add(1) >= int32(m.o.Failures):
 		m.condemn(fmt.Errorf("probe for %s: %w", m.query, err))
 	default:
 		m.setReason(err)

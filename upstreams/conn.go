@@ -356,12 +356,15 @@ func (c *conn) check() {
 	if c.pending.Load() > 0 {
 		silent, overdue := c.silentFor(now), c.upstream.overdue()
 		switch {
-		case silent >= max(retireAfter, 2*overdue):
+		case silent >= max(retireAfter, 2*overdue), silent >= max(retireEarly, 2*overdue) && c.forgotten():
 			c.retire()
 			return
 		case silent >= overdue*3/2:
 			c.upstream.rescue(c)
-			next = max(retireAfter, 2*overdue) - silent
+			next = max(retireEarly, 2*overdue) - silent
+			if next <= 0 {
+				next = max(retireAfter, 2*overdue) - silent
+			}
 		case silent >= overdue:
 			next = overdue*3/2 - silent
 			c.test()
@@ -390,11 +393,19 @@ func (c *conn) test() {
 	}
 }
 
+// forgotten reports whether it looks as if a middlebox had forgotten the
+// connection: it worked, was idle, and then went silent, while others brought
+// answers.
+func (c *conn) forgotten() bool {
+	return c.lastRead.Load() > c.born && c.rested.Load() >= int64(idleLimitMin) &&
+		c.upstream.lastRead.Load() > c.waiting.Load()
+}
+
 // retire gives up a connection that is dead although nobody has said so.
 func (c *conn) retire() {
 	c.from.suspect()
-	if u := c.upstream; c.lastRead.Load() > c.born && u.lastRead.Load() > c.waiting.Load() {
-		u.learnIdleLimit(time.Duration(c.rested.Load())) // other connections were fine meanwhile
+	if c.forgotten() {
+		c.upstream.learnIdleLimit(time.Duration(c.rested.Load()))
 	}
 	c.close(errSilent)
 }

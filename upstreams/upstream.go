@@ -20,16 +20,19 @@ import (
 )
 
 const (
-	// busy is how many queries under way make a connection worth a second one:
-	// a hundred is what other resolvers allow on one, and answering is cheaper
-	// when a burst shares records.
-	busy = 64
+	// busy is how many queries under way make a connection worth a second one.
+	// Other resolvers allow about a hundred on one, some of which wait for names
+	// that nobody answers; and bursts that share records are cheaper.
+	busy = 128
 	// full is how many queries under way a connection takes at all. An upstream
 	// that is that far behind will not catch up within a client's patience.
 	full = 4096
 	// retireAfter is how long a connection may be silent, with queries under
 	// way, before it is given up. Lost segments are sent again well within it.
 	retireAfter = time.Second
+	// retireEarly is the same for one that a middlebox seems to have forgotten:
+	// the silence has then outlasted one lost segment.
+	retireEarly = 400 * time.Millisecond
 	// lively is how lately a connection must have brought an answer to be
 	// trusted with a query whose own connection has just died.
 	lively = time.Second
@@ -163,7 +166,7 @@ type idleLimit struct {
 // for so long: a middlebox between forgets flows, as many home routers do.
 func (u *Upstream) learnIdleLimit(idle time.Duration) {
 	limit := max(idle/2, idleLimitMin)
-	if idle < idleLimitMin || limit >= u.idleFor() {
+	if limit >= u.idleFor() {
 		return
 	}
 	u.idleLimit.Store(&idleLimit{limit: limit, until: u.now() + int64(idleLimitWhile)})
