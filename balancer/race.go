@@ -326,12 +326,12 @@ func (r *race) hedge() {
 }
 
 // well returns how many of those that are asked seem well: they have answered
-// others since. What counts is what came after this query was overdue. For the
-// first hedge that would be too much to ask.
+// others since they were asked this, or, once somebody else is asked too, since
+// this was overdue. What they had answered at the very moment says less.
 func (r *race) well() (n int) {
-	for _, a := range r.open {
+	for i, a := range r.open {
 		since := a.began
-		if len(r.open) > 1 {
+		if i < len(r.open)-1 {
 			since = since.Add(r.patience(a))
 		}
 		if a.member.Up() && a.member.Alive(since) {
