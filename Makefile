@@ -24,11 +24,12 @@ e2e:
 	$(GO) test -tags e2e -count=1 -timeout 10m ./cmd/dotgate/e2e
 
 # Every fault that an upstream can have, with what clients see of it, as a table.
+# Needs root, for network namespaces (packages iproute2, nftables, unbound).
 lab:
-	$(GO) test -tags lab -count=1 -parallel 4 -timeout 30m ./cmd/dotgate/lab -args -long
+	cd cmd/dotgate/lab && $(GO) test -tags lab -count=1 -parallel 4 -timeout 40m . -args -long
 
 lab-short:
-	$(GO) test -tags lab -count=1 -parallel 4 -timeout 10m ./cmd/dotgate/lab
+	cd cmd/dotgate/lab && $(GO) test -tags lab -count=1 -parallel 4 -timeout 15m .
 
 # The figures of the README.
 figures:

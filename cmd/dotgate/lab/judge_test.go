@@ -26,6 +26,10 @@ const (
 	// away for longer than dialPatience.
 	dialRate     = 10
 	dialPatience = 30 * time.Second
+	// Of fewQueries and less, a hundredth is none: the 99th percentile is the
+	// slowest one, which may take fewLimit. It is the one that finds out.
+	fewQueries = 100
+	fewLimit   = 500 * time.Millisecond
 	// steadyRate is how fast queries must come for ratios to mean anything.
 	steadyRate = 10 * time.Millisecond
 )
@@ -129,7 +133,11 @@ func (c *court) latencies() {
 	if !c.scenario.start.empty() { // nothing is connected at first
 		p99 = sum(c.line.between(c.line.strike.Add(startPatience), c.line.lift, false)).p99
 	}
-	if healthy := c.healthy(); p99 > healthy.p99+p99Limit {
+	healthy := c.healthy()
+	switch {
+	case c.during.sent < fewQueries && c.during.max > fewLimit:
+		c.tooLate("a query took %v during the fault", c.during.max)
+	case c.during.sent >= fewQueries && p99 > healthy.p99+p99Limit:
 		c.tooLate("p99 is %v during the fault and %v without", p99, healthy.p99)
 	}
 }
