@@ -76,9 +76,10 @@ type call struct {
 	result chan result // one place, so that completing never waits
 
 	// The same query, sent again on another connection because this one went
-	// silent, or nil. Guarded by mu of this one.
+	// silent, or nil. Guarded by mu of this one. It has no twin of its own.
 	twin   *call
 	twinOn *conn
+	isTwin bool
 }
 
 // complete hands over the outcome, unless the twin did already.
@@ -202,14 +203,14 @@ func (c *conn) handOver(to *conn) {
 	c.mu.Lock()
 	owed := make([]*call, 0, len(c.calls))
 	for _, call := range c.calls {
-		if call.twin == nil {
+		if call.twin == nil && !call.isTwin {
 			owed = append(owed, call)
 		}
 	}
 	c.mu.Unlock()
 	slices.SortFunc(owed, func(a, b *call) int { return cmp.Compare(a.sent, b.sent) })
 	for _, old := range owed[min(1, len(owed)):] {
-		twin := &call{query: old.query, result: old.result}
+		twin := &call{query: old.query, result: old.result, isTwin: true}
 		if to.enter(twin) != nil {
 			return
 		}

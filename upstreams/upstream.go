@@ -247,6 +247,9 @@ func (u *Upstream) rescue(c *conn) {
 		defer c.rescue.Store(false)
 		other, silent := u.pick(0, 0)
 		if other == nil || silent {
+			if u.silentSince(c) {
+				return // it is not the connection
+			}
 			var err error
 			if other, err = u.connect(u.ctx); err != nil {
 				return // c goes on trying, until it is given up
@@ -256,6 +259,19 @@ func (u *Upstream) rescue(c *conn) {
 			c.handOver(other)
 		}
 	})
+}
+
+// silentSince reports whether a connection made after c went silent is silent too.
+func (u *Upstream) silentSince(c *conn) bool {
+	overdue := u.overdue()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, other := range u.conns {
+		if other.born > c.waiting.Load() && other.silentFor(u.now()) > overdue {
+			return true
+		}
+	}
+	return false
 }
 
 // pick returns the connection for the next query: the one used last that is not

@@ -87,6 +87,11 @@ func (c *court) complain(format string, args ...any) {
 	c.tooLate(format, args...)
 }
 
+// missed puts down a figure that is not as promised.
+func (c *court) missed(format string, args ...any) {
+	c.figures = append(c.figures, fmt.Sprintf(format, args...))
+}
+
 // tooLate puts down what a late machine can be the reason of.
 func (c *court) tooLate(format string, args ...any) {
 	c.problems = append(c.problems, fmt.Sprintf(format, args...))
@@ -136,9 +141,9 @@ func (c *court) latencies() {
 	healthy := c.healthy()
 	switch {
 	case c.during.sent < fewQueries && c.during.max > fewLimit:
-		c.tooLate("a query took %v during the fault", c.during.max)
+		c.missed("a query took %v during the fault", c.during.max)
 	case c.during.sent >= fewQueries && p99 > healthy.p99+p99Limit:
-		c.tooLate("p99 is %v during the fault and %v without", p99, healthy.p99)
+		c.missed("p99 is %v during the fault and %v without", p99, healthy.p99)
 	}
 }
 
@@ -153,7 +158,7 @@ func (c *court) outage() {
 	}
 	known := sum(c.line.between(c.line.strike.Add(1500*time.Millisecond), c.line.lift.Add(-50*time.Millisecond), false))
 	if known.p99 > knownLimit {
-		c.tooLate("once the outage was known, errors took %v (p99)", known.p99)
+		c.missed("once the outage was known, errors took %v (p99)", known.p99)
 	}
 	for _, o := range c.line.outs {
 		since := o.end().Sub(c.line.lift)
@@ -173,11 +178,11 @@ func (c *court) costs() {
 	// An odd name is worth a second opinion, and a third one at times.
 	limit := healthyCostLimit + 2*float64(c.scenario.odd.share)/100
 	if c.healthyCost > min(limit, faultCostLimit) {
-		c.tooLate("%.2f upstream queries per query without the fault", c.healthyCost)
+		c.missed("%.2f upstream queries per query without the fault", c.healthyCost)
 	}
 	// When all fail, each query is worth a second opinion.
 	if c.faultCost > faultCostLimit && c.scenario.odd.repeat == 0 && c.scenario.expect != servfail {
-		c.tooLate("%.2f upstream queries per query during the fault", c.faultCost)
+		c.missed("%.2f upstream queries per query during the fault", c.faultCost)
 	}
 }
 
@@ -208,7 +213,7 @@ func (c *court) oddNames() {
 			c.tooLate("only %d queries for the odd name were sent", len(outs))
 		}
 		if each := float64(c.asked) / float64(len(outs)); each > oddCostLimit {
-			c.tooLate("a query for the odd name cost %.3f upstream queries", each)
+			c.missed("a query for the odd name cost %.3f upstream queries", each)
 		}
 	}
 }

@@ -17,7 +17,8 @@ type report struct {
 	faultCost             float64       // the most in any 2 s of the fault after the first 2
 	dials                 int           // to struck upstreams during the fault
 	problems              []string
-	absolute              bool // not all problems are ones that a machine can make by being late
+	figures               []string // those that are not as promised, although nothing failed
+	absolute              bool     // not all problems are ones that a machine can make by being late
 	tries                 int
 }
 

@@ -75,7 +75,7 @@ before. **(!)**: a limit was broken.
 			fmt.Fprintf(&b, "| **%s** | | | | | | | | | |\n", group)
 		}
 		name := r.scenario.name
-		if len(r.problems) > 0 {
+		if len(r.problems)+len(r.figures) > 0 {
 			name += " **(!)**"
 			broken++
 		}
