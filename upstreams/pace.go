@@ -9,7 +9,7 @@ import (
 const (
 	// eager is how long a service that can't be reached is dialled whenever
 	// anybody wants it: most outages are over by then.
-	eager = 30 * time.Second
+	eager = 25 * time.Second
 	// paced is how often it is dialled after that: 8 times a minute.
 	paced = time.Minute / 8
 )

@@ -22,6 +22,8 @@ const (
 	knownLimit = 20 * time.Millisecond
 	// returnLimit is how long after an outage the first good answer may take.
 	returnLimit = time.Second
+	// lateReturnLimit is the same after dialPatience, when dials have become rare.
+	lateReturnLimit = 8 * time.Second
 	// dialRate is how many dials a minute each upstream may see when it has been
 	// away for longer than dialPatience.
 	dialRate     = 10
@@ -166,7 +168,11 @@ func (c *court) outage() {
 			c.recovered = since
 		}
 	}
-	if c.recovered < 0 || c.recovered > returnLimit {
+	limit := returnLimit
+	if c.line.lift.Sub(c.line.strike) > dialPatience {
+		limit = lateReturnLimit
+	}
+	if c.recovered < 0 || c.recovered > limit {
 		c.tooLate("the first good answer came %v after the end", c.recovered.Round(time.Millisecond))
 	}
 }
