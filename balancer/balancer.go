@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -62,6 +63,7 @@ type Balancer struct {
 type member struct {
 	Candidate
 	index       int
+	hash        uint64       // of its name
 	outstanding atomic.Int32 // attempts open
 	losses      share        // attempts lately that brought nothing
 	comeback    comeback
@@ -84,7 +86,9 @@ func New(candidates []Candidate, o Options) (*Balancer, error) {
 			problems = append(problems, fmt.Errorf("upstream %s: weight and tier can't be negative", c))
 		}
 		c.Weight = max(c.Weight, 1)
-		b.members = append(b.members, &member{Candidate: c, index: i})
+		hash := fnv.New64a()
+		hash.Write([]byte(c.String()))
+		b.members = append(b.members, &member{Candidate: c, index: i, hash: hash.Sum64()})
 	}
 	return b, errors.Join(problems...)
 }

@@ -77,8 +77,7 @@ const (
 
 // firstInAWhile reports whether it was not asked about q's name lately.
 func (n *names) firstInAWhile(q wire.Query) bool {
-	var room [256]byte
-	h := fnv(fnvBasis, q.AppendName(room[:0]))
+	h := q.NameHash()
 	now := time.Now()
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -185,25 +185,11 @@ func byOutstanding(_ *Balancer, _ wire.Query, members []*member) {
 // in every process with the same upstreams. A member that is down moves its own
 // names only.
 func byHash(_ *Balancer, q wire.Query, members []*member) {
-	var room [256]byte
-	name := q.AppendName(room[:0])
-	scores := make([]uint64, len(members))
-	for _, m := range members {
-		scores[m.index] = mix(fnv(fnv(fnvBasis, []byte(m.String())), name))
-	}
-	slices.SortStableFunc(members, func(a, b *member) int { return cmp.Compare(scores[b.index], scores[a.index]) })
+	name := q.NameHash()
+	slices.SortStableFunc(members, func(a, b *member) int { return cmp.Compare(mix(b.hash^name), mix(a.hash^name)) })
 }
 
 func asConfigured(*Balancer, wire.Query, []*member) {}
-
-const fnvBasis = 14695981039346656037
-
-func fnv(h uint64, data []byte) uint64 {
-	for _, c := range data {
-		h = (h ^ uint64(c)) * 1099511628211
-	}
-	return h
-}
 
 // mix spreads the bits of an FNV hash, whose upper ones know little of the last
 // octets.

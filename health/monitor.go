@@ -224,7 +224,7 @@ func (m *Monitor) vote(err error) {
 // resolver has a proper answer. One name is no evidence, however often it is
 // asked: some names are broken for some resolvers only.
 func (m *Monitor) Blame(q wire.Query, err error) {
-	name := hash(q)
+	name := q.NameHash() // collisions would only make names fewer
 	m.mu.Lock()
 	if time.Since(m.opened) > window {
 		clear(m.faulty)
@@ -248,16 +248,6 @@ func (m *Monitor) Blame(q wire.Query, err error) {
 		m.setReason(err)
 		m.nudge() // a probe may know sooner
 	}
-}
-
-// hash is FNV-1a over the name. Collisions would only make names fewer.
-func hash(q wire.Query) uint64 {
-	var room [256]byte
-	h := uint64(14695981039346656037)
-	for _, c := range q.AppendName(room[:0]) {
-		h = (h ^ uint64(c)) * 1099511628211
-	}
-	return h
 }
 
 // condemn opens the breaker.

@@ -1,6 +1,7 @@
 package health
 
 import (
+	"cmp"
 	"log/slog"
 	"time"
 
@@ -38,21 +39,15 @@ type Options struct {
 func Defaults() Options { return Options{}.withDefaults() }
 
 func (o Options) withDefaults() Options {
-	orDefault(&o.Interval, 30*time.Second)
-	orDefault(&o.ProbeName, ".")
-	orDefault(&o.ProbeType, "NS")
-	orDefault(&o.ProbeTimeout, 2*time.Second)
-	orDefault(&o.Failures, 3)
-	orDefault(&o.RecoveryMin, 250*time.Millisecond)
-	orDefault(&o.RecoveryMax, 10*time.Second)
-	orDefault(&o.Log, slog.Default())
+	o.Interval = cmp.Or(o.Interval, 30*time.Second)
+	o.ProbeName = cmp.Or(o.ProbeName, ".")
+	o.ProbeType = cmp.Or(o.ProbeType, "NS")
+	o.ProbeTimeout = cmp.Or(o.ProbeTimeout, 2*time.Second)
+	o.Failures = cmp.Or(o.Failures, 3)
+	o.RecoveryMin = cmp.Or(o.RecoveryMin, 250*time.Millisecond)
+	o.RecoveryMax = cmp.Or(o.RecoveryMax, 10*time.Second)
+	o.Log = cmp.Or(o.Log, slog.Default())
 	return o
-}
-
-func orDefault[T comparable](field *T, value T) {
-	if *field == *new(T) {
-		*field = value
-	}
 }
 
 // Check reports every option that can't be used, by its name.

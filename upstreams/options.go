@@ -1,6 +1,7 @@
 package upstreams
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -60,20 +61,14 @@ type Options struct {
 func Defaults() Options { return Options{}.withDefaults() }
 
 func (o Options) withDefaults() Options {
-	orDefault(&o.Port, 853)
-	orDefault(&o.ServerName, o.Host)
-	orDefault(&o.Connections, 4)
-	orDefault(&o.ConnectTimeout, time.Second)
-	orDefault(&o.HandshakeTimeout, 1500*time.Millisecond)
-	orDefault(&o.IdleTimeout, 8*time.Second)
-	orDefault(&o.Log, slog.Default())
+	o.Port = cmp.Or(o.Port, 853)
+	o.ServerName = cmp.Or(o.ServerName, o.Host)
+	o.Connections = cmp.Or(o.Connections, 4)
+	o.ConnectTimeout = cmp.Or(o.ConnectTimeout, time.Second)
+	o.HandshakeTimeout = cmp.Or(o.HandshakeTimeout, 1500*time.Millisecond)
+	o.IdleTimeout = cmp.Or(o.IdleTimeout, 8*time.Second)
+	o.Log = cmp.Or(o.Log, slog.Default())
 	return o
-}
-
-func orDefault[T comparable](field *T, value T) {
-	if *field == *new(T) {
-		*field = value
-	}
 }
 
 // Check reports every option that can't be used, by its name. It reads the

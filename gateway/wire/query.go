@@ -202,6 +202,16 @@ func (q Query) AppendName(dst []byte) []byte {
 	return dst
 }
 
+// NameHash returns a hash (FNV-1a) of the name asked for in lower case, the same
+// in every process. Whoever looks for collisions finds them.
+func (q Query) NameHash() uint64 {
+	hash := uint64(14695981039346656037)
+	for _, c := range q.packet[headerLen : q.questionEnd-4] {
+		hash = (hash ^ uint64(lower(c))) * 1099511628211
+	}
+	return hash
+}
+
 // AppendKey appends a key that is equal for two queries exactly if one answer
 // serves both: name in lower case, type, class, DO and CD (RFC 6840 section 5.9
 // tells why CD belongs there).

@@ -382,3 +382,17 @@ func BenchmarkAppendUpstream(b *testing.B) {
 		q.AppendUpstream(buf, 7)
 	}
 }
+
+func TestTheHashOfANameDisregardsItsCase(t *testing.T) {
+	hash := func(name string) uint64 {
+		t.Helper()
+		q, err := wire.NewQuery(name, "A")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return q.NameHash()
+	}
+	if hash("www.example.com") != hash("WWW.Example.COM") || hash("www.example.com") == hash("www.example.org") {
+		t.Error("equal names differ, or others don't")
+	}
+}
