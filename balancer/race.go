@@ -27,6 +27,9 @@ const (
 	// hedgeBurst how many at once.
 	hedgeShare = 0.05
 	hedgeBurst = 50
+	// retryShare and retryBurst are the same for second and further retries.
+	retryShare = 0.2
+	retryBurst = 100
 	// lateHedge is how long a query waits for a hedge that the budget denies.
 	lateHedge = 400 * time.Millisecond
 	// lookAgain is how soon a query that got no hedge asks again whether it may.
@@ -82,6 +85,7 @@ func (r *race) run() (wire.Answer, error) {
 	b := r.balancer
 	b.counts.queries.Add(1)
 	b.hedges.earn()
+	b.retries.earn()
 	nobody := !r.order[0].Up()
 	if nobody && !b.mayTry() {
 		return r.fail()
@@ -170,7 +174,7 @@ func (r *race) settle(a *attempt) (answer wire.Answer, won bool) {
 	switch {
 	case a.err != nil:
 		r.problems = append(r.problems, a.err)
-		if next != nil && (len(r.open) == 0 || next.Up()) {
+		if next != nil && (len(r.open) == 0 || next.Up()) && r.mayRetry() {
 			r.balancer.counts.retries.Add(1)
 			r.start(next)
 		}
@@ -192,6 +196,13 @@ func (r *race) settle(a *attempt) (answer wire.Answer, won bool) {
 	r.balancer.counts.seconds.Add(1)
 	r.start(next)
 	return wire.Answer{}, false
+}
+
+// mayRetry reports whether to ask somebody else after a failure. Once per query,
+// always; more often only as the budget has it, so that an outage is not
+// answered with a flood.
+func (r *race) mayRetry() bool {
+	return len(r.problems) == 1 || r.balancer.retries.spend()
 }
 
 // won blames members that gave no answer, or an error, although there is one.

@@ -259,6 +259,30 @@ func TestABrokenNameCostsTwoQueriesHoweverOftenItIsAskedFor(t *testing.T) {
 	})
 }
 
+func TestAnOutageIsNotAnsweredWithAFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &journal{begin: time.Now()}
+		var candidates []Candidate
+		for _, line := range []string{"a 1ms fail", "b 1ms fail", "c 1ms fail", "d 1ms fail"} {
+			candidates = append(candidates, Candidate{Member: parseFake(line, log)})
+		}
+		b, err := New(candidates, Options{Policy: "ordered"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		const queries = 2000
+		for range queries {
+			if _, err := b.Exchange(t.Context(), query(t, "example.com")); err == nil {
+				t.Fatal("an answer from nobody")
+			}
+		}
+		// One retry each, and what the budget has for more.
+		if got, limit := b.Counts().Retries, uint64(queries+retryBurst+retryShare*queries); got > limit || got < queries {
+			t.Errorf("%d retries for %d queries, want at most %d", got, queries, limit)
+		}
+	})
+}
+
 func TestHedgesOfHealthyMembersAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &journal{begin: time.Now()}
