@@ -19,6 +19,9 @@ const (
 	band = 1.3
 	// granularity keeps differences that nobody notices from deciding.
 	granularity = 4 * time.Millisecond
+	// lossCost is what a lost query costs: it waits for a hedge, which the budget
+	// may deny for as long.
+	lossCost = lateHedge
 	// slowStart is how long a member that was down takes to get its full share.
 	slowStart = 10 * time.Second
 )
@@ -64,8 +67,8 @@ func (b *Balancer) order(q wire.Query) []*member {
 	return order
 }
 
-// doubt is how much speaks against asking m now, beside what ordered it: state,
-// an answer that is overdue, and more losses than chance explains.
+// doubt is how much speaks against asking m now, whatever ordered it before: its
+// state, an answer that is overdue, losses, and how long it takes.
 func (m *member) doubt() float64 {
 	doubt := 0.0
 	switch {
@@ -74,12 +77,11 @@ func (m *member) doubt() float64 {
 	case m.Suspect():
 		doubt = 4
 	}
-	if usual, _ := m.Latency(); usual > 0 && m.Silent() > usual*5/4 {
+	usual, _ := m.Latency()
+	if usual > 0 && m.Silent() > usual*5/4 {
 		doubt += 2
 	}
-	if lost := m.losses.value(); lost > 0.2 {
-		doubt += lost
-	}
+	doubt += m.losses.value() + usual.Seconds()
 	return doubt
 }
 
@@ -121,13 +123,12 @@ func (c *comeback) admits() bool {
 	return rand.Float64() < max(0.1, float64(age)/float64(slowStart))
 }
 
-// cost estimates how long a query would wait for the member, loss and queue
+// cost estimates how long a query would wait for the member, queue and loss
 // included.
 func (m *member) cost() float64 {
 	usual, _ := m.Latency()
-	lost := min(m.losses.value(), 0.95)
 	queue := float64(m.outstanding.Load() + 1)
-	return float64(usual+granularity) * queue / ((1 - lost) * (1 - lost))
+	return float64(usual+granularity)*queue + m.losses.value()*float64(lossCost)
 }
 
 // byLatency compares two members picked at random and takes the cheaper (power

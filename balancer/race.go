@@ -323,17 +323,27 @@ func (r *race) hedge() {
 		next = r.again()
 	}
 	well := r.well()
+	// Of several, one that is well does not answer, or two had errors.
+	namesFault := well > 0 && len(r.open) > 1 || well+len(r.weak) >= sound
 	switch {
-	case next == nil || well+len(r.weak) >= sound:
+	case next == nil:
 		return
-	case well > 0 && len(r.open) > 1:
-		// Of several, one that is well does not answer: it is the name's fault.
-		return
+	case namesFault:
+		if !r.mayDoubt() {
+			return
+		}
 	case well > 0 && time.Since(r.begin) < lateHedge && !r.balancer.hedges.spend():
 		return
 	}
 	r.balancer.counts.hedges.Add(1)
 	r.start(next)
+}
+
+// mayDoubt reports whether to ask a third one, in case that two that are well
+// lost this very query: seldom, as it is the name's fault most often.
+func (r *race) mayDoubt() bool {
+	return len(r.open) == 2 && len(r.weak) == 0 && time.Since(r.begin) >= lateHedge &&
+		r.balancer.broken.firstInAWhile(r.query) && r.balancer.retries.spend()
 }
 
 // well returns how many of those that are asked seem well: they have answered

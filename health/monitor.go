@@ -34,6 +34,9 @@ const (
 	// a window, and faultyShare which part of its answers, to be down for it.
 	faultyNames = 10
 	faultyShare = 0.3
+	// liarPause is the least time that such an upstream is down: a probe that it
+	// answers properly says little.
+	liarPause = 5 * time.Second
 	// settled is how long an upstream must have been up for its next outage to
 	// be a new one, with the shortest wait before the first probe.
 	settled = time.Minute
@@ -319,7 +322,9 @@ func (m *Monitor) Run(ctx context.Context) error {
 				wait.Reset()
 			}
 		}
-		if down {
+		if down && m.liar.Load() {
+			timer.Reset(max(wait.NextBackOff(), liarPause))
+		} else if down {
 			timer.Reset(wait.NextBackOff())
 		} else {
 			timer.Reset(m.due())
