@@ -43,6 +43,7 @@ fuzz:
 	for target in FuzzParseQuery FuzzParseAnswer FuzzAppendReply; do \
 		$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime 60s ./gateway/wire || exit 1; done
 	$(GO) test -run '^$$' -fuzz '^FuzzLoad$$' -fuzztime 60s ./configs
+	$(GO) test -run '^$$' -fuzz '^FuzzLoad$$' -fuzztime 60s ./gateway/cache
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./...

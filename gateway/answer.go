@@ -80,24 +80,30 @@ func (g *Gateway) answerLater(work context.Context, dst []byte, q wire.Query, t 
 		}
 	}()
 	defer t.waited.since(time.Now())
-	result := g.fetch(work, q, t)
-	if result.err == nil && result.answer.Kind() != wire.Failure {
-		t.answered(result.answer.RCode())
-		return result.answer.AppendReply(dst, q, result.terms)
-	}
+	f := g.fetch(work, q, t)
 	// An error is no better than none (RFC 8767 section 5: only NOERROR and
 	// NXDOMAIN renew what is known).
-	if reply, found := g.cache.AppendStale(dst, q); found != cache.Nothing {
-		t.cached(reply[len(dst):], found)
-		return reply
+	if f == nil || f.err != nil || f.answer.Kind() == wire.Failure {
+		if reply, found := g.cache.AppendStale(dst, q); found != cache.Nothing {
+			t.cached(reply[len(dst):], found)
+			return reply
+		}
 	}
-	if result.err == nil {
-		t.answered(result.answer.RCode())
-		return result.answer.AppendReply(dst, q, result.terms)
+	switch {
+	case f == nil:
+		return g.appendFailure(dst, q, context.DeadlineExceeded, t)
+	case f.err != nil:
+		return g.appendFailure(dst, q, f.err, t)
 	}
-	outcome, ede := failure(result.err)
+	t.answered(f.answer.RCode())
+	return f.answer.AppendReply(dst, q, f.terms)
+}
+
+// appendFailure appends the reply to q that err makes necessary.
+func (g *Gateway) appendFailure(dst []byte, q wire.Query, err error, t *tally) []byte {
+	outcome, ede := failure(err)
 	t.count(outcome)
-	g.options.Log.Debug("query failed", "query", q, "outcome", outcome, "err", result.err)
+	g.options.Log.Debug("query failed", "query", q, "outcome", outcome, "err", err)
 	return q.AppendError(dst, wire.ServFail, ede)
 }
 

@@ -24,8 +24,16 @@ func (p *peer) hasPort() bool { return p.name.Port != 0 }
 // It exists because x/net's makes a net.UDPAddr for each packet, which were the
 // last two allocations on the way of a hit.
 //
-// It waits in Go's poller. A thread of its own, blocked in recvmmsg, was
-// measured beside that: see the end of this file.
+// It waits in Go's poller. A thread for each socket, blocked in recvmmsg, was
+// measured beside it, with hits on two cores that the clients shared:
+//
+//	hits a second   poller: CPU for each, p50, p99     thread
+//	 1 000          92 µs, 0.16 ms, 1.1 ms             165 µs, 0.15 ms, 1.1 ms
+//	10 000          31 µs, 0.26 ms, 4.3 ms             45 µs, 0.31 ms, 12 ms
+//	60 000 (all)    10 µs                              11 µs
+//
+// The thread wakes up a little earlier when there is little to do, but each time
+// that it comes back from the kernel it has to be given a processor again.
 type batchConn struct {
 	raw     syscall.RawConn
 	headers [batchSize]messageHeader

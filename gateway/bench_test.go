@@ -2,9 +2,12 @@ package gateway
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"io"
+	"net"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -31,13 +34,15 @@ func (c constant) Exchange(_ context.Context, _ wire.Query) (wire.Answer, error)
 	return c.answer, nil
 }
 
-// benchmarkUDP keeps 32 clients busy, each with one packet on its way.
-func benchmarkUDP(b *testing.B, packet []byte) {
-	g, _ := start(b, fixed(b), Options{})
+// benchmarkUDP keeps 32 clients busy, each with one packet on its way. A zero
+// in the packet becomes another letter for each of them.
+func benchmarkUDP(b *testing.B, packet []byte, o Options) {
+	g, _ := start(b, fixed(b), o)
 	b.ReportAllocs()
 	b.SetParallelism(16)
-	var lost atomic.Int64
+	var lost, clients atomic.Int64
 	b.RunParallel(func(pb *testing.PB) {
+		packet := bytes.ReplaceAll(packet, []byte{'0'}, []byte{byte('a' + clients.Add(1)%26)})
 		c := dial(b, "udp", g.Addrs()[0])
 		c.SetDeadline(time.Time{})
 		reply := make([]byte, 2048)
@@ -55,14 +60,87 @@ func benchmarkUDP(b *testing.B, packet []byte) {
 	}
 }
 
-func BenchmarkUDPMiss(b *testing.B) { benchmarkUDP(b, packed(query("example.com."), nil)) }
+func BenchmarkUDPMiss(b *testing.B) {
+	benchmarkUDP(b, packed(query("0xample.com."), nil), Options{})
+}
 
-// BenchmarkUDPRefused is the path that cache hits will take.
-func BenchmarkUDPRefused(b *testing.B) { benchmarkUDP(b, unwanted["chaos"].packet) }
+func BenchmarkUDPHit(b *testing.B) {
+	benchmarkUDP(b, packed(query("example.com."), nil), Options{Cache: newCache(b, nil)})
+}
+
+func BenchmarkUDPRefused(b *testing.B) { benchmarkUDP(b, unwanted["chaos"].packet, Options{}) }
+
+// BenchmarkHit is what a hit costs in the read loop, without the system calls
+// and with them, with a batch of one packet and with a full one.
+func BenchmarkHit(b *testing.B) {
+	b.Run("without system calls", func(b *testing.B) {
+		s, packet := hitSocket(b, "127.0.0.1:0")
+		reply := make([]byte, 0, wire.MaxUDPSize)
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, _, next := s.gateway.answerNow(reply, packet, wire.UDP, &s.tally); next != send {
+				b.Fatal(next)
+			}
+		}
+	})
+	b.Run("without system calls, parallel", func(b *testing.B) {
+		s, packet := hitSocket(b, "127.0.0.1:0")
+		b.ReportAllocs()
+		b.RunParallel(func(pb *testing.PB) {
+			reply, count := make([]byte, 0, wire.MaxUDPSize), new(tally)
+			for pb.Next() {
+				s.gateway.answerNow(reply, packet, wire.UDP, count)
+			}
+		})
+	})
+	for _, size := range []int{1, batchSize} {
+		b.Run(fmt.Sprintf("batch of %d", size), func(b *testing.B) {
+			s, packet := hitSocket(b, "127.0.0.1:0")
+			client, err := net.DialUDP("udp4", nil, s.conn.LocalAddr().(*net.UDPAddr))
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer client.Close()
+			packets, err := newBatchConn(client)
+			if err != nil {
+				b.Fatal(err)
+			}
+			burst, replies := make([]datagram, size), newDatagrams(packetSize)
+			for i := range burst {
+				burst[i].packet = packet
+			}
+			b.ReportAllocs()
+			for done := 0; done < b.N; {
+				packets.write(burst)
+				for left := size; left > 0; {
+					n, err := s.batch.read(s.in)
+					if err != nil {
+						b.Fatal(err)
+					}
+					s.handle(b.Context(), s.in[:n])
+					left -= n
+				}
+				for left := size; left > 0; {
+					n, err := packets.read(replies)
+					if err != nil {
+						b.Fatal(err)
+					}
+					left -= n
+				}
+				done += size
+			}
+		})
+	}
+}
 
 // BenchmarkTCPPipelined keeps 100 queries on their way over one connection.
 func BenchmarkTCPPipelined(b *testing.B) {
-	g, _ := start(b, fixed(b), Options{})
+	b.Run("miss", func(b *testing.B) { benchmarkTCP(b, Options{}) })
+	b.Run("hit", func(b *testing.B) { benchmarkTCP(b, Options{Cache: newCache(b, nil)}) })
+}
+
+func benchmarkTCP(b *testing.B, o Options) {
+	g, _ := start(b, fixed(b), o)
 	c := dial(b, "tcp", g.Addrs()[0])
 	c.SetDeadline(time.Time{})
 	message := framed(packed(query("example.com."), nil))

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"dotgate/gateway/cache"
 	"dotgate/gateway/wire"
 )
 
@@ -15,14 +16,10 @@ import (
 type flight struct {
 	key   string
 	began time.Time
-	// landed is closed when result is set; nil until somebody waits.
+	// landed is closed when the rest is set; nil until somebody waits.
 	landed chan struct{}
-	result
-}
 
-// A result is what became of an exchange: an answer and the terms to pass it on,
-// or an error.
-type result struct {
+	// What became of it: an answer and the terms to pass it on, or an error.
 	answer wire.Answer
 	terms  wire.Terms
 	err    error
@@ -63,7 +60,7 @@ func (fs *flights) expect(f *flight) {
 	}
 }
 
-// land ends f, whose result is set.
+// land ends f: what became of it is set.
 func (fs *flights) land(f *flight) {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
@@ -76,30 +73,45 @@ func (fs *flights) land(f *flight) {
 // fetch returns the Resolver's answer to q, with one exchange for all who ask
 // the same at the same time. It gives up when the client's time is over, or when
 // the cache has a stale answer and would not let the client wait any longer; the
-// exchange goes on then, and fills the cache.
-func (g *Gateway) fetch(work context.Context, q wire.Query, t *tally) result {
+// exchange goes on then, and fills the cache. The flight that it returns has
+// landed, or is nil.
+func (g *Gateway) fetch(work context.Context, q wire.Query, t *tally) *flight {
 	deadline := time.Now().Add(g.options.Timeout)
-	stale := g.cache.HasStale(q)
 	for {
 		f, leads := g.flights.join(q)
-		switch {
-		case leads && !stale:
-			g.fly(work, deadline, f, q, false)
-			return f.result
-		case leads:
-			g.flights.expect(f)
-			g.flyBehind(work, f, q, false)
-		default:
+		if !leads {
 			t.coalesced.Add(1)
 		}
+		// Not before: another flight may have landed since the read loop looked.
+		found := g.cache.Look(q)
+		stale := found == cache.Stale
+		switch {
+		case !leads:
+		case found == cache.Fresh && g.landKnown(f, q):
+			return f
+		case !stale:
+			g.fly(work, deadline, f, q)
+			return f
+		default:
+			g.flights.expect(f)
+			g.flyBehind(work, f, q)
+		}
 		if !f.await(deadline, stale, g.cache.StaleAfter()) {
-			return result{err: context.DeadlineExceeded}
+			return nil
 		}
 		// Its leader may have run out of time when we have not.
 		if leads || !errors.Is(f.err, context.DeadlineExceeded) || time.Until(deadline) < g.options.Timeout/8 || work.Err() != nil {
-			return f.result
+			return f
 		}
 	}
+}
+
+// landKnown lands f with the answer that the cache has by now, if it has one.
+func (g *Gateway) landKnown(f *flight, q wire.Query) (landed bool) {
+	if f.answer, f.terms, landed = g.cache.Get(q); landed {
+		g.flights.land(f)
+	}
+	return landed
 }
 
 // await waits until f has landed, and reports whether it did: by the deadline
@@ -121,21 +133,14 @@ func (f *flight) await(deadline time.Time, stale bool, patience time.Duration) b
 
 // fly makes the exchange of f and lands it. A panic becomes an error: a bug that
 // one name brings out must not end the service for all others.
-func (g *Gateway) fly(work context.Context, deadline time.Time, f *flight, q wire.Query, renewal bool) {
+func (g *Gateway) fly(work context.Context, deadline time.Time, f *flight, q wire.Query) {
 	defer g.flights.land(f)
 	defer func() {
 		if v := recover(); v != nil {
 			g.panics.report(v)
-			f.result = result{err: errCrashed}
+			f.answer, f.err = wire.Answer{}, errCrashed
 		}
 	}()
-	if !renewal {
-		// Another flight may have landed since the read loop looked.
-		if a, terms, ok := g.cache.Get(q); ok {
-			f.answer, f.terms = a, terms
-			return
-		}
-	}
 	ctx, cancel := context.WithDeadline(work, deadline)
 	defer cancel()
 	answer, err := g.resolver.Exchange(ctx, q)
@@ -151,7 +156,7 @@ func (g *Gateway) fly(work context.Context, deadline time.Time, f *flight, q wir
 }
 
 // flyBehind is fly in a goroutine, with a slot of its own.
-func (g *Gateway) flyBehind(work context.Context, f *flight, q wire.Query, renewal bool) {
+func (g *Gateway) flyBehind(work context.Context, f *flight, q wire.Query) {
 	if !g.slots.take() {
 		f.err = errShed
 		g.flights.land(f)
@@ -159,7 +164,7 @@ func (g *Gateway) flyBehind(work context.Context, f *flight, q wire.Query, renew
 	}
 	g.behind.Go(func() {
 		defer g.slots.release()
-		g.fly(work, time.Now().Add(g.options.Timeout), f, q, renewal)
+		g.fly(work, time.Now().Add(g.options.Timeout), f, q)
 	})
 }
 
@@ -170,6 +175,6 @@ var errShed = errors.New("too many queries under way")
 func (g *Gateway) renew(work context.Context, q wire.Query, t *tally) {
 	if f, leads := g.flights.join(q); leads {
 		t.prefetches.Add(1)
-		g.flyBehind(work, f, q, true)
+		g.flyBehind(work, f, q)
 	}
 }

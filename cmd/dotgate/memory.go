@@ -14,7 +14,8 @@ import (
 )
 
 // openCache makes the cache, with what a file has of it, and tells the Go
-// runtime how much memory is left for everything else.
+// runtime how much memory is left for everything else, unless the environment
+// does (GOMEMLIMIT, GOGC).
 func openCache(o cache.Options, log *slog.Logger) (*cache.Cache, error) {
 	if limit, ok := memoryLimit(os.DirFS("/")); ok && os.Getenv("GOMEMLIMIT") == "" {
 		heap := heapLimit(limit, int64(o.Size))
@@ -23,6 +24,9 @@ func openCache(o cache.Options, log *slog.Logger) (*cache.Cache, error) {
 		if heap == leastHeap {
 			log.Warn("the cache leaves too little of the memory that this process may have (cache.size)", "may_have", limit, "cache", int64(o.Size))
 		}
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
 	}
 	c, err := cache.New(o)
 	if err != nil {
@@ -40,6 +44,12 @@ func openCache(o cache.Options, log *slog.Logger) (*cache.Cache, error) {
 // leastHeap is what the Go runtime needs even if the cache leaves it less: with
 // a lower limit, the collector would run all the time.
 const leastHeap = 24 << 20
+
+// gcPercent is GOGC where it is not set. The cache is not on the heap, which is
+// small then, and is collected often: at the usual 100, this is 9 % of the
+// processor's time when all queries go to upstreams. 200 makes it 4 % for some
+// 5 MiB, and 400 would make it 1 % for some 13 MiB.
+const gcPercent = 200
 
 // heapLimit returns what the Go runtime may use of what the process may: nine
 // tenths, for the kernel has its share, and without the cache, which is not on

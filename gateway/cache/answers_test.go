@@ -200,7 +200,7 @@ func TestAKeyIsAllThatAnAnswerDependsOn(t *testing.T) {
 		if (found != Nothing) != want {
 			t.Errorf("%s: found %d", text, found)
 		}
-		if _, _, ok := c.Get(q); ok != want || c.HasStale(q) != want {
+		if _, _, ok := c.Get(q); ok != want || (c.Look(q) == Fresh) != want {
 			t.Errorf("%s: got a copy: %t", text, ok)
 		}
 		var m dns.Msg
@@ -252,7 +252,7 @@ func TestNoCacheAndAClosedOneHoldNothing(t *testing.T) {
 		q := ask(t, "www.example.com A")
 		a := says(t, q, "www.example.com. 100 IN A 192.0.2.1")
 		c.Put(q, a)
-		if _, found := c.Append(nil, q); found != Nothing || c.HasStale(q) || c.Usage().Answers != 0 {
+		if _, found := c.Append(nil, q); found != Nothing || c.Look(q) != Nothing || c.Usage().Answers != 0 {
 			t.Errorf("%s: holds something", name)
 		}
 		if _, found := c.AppendStale(nil, q); found != Nothing {
@@ -274,8 +274,8 @@ func TestHitsDoNotAllocate(t *testing.T) {
 	if n := testing.AllocsPerRun(1000, func() {
 		c.Append(buf, q)
 		c.AppendStale(buf, q)
-		c.HasStale(q)
 		c.Append(buf, miss)
+		c.Look(q)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}

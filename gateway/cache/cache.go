@@ -5,10 +5,18 @@
 // needs its room, or when it is purged.
 //
 // It is a store of our own, after measuring it beside otter, whose W-TinyLFU
-// keeps about as much of what matters: BenchmarkStores and TestHitRatio have
-// both. In bytes for a name, otter takes 3 to 4 times as many, most of them
-// pointers that the collector then follows; and a hit in it has to be counted,
-// aged and copied under no lock, so an answer can't be renewed where it is.
+// resists floods as well (store_test.go has both):
+//
+//	                              ours      otter
+//	octets for a name             130       274 on the heap, 360 with its garbage
+//	a hit, with its reply         0.8 µs    1.2 µs, no allocation in either
+//	an insertion                  1.3 µs    6 µs, 9 allocations
+//	hits, 300 000 names           91.6 %    85.8 %    (Zipf 1.01, 16 MiB)
+//	hits, 2 000 000 names         78.3 %    74.2 %
+//	hits, and 2 of a flood each   81.6 %    78.0 %
+//
+// The same memory holds twice as many names, and the Go collector sees none of
+// it.
 package cache
 
 import (
@@ -101,13 +109,11 @@ func (c *Cache) StaleAfter() time.Duration { return c.options.StaleAfter }
 
 func (c *Cache) now() time.Duration { return time.Since(c.epoch) }
 
-// lock returns the shard for a key, locked, and the hash of the key in it. There
+// shardFor returns the shard for a key, and the hash of the key in it. There
 // must be shards.
-func (c *Cache) lock(key []byte) (*shard, uint32) {
+func (c *Cache) shardFor(key []byte) (*shard, uint32) {
 	h := maphash.Bytes(c.seed, key)
-	s := &c.shards[int(h>>32)&(len(c.shards)-1)]
-	s.mu.Lock()
-	return s, uint32(h)
+	return &c.shards[int(h>>32)&(len(c.shards)-1)], uint32(h)
 }
 
 // Found is what a Cache has for a query.
@@ -129,34 +135,32 @@ func (c *Cache) Append(dst []byte, q wire.Query) ([]byte, Found) {
 	var room [wire.MaxKey]byte
 	key := q.AppendKey(room[:0])
 	now := c.now()
-	s, hash := c.lock(key)
-	defer s.mu.Unlock()
+	s, hash := c.shardFor(key)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	r := s.find(hash, key)
 	if r == nil {
 		return dst, Nothing
 	}
 	a, left := r.answer(), r.left(now)
 	if left > 0 {
-		r.used()
 		found := Fresh
-		if c.isDue(r, left) {
-			r.set(flagRenewed)
+		if r.used(ending(r, left)) {
 			found = Due
 		}
 		return a.AppendReply(dst, q, c.termsAt(a, r.age(now))), found
 	}
 	if now < time.Duration(r.retry())*time.Second && c.mayBeStale(a.Kind(), left) {
-		r.used()
+		r.used(false)
 		return a.AppendReply(dst, q, staleTerms(a.Kind())), Stale
 	}
 	return dst, Nothing
 }
 
-// isDue reports whether r should be renewed: nobody was told so yet, it was asked
-// for a few times, and a tenth of its life is left at most.
-func (c *Cache) isDue(r record, left time.Duration) bool {
-	return r[atHits] >= popular && !r.is(flagRenewed) && left <= time.Duration(r.life())*time.Second/10 &&
-		r.answer().Kind() != wire.Failure
+// ending reports whether a tenth of r's life is left at most. Errors don't end:
+// nobody wants them renewed.
+func ending(r record, left time.Duration) bool {
+	return left <= time.Duration(r.life())*time.Second/10 && r.answer().Kind() != wire.Failure
 }
 
 // AppendStale appends the reply to q if there is an answer, be it stale, but not
@@ -168,35 +172,45 @@ func (c *Cache) AppendStale(dst []byte, q wire.Query) ([]byte, Found) {
 	var room [wire.MaxKey]byte
 	key := q.AppendKey(room[:0])
 	now := c.now()
-	s, hash := c.lock(key)
-	defer s.mu.Unlock()
+	s, hash := c.shardFor(key)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	r := s.find(hash, key)
 	if r == nil || !c.usable(r, now) || r.answer().Kind() == wire.Failure {
 		return dst, Nothing
 	}
 	a := r.answer()
-	r.used()
+	r.used(false)
 	if r.left(now) > 0 {
 		return a.AppendReply(dst, q, c.termsAt(a, r.age(now))), Fresh
 	}
 	return a.AppendReply(dst, q, staleTerms(a.Kind())), Stale
 }
 
-// HasStale reports whether AppendStale has something for q.
-func (c *Cache) HasStale(q wire.Query) bool {
+// Look tells what there is for q: something Fresh, something Stale that may be
+// given while no upstream answers, or Nothing.
+func (c *Cache) Look(q wire.Query) Found {
 	if len(c.shards) == 0 {
-		return false
+		return Nothing
 	}
 	var room [wire.MaxKey]byte
 	key := q.AppendKey(room[:0])
 	now := c.now()
-	s, hash := c.lock(key)
-	defer s.mu.Unlock()
+	s, hash := c.shardFor(key)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	r := s.find(hash, key)
-	return r != nil && c.usable(r, now) && r.answer().Kind() != wire.Failure
+	switch {
+	case r == nil || !c.usable(r, now):
+		return Nothing
+	case r.left(now) > 0:
+		return Fresh
+	}
+	return Stale
 }
 
-// Get returns a copy of the fresh answer to q, and on what terms to pass it on.
+// Get returns a copy of the fresh answer to q, if there is one, and on what
+// terms to pass it on.
 func (c *Cache) Get(q wire.Query) (a wire.Answer, t wire.Terms, ok bool) {
 	if len(c.shards) == 0 {
 		return a, t, false
@@ -204,13 +218,14 @@ func (c *Cache) Get(q wire.Query) (a wire.Answer, t wire.Terms, ok bool) {
 	var room [wire.MaxKey]byte
 	key := q.AppendKey(room[:0])
 	now := c.now()
-	s, hash := c.lock(key)
-	defer s.mu.Unlock()
+	s, hash := c.shardFor(key)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	r := s.find(hash, key)
 	if r == nil || r.left(now) <= 0 {
 		return a, t, false
 	}
-	r.used()
+	r.used(false)
 	a = wire.Stored(bytes.Clone(r.bytes()))
 	return a, c.termsAt(a, r.age(now)), true
 }
@@ -275,7 +290,8 @@ func (c *Cache) Put(q wire.Query, a wire.Answer) {
 	var room [wire.MaxKey]byte
 	key := q.AppendKey(room[:0])
 	now := c.now()
-	s, hash := c.lock(key)
+	s, hash := c.shardFor(key)
+	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.index.n == 0 { // closed
 		return
@@ -325,11 +341,11 @@ func (c *Cache) Usage() Usage {
 	u := Usage{Size: len(c.mem)}
 	for i := range c.shards {
 		s := &c.shards[i]
-		s.mu.Lock()
+		s.mu.RLock()
 		u.Answers += int(s.index.used)
 		u.Bytes += s.probation.used() + s.main.used() + len(s.index.slots) + len(s.ghosts)
 		u.Evicted += s.evicted
-		s.mu.Unlock()
+		s.mu.RUnlock()
 	}
 	return u
 }

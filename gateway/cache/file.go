@@ -132,8 +132,8 @@ func (c *Cache) usable(r record, now time.Duration) bool {
 
 // copyTo makes a copy for those who want to look at a shard at leisure.
 func (s *shard) copyTo(to *shard) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	to.arena = append(to.arena[:0], s.arena...)
 	to.probation, to.main = s.probation, s.main
 	to.probation.mem = to.arena[:len(s.probation.mem)]
@@ -288,7 +288,8 @@ func (c *Cache) restore(e fileEntry) bool {
 		return false
 	}
 	now := c.now()
-	s, hash := c.lock(e.key)
+	s, hash := c.shardFor(e.key)
+	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.put(hash, e.key, a, q, now-age, life, now, e.main)
 	return true

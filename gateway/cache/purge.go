@@ -69,7 +69,7 @@ func (c *Cache) Show(name string) ([]Entry, error) {
 	var room [wire.MaxKey]byte
 	for i := range c.shards {
 		s := &c.shards[i]
-		s.mu.Lock()
+		s.mu.RLock()
 		now := c.now()
 		s.each(func(r record, _ bool) bool {
 			key := wire.AppendStoredKey(room[:0], r.bytes())
@@ -78,7 +78,7 @@ func (c *Cache) Show(name string) ([]Entry, error) {
 			}
 			return true
 		})
-		s.mu.Unlock()
+		s.mu.RUnlock()
 	}
 	return entries, nil
 }

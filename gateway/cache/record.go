@@ -2,7 +2,9 @@ package cache
 
 import (
 	"encoding/binary"
+	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"dotgate/gateway/wire"
 )
@@ -19,15 +21,19 @@ const (
 	atLife   = 16 // 4: for how many seconds it is fresh
 	atRetry  = 20 // 4: until when a failure of upstreams to renew it counts, in seconds since the epoch
 	atLength = 24 // 4: of the answer
-	atUses   = 28 // 1: hits since it was last looked at for eviction, up to maxUses
-	atHits   = 29 // 1: hits since the answer came, up to popular
-	atFlags  = 30 // 1
+	atState  = 28 // 4: what hits change, which share the lock: uses, hits, flags
 	headSize = 32
 )
 
+// The parts of a record's state. Uses are hits since it was last looked at for
+// eviction, up to maxUses; hits are those since the answer came, up to popular.
 const (
-	flagDead    = 1 << iota // not in the index any more, or padding
-	flagRenewed             // somebody was told to renew it
+	oneUse      = 1
+	allUses     = 0xff
+	oneHit      = 1 << 8
+	allHits     = 0xff << 8
+	flagDead    = 1 << 16 // not in the index any more, or padding
+	flagRenewed = 1 << 17 // somebody was told to renew it
 )
 
 const (
@@ -45,8 +51,6 @@ func (r record) stored() time.Duration {
 func (r record) life() uint32       { return binary.LittleEndian.Uint32(r[atLife:]) }
 func (r record) retry() uint32      { return binary.LittleEndian.Uint32(r[atRetry:]) }
 func (r record) setRetry(at uint32) { binary.LittleEndian.PutUint32(r[atRetry:], at) }
-func (r record) is(flag byte) bool  { return r[atFlags]&flag != 0 }
-func (r record) set(flag byte)      { r[atFlags] |= flag }
 
 // bytes returns the answer in stored form.
 func (r record) bytes() []byte {
@@ -67,8 +71,8 @@ func (r record) left(now time.Duration) time.Duration {
 func (r record) fill(size int, hash uint32, a wire.Answer, q wire.Query, stored time.Duration, life uint32) {
 	binary.LittleEndian.PutUint32(r[atSize:], uint32(size))
 	binary.LittleEndian.PutUint32(r[atHash:], hash)
+	r.state().Store(0)
 	r.renew(a, q, stored, life)
-	r[atUses] = 0
 }
 
 // renew replaces the answer of r.
@@ -77,12 +81,37 @@ func (r record) renew(a wire.Answer, q wire.Query, stored time.Duration, life ui
 	binary.LittleEndian.PutUint32(r[atLife:], life)
 	binary.LittleEndian.PutUint32(r[atRetry:], 0)
 	binary.LittleEndian.PutUint32(r[atLength:], uint32(a.StoredLen()))
-	r[atHits], r[atFlags] = 0, 0
+	r.state().And(allUses)
 	a.AppendStored(r[headSize:headSize], q)
 }
 
-// used notes a hit.
-func (r record) used() {
-	r[atUses] = min(r[atUses]+1, maxUses)
-	r[atHits] = min(r[atHits]+1, popular)
+// state is the one part of a record that those who share the lock may change.
+// Records begin at multiples of 8, in memory that begins at such a one.
+func (r record) state() *atomic.Uint32 { return (*atomic.Uint32)(unsafe.Pointer(&r[atState])) }
+
+func (r record) isDead() bool { return r.state().Load()&flagDead != 0 }
+
+func (r record) uses() uint32 { return r.state().Load() & allUses }
+
+// used notes a hit. If the record is ending, one of those who come once it is
+// popular is told that it is due.
+func (r record) used(ending bool) (due bool) {
+	for {
+		old := r.state().Load()
+		now := old
+		if now&allUses < maxUses {
+			now += oneUse
+		}
+		if now&allHits < popular*oneHit {
+			now += oneHit
+		}
+		due = ending && now&allHits == popular*oneHit && old&flagRenewed == 0
+		if due {
+			now |= flagRenewed
+		}
+		// Most often nothing changes, and cores don't contend for the line.
+		if now == old || r.state().CompareAndSwap(old, now) {
+			return due
+		}
+	}
 }

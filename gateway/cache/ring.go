@@ -22,7 +22,7 @@ func (r *ring) oldest() (rec record, offset int) {
 }
 
 // isPadding reports whether the record, the oldest, is of no more use.
-func (r record) isPadding() bool { return len(r) < headSize || r.is(flagDead) }
+func (r record) isPadding() bool { return len(r) < headSize || r.isDead() }
 
 // drop gives up the record at the tail.
 func (r *ring) drop() { r.tail += uint64(r.at(r.tail).size()) }
@@ -46,7 +46,7 @@ func (r *ring) push(size int) (rec record, offset int) {
 		pad := r.at(r.head)
 		binary.LittleEndian.PutUint32(pad[atSize:], uint32(skip))
 		if skip >= headSize { // or else its size tells that it is none
-			pad[atFlags] = flagDead
+			pad.state().Store(flagDead)
 		}
 		r.head += uint64(skip)
 	}

@@ -15,8 +15,8 @@ import (
 // passes through the small queue and pushes out nothing else. Evicted newcomers
 // leave a ghost: if they come back soon, they go to the main queue at once.
 type shard struct {
-	mu        sync.Mutex // guards all below; held to copy an answer, never during I/O
-	arena     []byte     // the memory of both rings
+	mu        sync.RWMutex // guards all below; held to write a reply, never during I/O
+	arena     []byte       // the memory of both rings
 	probation ring
 	main      ring
 	index     index
@@ -35,9 +35,9 @@ const (
 	// slack is kept free in the main ring, so that what is used again finds
 	// room at its head in spite of what is skipped at the end of the memory.
 	slack = 4 << 10
-	// maxReprieves bounds the work of one insertion: when everything in the main
-	// ring is in use, something in use has to go.
-	maxReprieves = 16
+	// maxReprieves bounds the work of one insertion, to a few microseconds: where
+	// so many in a row are in use, one in use has to go.
+	maxReprieves = 64
 	// promoted is how many uses on probation lead to the main queue: one more
 	// than a client that asks twice.
 	promoted = 2
@@ -115,7 +115,7 @@ func (s *shard) put(hash uint32, key []byte, a wire.Answer, q wire.Query, stored
 // remove takes r out. Its memory is free when the end of the queue gets there.
 func (s *shard) remove(r record) {
 	s.index.remove(r.hash(), s.offsetOf(r))
-	r.set(flagDead)
+	r.state().Or(flagDead)
 }
 
 // makeRoom evicts until a record fits into a ring and into the index. It reports
@@ -158,13 +158,14 @@ func (s *shard) leaveProbation(now time.Duration, reprieves *int) {
 		return
 	}
 	free := s.main.fits(len(r)+slack) && !s.index.full()
-	if !s.useful(r, now) || r[atUses] < promoted && !free {
+	if !s.useful(r, now) || r.uses() < promoted && !free {
 		s.evict(r, at)
 		s.rememberGhost(r.hash())
 		s.probation.drop()
 		return
 	}
 	s.makeMainRoom(len(r), now, reprieves)
+	r.state().And(^uint32(allUses)) // it has had its reward; who came before it is in use now
 	s.moveToMain(r, at)
 	s.probation.drop()
 }
@@ -177,14 +178,14 @@ func (s *shard) leaveMain(now time.Duration, reprieves *int) {
 		s.main.drop()
 		return
 	}
-	uses := r[atUses]
+	uses := r.uses()
 	s.main.drop()
 	if uses == 0 || *reprieves == 0 || !s.useful(r, now) || !s.main.fits(len(r)) {
 		s.evict(r, at)
 		return
 	}
 	*reprieves--
-	r[atUses]--
+	r.state().Add(^uint32(oneUse - 1))
 	s.moveToMain(r, at)
 }
 

@@ -160,6 +160,41 @@ func TestAFloodOfRandomNamesEvictsNothingOfUse(t *testing.T) {
 	})
 }
 
+// What is used goes on being kept when others become popular too.
+func TestWhatIsUsedOutlivesWhatWasPopular(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, func(o *Options) { o.Size = minSize })
+		m, reply, lost := newTemplate(t, 30), make([]byte, 0, 2048), 0
+		favourite := func(n uint64) {
+			q := m.number(n)
+			if _, found := c.Append(reply, q); found != Nothing {
+				return
+			}
+			lost++
+			c.Put(q, m.answer(q))
+			for range promoted {
+				c.Append(reply, q)
+			}
+		}
+		const hot = 1000
+		for n := range uint64(hot) {
+			favourite(n)
+		}
+		lost = 0
+		newcomers := scaled(100_000)
+		for n := range uint64(newcomers) {
+			favourite(1<<40 + n)
+			if n%4 == 0 {
+				favourite(n / 4 % hot)
+			}
+		}
+		// At first they are all in a row: see maxReprieves.
+		if lost -= newcomers; lost > 2*hot/maxReprieves {
+			t.Errorf("%d times, one in use was lost", lost)
+		}
+	})
+}
+
 // Usage is what a process's memory grows by.
 func TestMemoryIsWhatTheOptionSays(t *testing.T) {
 	if raceEnabled {
