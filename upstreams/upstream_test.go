@@ -161,11 +161,12 @@ func TestAReusedConnectionThatDiesCostsNoQuery(t *testing.T) {
 	}
 }
 
-// isFirst tells that a connection died before it brought any answer, which is
-// the upstream's failure: the test closes blindly and may hit one.
+// isFirst tells that a connection died before it brought any answer, or during
+// its handshake, which is the upstream's failure: the test closes blindly and may
+// hit one.
 func isFirst(err error) bool {
 	var died *connError
-	return errors.As(err, &died) && !died.reused
+	return errors.As(err, &died) && !died.reused || errors.Is(err, errHandshake)
 }
 
 func TestAServerThatClosesAfterEachAnswerIsServedAllTheSame(t *testing.T) {
