@@ -26,7 +26,7 @@ const (
 	// hedgeShare is how many hedges there may be per query in the long run, and
 	// hedgeBurst how many at once.
 	hedgeShare = 0.05
-	hedgeBurst = 50
+	hedgeBurst = 150
 	// retryShare and retryBurst are the same for second and further retries.
 	retryShare = 0.2
 	retryBurst = 100

@@ -34,7 +34,10 @@ func (m *Monitor) settle(ctx context.Context, woken bool) {
 	case weak && !accused:
 		// It lives. That it can't resolve the probe's name may be the name's fault.
 		m.failures.Store(0)
-	case weak, m.upstream.Silent() >= silence, m.failures.Add(1) >= int32(m.o.Failures):
+	case weak:
+		m.liar.Store(true)
+		m.condemn(fmt.Errorf("probe for %s: %w", m.query, err))
+	case m.upstream.Silent() >= silence, m.failures.Add(1) >= int32(m.o.Failures):
 		m.condemn(fmt.Errorf("probe for %s: %w", m.query, err))
 	default:
 		m.setReason(err)
