@@ -17,6 +17,9 @@ const (
 	// band is how much dearer than the cheapest a member may be and still count
 	// as equal: measurements differ more than that between twins.
 	band = 1.3
+	// outclassed is how much dearer it may be and still be asked first, except to
+	// find out about it.
+	outclassed = 3
 	// granularity keeps differences that nobody notices from deciding.
 	granularity = 4 * time.Millisecond
 	// lossCost is what a lost query costs: it waits for a hedge, which the budget
@@ -133,16 +136,34 @@ func (m *member) cost() float64 {
 
 // byLatency compares two members picked at random and takes the cheaper (power
 // of two choices), so that all queries of a moment don't follow one measurement.
+// Members that are much dearer than the cheapest are not in the draw: of three,
+// two that are slow would meet each other in every third.
 func byLatency(_ *Balancer, _ wire.Query, members []*member) {
 	shuffle(members)
 	if rand.IntN(100) < exploration {
 		return
 	}
-	if members[1].cost()*band < members[0].cost() {
-		members[0], members[1] = members[1], members[0]
+	var room [8]float64
+	costs := room[:0]
+	for _, m := range members {
+		costs = append(costs, m.cost())
 	}
-	rest := members[1:]
-	slices.SortStableFunc(rest, func(a, b *member) int { return cmp.Compare(a.cost(), b.cost()) })
+	first, second := -1, -1
+	limit := outclassed * slices.Min(costs)
+	for i, c := range costs {
+		switch {
+		case c > limit:
+		case first < 0:
+			first = i
+		case second < 0:
+			second = i
+		}
+	}
+	if second >= 0 && costs[second]*band < costs[first] {
+		first = second
+	}
+	members[0], members[first] = members[first], members[0]
+	slices.SortStableFunc(members[1:], func(a, b *member) int { return cmp.Compare(a.cost(), b.cost()) })
 }
 
 func shuffle(members []*member) {

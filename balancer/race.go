@@ -258,7 +258,7 @@ func keenest(members []*member) time.Duration {
 // long as its member usually takes, unless others would long have answered.
 func (r *race) patience(a *attempt) time.Duration {
 	_, p := a.member.Latency()
-	return min(p, 2*r.keenest)
+	return min(p, r.keenest*3/2)
 }
 
 // despair returns how long to wait without a sign of life: longer if somebody
