@@ -54,10 +54,6 @@ const gcPercent = 200
 // heapLimit returns what the Go runtime may use of what the process may: nine
 // tenths, for the kernel has its share, and without the cache, which is not on
 // its heap.
-//
-// GOGC is left alone. At 100, with 10 000 queries under way, the collector takes
-// some 5 % of the processor's time, and 200 would save half of that for half as
-// much memory again.
 func heapLimit(limit, cache int64) int64 { return max(limit/10*9-cache, leastHeap) }
 
 // memoryLimit returns how much memory the control group of this process may
