@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,8 +20,13 @@ import (
 
 // A Member is an upstream as a balancer sees it.
 type Member interface {
-	// Exchange asks q. It may be called concurrently and returns when ctx is done.
-	Exchange(ctx context.Context, q wire.Query) (wire.Answer, error)
+	// Ask sends q and has done called once with what came of it, within seconds:
+	// long after the client's patience is over, a late answer tells how the
+	// member is doing. It doesn't block, and neither may done. It may be called
+	// concurrently, and keeps q until done is called.
+	//
+	// An error that wraps context.DeadlineExceeded means that no answer came.
+	Ask(q wire.Query, done func(wire.Answer, error))
 	// Up reports whether the member should get live queries.
 	Up() bool
 	// Suspect reports whether something seems wrong with a member that is up.
@@ -56,6 +62,7 @@ type Balancer struct {
 	retries bucket
 	turn    atomic.Uint64 // counts queries, for policies and for who may try a dead member
 	broken  names
+	timers  sync.Pool
 	lastTry atomic.Int64 // in Unix nanoseconds
 	counts  counters
 }
@@ -95,10 +102,15 @@ func New(candidates []Candidate, o Options) (*Balancer, error) {
 }
 
 // Exchange asks as many members as it takes, and returns the best answer. It
-// blocks until there is one, nobody can be expected to answer any more, or ctx
-// is done. Attempts that it leaves behind end by themselves.
+// blocks until there is one, nobody can be expected to answer any more, ctx is
+// done, or its deadline has come, be it done or not. Attempts that it leaves
+// behind end by themselves.
 func (b *Balancer) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
-	r := race{balancer: b, ctx: ctx, query: q, begin: time.Now(), order: b.order(q)}
+	r := &race{balancer: b, ctx: ctx, query: q, begin: time.Now()}
+	r.deadline, _ = ctx.Deadline()
+	r.order = b.order(r.room.order[:0], q)
+	r.open = r.room.open[:0]
+	r.asked = append(r.room.asked[:0], make([]int8, len(r.order))...)
 	return r.run()
 }
 

@@ -52,11 +52,11 @@ func Policies() []string {
 	return names
 }
 
-// order returns all members for q: those that are well before those that are
-// suspect before those that are down, lower tiers before higher ones, and by
-// policy among equals.
-func (b *Balancer) order(q wire.Query) []*member {
-	order := slices.Clone(b.members)
+// order appends all members for q to dst, which is empty: those that are well
+// before those that are suspect before those that are down, lower tiers before
+// higher ones, and by policy among equals.
+func (b *Balancer) order(dst []*member, q wire.Query) []*member {
+	order := append(dst, b.members...)
 	if len(order) == 1 {
 		return order
 	}

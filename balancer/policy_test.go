@@ -1,12 +1,13 @@
 package balancer
 
 import (
-	"context"
 	"fmt"
 	"math"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"dotgate/gateway/wire"
 )
 
 // shares runs n queries, a millisecond apart and many at once, against members
@@ -21,11 +22,13 @@ func shares(t *testing.T, policy string, n int, candidates ...Candidate) []float
 		}
 		for i := range n {
 			q := query(t, fmt.Sprintf("n%d.example.com", i))
-			first := b.order(q)[0]
+			first := b.order(nil, q)[0]
 			counts[first.index]++
 			first.outstanding.Add(1)
 			go func() {
-				_, _ = first.Exchange(context.Background(), q)
+				done := make(chan struct{})
+				first.Ask(q, func(wire.Answer, error) { close(done) })
+				<-done
 				first.outstanding.Add(-1)
 			}()
 			time.Sleep(time.Millisecond) // fake time
@@ -94,14 +97,14 @@ func TestTheHashPolicyKeepsANameWithItsMember(t *testing.T) {
 	home := make(map[int]string)
 	for i := range 300 {
 		lower, upper := query(t, fmt.Sprintf("n%d.example.com", i)), query(t, fmt.Sprintf("N%d.EXAMPLE.com", i))
-		home[i] = b.order(lower)[0].String()
-		if again := other.order(upper)[0].String(); again != home[i] {
+		home[i] = b.order(nil, lower)[0].String()
+		if again := other.order(nil, upper)[0].String(); again != home[i] {
 			t.Fatalf("name %d belongs to %s, and to %s in another order and spelling", i, home[i], again)
 		}
 	}
 	members[0].Member.(*fake).down = true
 	for i := range 300 {
-		now := b.order(query(t, fmt.Sprintf("n%d.example.com", i)))[0].String()
+		now := b.order(nil, query(t, fmt.Sprintf("n%d.example.com", i)))[0].String()
 		if home[i] != "a" && now != home[i] {
 			t.Fatalf("name %d moved from %s to %s although only a is down", i, home[i], now)
 		}
@@ -119,7 +122,7 @@ func TestAMemberThatComesBackStartsSlowly(t *testing.T) {
 		}
 		first := func(queries int) (share float64) {
 			for range queries {
-				if b.order(query(t, "example.com"))[0].String() == "a" {
+				if b.order(nil, query(t, "example.com"))[0].String() == "a" {
 					share += 1 / float64(queries)
 				}
 			}

@@ -12,9 +12,6 @@ import (
 )
 
 const (
-	// attemptLimit is how long an attempt may stay open, whether or not anybody
-	// still waits for it: its late answer tells how its upstream is doing.
-	attemptLimit = 5 * time.Second
 	// despair is how long a query waits while nobody it asked gives any sign of
 	// life. It is below the second after which impatient clients are gone.
 	despair = 900 * time.Millisecond
@@ -42,6 +39,7 @@ type race struct {
 	ctx      context.Context
 	query    wire.Query
 	begin    time.Time
+	deadline time.Time // the client's; zero if it has none
 	order    []*member
 	asked    []int8        // how often each of order was
 	keenest  time.Duration // the least patience anybody deserves
@@ -49,10 +47,22 @@ type race struct {
 	open     []*attempt
 	weak     []*attempt // those whose answer was an error
 	problems []error
+
+	// Room for what nearly every race needs, so that it is made in one piece.
+	room struct {
+		order [few]*member
+		asked [few]int8
+		first attempt
+		open  [2]*attempt
+	}
 }
+
+// few is how many members most balancers have at most.
+const few = 4
 
 // An attempt is one query sent to one member.
 type attempt struct {
+	race   *race
 	member *member
 	began  time.Time
 	late   bool // it outlived its patience
@@ -90,12 +100,11 @@ func (r *race) run() (wire.Answer, error) {
 	if nobody && !b.mayTry() {
 		return r.fail()
 	}
-	r.asked = make([]int8, len(r.order))
 	r.results = make(chan *attempt, 2*len(r.order))
 	r.keenest = keenest(r.order)
 	r.start(r.order[0])
-	timer := time.NewTimer(r.wait(nobody))
-	defer timer.Stop()
+	timer := b.newTimer(r.wait(nobody))
+	defer b.putTimer(timer)
 	for {
 		select {
 		case a := <-r.results:
@@ -107,37 +116,65 @@ func (r *race) run() (wire.Answer, error) {
 			}
 			timer.Reset(r.wait(nobody))
 		case <-timer.C:
+			if r.late() {
+				return r.leave(context.DeadlineExceeded)
+			}
 			if r.hopeless(nobody) {
 				return r.fail()
 			}
 			r.hedge()
 			timer.Reset(r.wait(nobody))
 		case <-r.ctx.Done():
-			r.problems = append(r.problems, fmt.Errorf("%v: %w", r.query, context.Cause(r.ctx)))
-			return r.fail()
+			return r.leave(context.Cause(r.ctx))
 		}
 	}
+}
+
+// newTimer returns a timer out of those whose races are over.
+func (b *Balancer) newTimer(d time.Duration) *time.Timer {
+	if t, ok := b.timers.Get().(*time.Timer); ok {
+		t.Reset(d)
+		return t
+	}
+	return time.NewTimer(d)
+}
+
+func (b *Balancer) putTimer(t *time.Timer) {
+	t.Stop()
+	b.timers.Put(t)
+}
+
+// late reports whether the client's time is over.
+func (r *race) late() bool { return !r.deadline.IsZero() && !time.Now().Before(r.deadline) }
+
+// leave ends the race because nobody waits for it any more.
+func (r *race) leave(why error) (wire.Answer, error) {
+	r.problems = append(r.problems, fmt.Errorf("%v: %w", r.query, why))
+	return r.fail()
 }
 
 // start asks m.
 func (r *race) start(m *member) {
 	r.asked[slices.Index(r.order, m)]++
-	a := &attempt{member: m, began: time.Now()}
+	a := &r.room.first
+	if a.member != nil {
+		a = new(attempt)
+	}
+	a.race, a.member, a.began = r, m, time.Now()
 	r.open = append(r.open, a)
 	m.outstanding.Add(1)
 	r.balancer.counts.attempts.Add(1)
-	results, query := r.results, r.query
-	go func() {
-		// Not the client's context: whoever leaves, the answer is still news.
-		ctx, cancel := context.WithTimeout(context.Background(), attemptLimit)
-		defer cancel()
-		a.answer, a.err = m.Exchange(ctx, query)
-		m.outstanding.Add(-1)
-		if a.err == nil || ctx.Err() == nil { // it ended by itself
-			m.losses.add(a.err != nil)
-		}
-		results <- a
-	}()
+	m.Ask(r.query, a.end)
+}
+
+// end takes the outcome to the race, which may be over.
+func (a *attempt) end(answer wire.Answer, err error) {
+	a.answer, a.err = answer, err
+	a.member.outstanding.Add(-1)
+	if !errors.Is(err, context.DeadlineExceeded) { // it ended by itself
+		a.member.losses.add(err != nil)
+	}
+	a.race.results <- a
 }
 
 // other returns the member to ask next among those that were not asked, or nil.
@@ -274,6 +311,14 @@ func (r *race) despair() time.Duration {
 
 // wait returns how long to wait before something is to be done.
 func (r *race) wait(nobody bool) time.Duration {
+	wait := r.patienceLeft(nobody)
+	if r.deadline.IsZero() {
+		return wait
+	}
+	return min(wait, time.Until(r.deadline))
+}
+
+func (r *race) patienceLeft(nobody bool) time.Duration {
 	elapsed := time.Since(r.begin)
 	if nobody {
 		return max(resigned-elapsed, 0)

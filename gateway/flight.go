@@ -16,6 +16,7 @@ import (
 type flight struct {
 	key   string
 	began time.Time
+	limit limit
 	// landed is closed when the rest is set; nil until somebody waits.
 	landed chan struct{}
 
@@ -24,6 +25,16 @@ type flight struct {
 	terms  wire.Terms
 	err    error
 }
+
+// A limit is a context with a deadline that is left to whoever reads it: its Done
+// is that of the context around it. A timer and its channel for each query would
+// cost more than all else that the gateway does about one.
+type limit struct {
+	context.Context
+	deadline time.Time
+}
+
+func (l *limit) Deadline() (time.Time, bool) { return l.deadline, true }
 
 // flights are those under way, one for each key. There are no more of them than
 // there are slots, nor more who wait.
@@ -141,9 +152,8 @@ func (g *Gateway) fly(work context.Context, deadline time.Time, f *flight, q wir
 			f.answer, f.err = wire.Answer{}, errCrashed
 		}
 	}()
-	ctx, cancel := context.WithDeadline(work, deadline)
-	defer cancel()
-	answer, err := g.resolver.Exchange(ctx, q)
+	f.limit = limit{work, deadline}
+	answer, err := g.resolver.Exchange(&f.limit, q)
 	switch {
 	case err != nil:
 		f.err = err

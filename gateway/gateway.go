@@ -38,8 +38,9 @@ type Resolver interface {
 	// SERVFAIL. If that error has a method EDE() wire.EDE, the client is told
 	// what it returns.
 	//
-	// It may be called concurrently and must return when ctx is done. Q is the
-	// callee's to keep, but not to change.
+	// It may be called concurrently. It must return when ctx is done, and by
+	// ctx's deadline, which it has to look after itself: Done doesn't tell. Q is
+	// the callee's to keep, but not to change.
 	Exchange(ctx context.Context, q wire.Query) (wire.Answer, error)
 }
 

@@ -68,6 +68,9 @@ var addressed = resolver(func(_ context.Context, q wire.Query) (wire.Answer, err
 
 // silent never answers.
 var silent = resolver(func(ctx context.Context, q wire.Query) (wire.Answer, error) {
+	deadline, _ := ctx.Deadline()
+	ctx, cancel := context.WithDeadline(ctx, deadline) // one whose Done tells
+	defer cancel()
 	<-ctx.Done()
 	return wire.Answer{}, ctx.Err()
 })

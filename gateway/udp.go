@@ -152,7 +152,8 @@ func (s *udpSocket) handle(work context.Context, in []datagram) {
 			out.packet, out.control, out.peer = reply, source, d.peer
 			n++
 		case ask:
-			s.later(work, q.Clone(), slices.Clone(source), d.peer)
+			s.queries.Add(1)
+			go s.later(work, q.Clone(), slices.Clone(source), d.peer)
 		}
 		if next == sendAndRenew {
 			s.gateway.renew(work, q.Clone(), &s.tally)
@@ -163,12 +164,11 @@ func (s *udpSocket) handle(work context.Context, in []datagram) {
 
 // later answers q when the Resolver has.
 func (s *udpSocket) later(work context.Context, q wire.Query, source []byte, to peer) {
-	s.queries.Go(func() {
-		defer s.gateway.slots.release()
-		buffer := buffers.Get().(*[]byte)
-		*buffer = s.gateway.answerLater(work, (*buffer)[:0], q, &s.tally)
-		s.late <- udpReply{buffer, source, to}
-	})
+	defer s.queries.Done()
+	defer s.gateway.slots.release()
+	buffer := buffers.Get().(*[]byte)
+	*buffer = s.gateway.answerLater(work, (*buffer)[:0], q, &s.tally)
+	s.late <- udpReply{buffer, source, to}
 }
 
 // writeLoop writes late replies until there will be no more: a burst of them

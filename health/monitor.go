@@ -44,9 +44,12 @@ const (
 
 // An Upstream is what a Monitor watches.
 type Upstream interface {
-	// Exchange asks q. It may be called concurrently and returns when ctx is
-	// done. An error with a method Excused that returns true says nothing about
-	// the upstream, and neither does one that wraps a context's.
+	// Ask sends q and has done called once with what came of it. It doesn't
+	// block, and neither may done. An error with a method Excused that returns
+	// true says nothing about the upstream, and neither does one that wraps a
+	// context's.
+	Ask(q wire.Query, done func(wire.Answer, error))
+	// Exchange is Ask for those who wait. It returns when ctx is done.
 	Exchange(ctx context.Context, q wire.Query) (wire.Answer, error)
 	// Latency returns how long an answer usually takes, 0 if unknown, and how
 	// long one may be waited for before something seems wrong.
@@ -174,16 +177,17 @@ func (m *Monitor) nudge() {
 
 func (m *Monitor) now() int64 { return int64(time.Since(m.epoch)) }
 
-// Exchange asks the upstream and votes on the outcome.
-func (m *Monitor) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
-	a, err := m.upstream.Exchange(ctx, q)
-	switch {
-	case err == nil:
-		m.answered()
-	case !excused(err):
-		m.failed(err)
-	}
-	return a, err
+// Ask asks the upstream, and votes on the outcome before it passes it on.
+func (m *Monitor) Ask(q wire.Query, done func(wire.Answer, error)) {
+	m.upstream.Ask(q, func(a wire.Answer, err error) {
+		switch {
+		case err == nil:
+			m.answered()
+		case !excused(err):
+			m.failed(err)
+		}
+		done(a, err)
+	})
 }
 
 // answered takes note of an answer. A SERVFAIL is one: it takes a second

@@ -54,6 +54,14 @@ func (u *fake) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) 
 	return wire.ParseAnswer(q, q.AppendError(nil, rcode, wire.EDE{}))
 }
 
+func (u *fake) Ask(q wire.Query, done func(wire.Answer, error)) {
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		done(u.Exchange(ctx, q))
+	}()
+}
+
 func (u *fake) Silent() time.Duration {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -109,10 +117,9 @@ func watch(t *testing.T, story func(t *testing.T, u *fake, m *Monitor, ask func(
 			if err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-			defer cancel()
-			_, err = m.Exchange(ctx, q)
-			return err
+			outcome := make(chan error)
+			m.Ask(q, func(_ wire.Answer, err error) { outcome <- err })
+			return <-outcome
 		})
 		cancel()
 		if err := <-done; err != nil {

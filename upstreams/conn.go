@@ -22,10 +22,16 @@ import (
 // bring before it is given up.
 const maxBad = 8
 
+// answerLimit is how long an answer is waited for, whether or not anybody still
+// wants it: it tells how the upstream is doing, however late it comes.
+const answerLimit = 5 * time.Second
+
 var (
-	errSilent = errors.New("connection went silent")
-	errIdle   = errors.New("connection idle")
-	errBad    = errors.New("connection brings no proper answers")
+	// errExpired says no more about the upstream than a client's own time limit.
+	errExpired = fmt.Errorf("no answer within %v: %w", answerLimit, context.DeadlineExceeded)
+	errSilent  = errors.New("connection went silent")
+	errIdle    = errors.New("connection idle")
+	errBad     = errors.New("connection brings no proper answers")
 )
 
 // A connError is why a connection ended. Reused tells that it had brought
@@ -61,38 +67,39 @@ type conn struct {
 
 	// mu guards what follows. Nothing blocks while it is held.
 	mu     sync.Mutex
-	calls  map[uint16]*call
+	calls  []*call // full places; one with ID n is at n%full
 	nextID uint16
 	out    []byte      // frames that writeLoop has not taken yet
 	timer  *time.Timer // runs check
+	swept  int64       // instant of the last look for calls that got too old
 	err    *connError  // why it ended, or nil
 }
 
-// A call is a query under way on a connection.
+// A call is a query under way. It moves from connection to connection, and is
+// in the table of one at most.
 type call struct {
+	query  wire.Query
+	done   func(wire.Answer, error)
 	id     uint16
 	sent   int64 // instant
-	query  wire.Query
-	result chan result // one place, so that completing never waits
+	resent int   // how often its connection has died
+
+	settled atomic.Bool // done was called
 
 	// The same query, sent again on another connection because this one went
-	// silent, or nil. Guarded by mu of this one. It has no twin of its own.
-	twin   *call
-	twinOn *conn
-	isTwin bool
+	// silent. It has no twin of its own.
+	twinned bool  // it has one; guarded by mu of its connection
+	of      *call // whose twin it is, or nil
 }
 
-// complete hands over the outcome, unless the twin did already.
-func (call *call) complete(r result) {
-	select {
-	case call.result <- r:
-	default:
+// complete calls done, unless the twin did already.
+func (call *call) complete(a wire.Answer, err error) {
+	if call.of != nil {
+		call = call.of
 	}
-}
-
-type result struct {
-	answer wire.Answer
-	err    error
+	if call.settled.CompareAndSwap(false, true) {
+		call.done(a, err)
+	}
 }
 
 func newConn(u *Upstream, secured *tls.Conn, from *endpoint) *conn {
@@ -100,7 +107,7 @@ func newConn(u *Upstream, secured *tls.Conn, from *endpoint) *conn {
 	c := &conn{
 		upstream: u, tls: secured, from: from, born: now,
 		wake: make(chan struct{}, 1), gone: make(chan struct{}),
-		calls: make(map[uint16]*call),
+		calls: make([]*call, full),
 	}
 	c.lastSend.Store(now)
 	c.lastRead.Store(now)
@@ -117,40 +124,26 @@ func (c *conn) silentFor(now int64) time.Duration {
 	return time.Duration(now - since)
 }
 
-func (call *call) wait(ctx context.Context) (wire.Answer, error) {
-	select {
-	case r := <-call.result:
-		return r.answer, r.err
-	case <-ctx.Done():
-		return wire.Answer{}, context.Cause(ctx)
-	}
-}
-
-// send enters q into the table and hands its frame to writeLoop.
-func (c *conn) send(q wire.Query) (*call, error) {
-	call := &call{query: q, result: make(chan result, 1)}
-	return call, c.enter(call)
-}
-
+// enter puts call into the table and hands its frame to writeLoop. If it can't,
+// the call is still the caller's.
 func (c *conn) enter(call *call) error {
 	now := c.upstream.now()
-	call.sent = now
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
 		return c.err
 	}
-	if len(c.calls) >= full {
+	if c.pending.Load() >= full {
 		return ErrBusy
 	}
 	// A counter rests each ID longest. Guessing one is no use to anybody: the
 	// answers come through TLS.
-	for c.calls[c.nextID] != nil {
+	for c.calls[c.nextID%full] != nil {
 		c.nextID++
 	}
-	call.id = c.nextID
+	call.id, call.sent = c.nextID, now
 	c.nextID++
-	c.calls[call.id] = call
+	c.calls[call.id%full] = call
 	if c.pending.Add(1) == 1 {
 		c.timer.Reset(c.upstream.overdue())
 	}
@@ -161,9 +154,11 @@ func (c *conn) enter(call *call) error {
 	frame := len(c.out)
 	c.out = call.query.AppendUpstream(append(c.out, 0, 0), call.id)
 	binary.BigEndian.PutUint16(c.out[frame:], uint16(len(c.out)-frame-2))
-	select {
-	case c.wake <- struct{}{}:
-	default: // it is awake already
+	if frame == 0 { // else it is awake already
+		select {
+		case c.wake <- struct{}{}:
+		default:
+		}
 	}
 	c.upstream.counts.sent.Add(1)
 	return nil
@@ -174,26 +169,56 @@ func (c *conn) enter(call *call) error {
 func (c *conn) take(id uint16) *call {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	call := c.calls[id]
+	call := c.findLocked(id)
 	if call != nil {
-		delete(c.calls, id)
-		c.pending.Add(-1)
+		c.removeLocked(call)
 	}
 	return call
 }
 
-// forget gives up a call that nobody waits for any more. Its answer, if one
-// comes, is ignored.
-func (c *conn) forget(call *call) {
+// waitsFor returns the query under way with id, if there is one.
+func (c *conn) waitsFor(id uint16) (wire.Query, bool) {
 	c.mu.Lock()
-	if c.calls[call.id] == call {
-		delete(c.calls, call.id)
-		c.pending.Add(-1)
+	defer c.mu.Unlock()
+	if call := c.findLocked(id); call != nil {
+		return call.query, true
 	}
-	twin, on := call.twin, call.twinOn
+	return wire.Query{}, false
+}
+
+func (c *conn) findLocked(id uint16) *call {
+	if c.err != nil {
+		return nil
+	}
+	call := c.calls[id%full]
+	if call == nil || call.id != id {
+		return nil
+	}
+	return call
+}
+
+func (c *conn) removeLocked(call *call) {
+	c.calls[call.id%full] = nil
+	c.pending.Add(-1)
+}
+
+// sweep gives up the calls that have waited for longer than anybody waits for an
+// answer. It looks at all of them, and so does little more often than it has to.
+func (c *conn) sweep(now int64) {
+	var expired []*call
+	c.mu.Lock()
+	if now-c.swept >= int64(answerLimit/4) {
+		c.swept = now
+		for _, call := range c.calls {
+			if call != nil && now-call.sent >= int64(answerLimit) {
+				c.removeLocked(call)
+				expired = append(expired, call)
+			}
+		}
+	}
 	c.mu.Unlock()
-	if twin != nil {
-		on.forget(twin)
+	for _, call := range expired {
+		c.upstream.fail(call, errExpired)
 	}
 }
 
@@ -201,29 +226,24 @@ func (c *conn) forget(call *call) {
 // if answers come in order, it is what holds up the others, and would again.
 func (c *conn) handOver(to *conn) {
 	c.mu.Lock()
-	owed := make([]*call, 0, len(c.calls))
+	owed := make([]*call, 0, c.pending.Load())
 	for _, call := range c.calls {
-		if call.twin == nil && !call.isTwin {
+		if call != nil && !call.twinned && call.of == nil {
 			owed = append(owed, call)
 		}
 	}
 	c.mu.Unlock()
 	slices.SortFunc(owed, func(a, b *call) int { return cmp.Compare(a.sent, b.sent) })
 	for _, old := range owed[min(1, len(owed)):] {
-		twin := &call{query: old.query, result: old.result, isTwin: true}
-		if to.enter(twin) != nil {
-			return
+		c.mu.Lock()
+		waits := c.calls[old.id%full] == old
+		old.twinned = waits
+		c.mu.Unlock()
+		if !waits {
+			continue // answered meanwhile
 		}
 		c.upstream.counts.resent.Add(1)
-		c.mu.Lock()
-		waited := c.calls[old.id] == old
-		if waited {
-			old.twin, old.twinOn = twin, to
-		}
-		c.mu.Unlock()
-		if !waited {
-			to.forget(twin)
-		}
+		c.upstream.enter(to, &call{query: old.query, of: old})
 	}
 }
 
@@ -333,7 +353,7 @@ func (c *conn) receive(message []byte) quality {
 		} else {
 			u.counts.malformed.Add(1)
 		}
-		call.complete(result{err: err})
+		u.fail(call, err)
 		return improper
 	}
 	now := u.now()
@@ -345,7 +365,7 @@ func (c *conn) receive(message []byte) quality {
 	u.remember(call.query, now)
 	u.rtt.sample(time.Duration(now - call.sent))
 	u.counts.answered.Add(1)
-	call.complete(result{answer: answer})
+	call.complete(answer, nil)
 	return proper
 }
 
@@ -355,6 +375,7 @@ func (c *conn) check() {
 	now := c.upstream.now()
 	var next time.Duration
 	if c.pending.Load() > 0 {
+		c.sweep(now)
 		silent, overdue := c.silentFor(now), c.upstream.overdue()
 		switch {
 		case silent >= max(retireAfter, 2*overdue), silent >= max(retireEarly, 2*overdue) && c.forgotten():
@@ -390,9 +411,11 @@ func (c *conn) check() {
 // fault of the names that the connection was asked; this one must be answered.
 func (c *conn) test() {
 	if known := c.upstream.known.Load(); known != nil && !c.tested.Swap(true) {
-		_, _ = c.send(known.query) // an error ends the connection anyway
+		_ = c.enter(&call{query: known.query, done: ignore, resent: len(trusts)}) // an error ends the connection anyway
 	}
 }
+
+func ignore(wire.Answer, error) {}
 
 // forgotten reports whether it looks as if a middlebox had forgotten the
 // connection: it worked, was idle, and then went silent, while others brought
@@ -422,9 +445,8 @@ func (c *conn) close(err error) {
 	now := c.upstream.now()
 	answered := c.lastRead.Load() > c.born
 	c.err = &connError{err: err, reused: answered, at: now}
-	calls := c.calls
+	calls, owed := c.calls, c.pending.Swap(0)
 	c.calls = nil
-	c.pending.Store(0)
 	c.timer.Stop()
 	c.mu.Unlock()
 
@@ -434,11 +456,11 @@ func (c *conn) close(err error) {
 		c.upstream.growAfter.Store(now + int64(growPause))
 	}
 	for _, call := range calls {
-		if call.twin == nil { // else its twin is still under way
-			call.complete(result{err: c.err})
+		if call != nil && !call.twinned { // else its twin is still under way
+			c.upstream.fail(call, c.err)
 		}
 	}
-	if answered && len(calls) > 0 && !errors.Is(err, errSilent) {
+	if answered && owed > 0 && !errors.Is(err, errSilent) {
 		c.upstream.spareUntil.Store(now + int64(sparePeriod))
 	}
 	if !errors.Is(err, errIdle) {

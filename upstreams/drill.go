@@ -215,13 +215,12 @@ func (c *conn) servFail(message []byte) []byte {
 	if len(message) < 2 {
 		return message
 	}
-	c.mu.Lock()
-	call := c.calls[wire.ID(message)]
-	c.mu.Unlock()
-	if call == nil {
+	id := wire.ID(message)
+	query, ok := c.waitsFor(id)
+	if !ok {
 		return message
 	}
-	failure := call.query.AppendError(nil, wire.ServFail, wire.EDE{})
-	binary.BigEndian.PutUint16(failure, call.id)
+	failure := query.AppendError(nil, wire.ServFail, wire.EDE{})
+	binary.BigEndian.PutUint16(failure, id)
 	return failure
 }

@@ -79,6 +79,7 @@ type Upstream struct {
 	known      atomic.Pointer[knownQuery] // or nil
 	lastRead   atomic.Int64               // instant of the last answer
 	idleLimit  atomic.Pointer[idleLimit]  // learnt, or nil
+	open       atomic.Int32               // len(conns)
 	counts     counters
 
 	// mu guards the pool. Nothing blocks while it is held.
@@ -114,7 +115,7 @@ func (u *Upstream) String() string { return u.o.Name }
 // a dial while no connection is open.
 func (u *Upstream) Latency() (usual, patience time.Duration) {
 	usual, patience = u.rtt.usual()
-	if u.open() == 0 { // a round trip for TCP and one for TLS 1.3 come first
+	if u.open.Load() == 0 { // a round trip for TCP and one for TLS 1.3 come first
 		patience += 2 * usual
 		usual *= 3
 	}
@@ -174,56 +175,102 @@ func (u *Upstream) learnIdleLimit(idle time.Duration) {
 		"idle", idle.Round(time.Millisecond), "limit", limit.Round(time.Millisecond), "for", idleLimitWhile)
 }
 
-func (u *Upstream) open() int {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return len(u.conns)
-}
-
-// Exchange asks q and returns its verified answer. It may be called
-// concurrently, and keeps q until it returns. It blocks until there is an
-// answer, the upstream fails, or ctx is done; a dial that it started goes on
-// without it.
+// Ask sends q, and has done called with its verified answer, or with why there is
+// none: once, and within seconds. Done may be called before Ask returns. It must
+// not block: others' answers wait behind it. Neither does Ask block; a dial that
+// it starts serves all who come. Q is kept until done is called.
 //
 // A connection that was in use and dies under the query says little about the
 // upstream: then the query is sent once more, on a connection known to be alive,
 // and if that dies too, as all do when a server restarts, on a fresh one.
-func (u *Upstream) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
+func (u *Upstream) Ask(q wire.Query, done func(wire.Answer, error)) {
 	u.waiting.CompareAndSwap(0, u.now())
-	a, err := u.attempt(ctx, q, 0, 0)
-	for _, trust := range []time.Duration{lively, 0} {
-		var died *connError
-		if !errors.As(err, &died) || !died.reused {
-			break
-		}
-		u.counts.resent.Add(1)
-		a, err = u.attempt(ctx, q, died.at, trust)
-	}
-	if err != nil {
-		return wire.Answer{}, fmt.Errorf("%s: %w", u.o.Name, err)
-	}
-	return a, nil
+	u.send(&call{query: q, done: done}, 0, 0)
 }
 
-// attempt sends q on one connection: one made since the given instant, or that
-// has brought an answer as lately as trust says.
-func (u *Upstream) attempt(ctx context.Context, q wire.Query, since int64, trust time.Duration) (wire.Answer, error) {
+// Exchange is Ask for those who wait. It returns when ctx is done at the latest.
+func (u *Upstream) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
+	type outcome struct {
+		answer wire.Answer
+		err    error
+	}
+	outcomes := make(chan outcome, 1)
+	u.Ask(q, func(a wire.Answer, err error) { outcomes <- outcome{a, err} })
+	select {
+	case o := <-outcomes:
+		return o.answer, o.err
+	case <-ctx.Done():
+	}
+	if u.open.Load() == 0 {
+		return wire.Answer{}, fmt.Errorf("%s: still connecting to %v: %w", u.o.Name, u.Addresses(), context.Cause(ctx))
+	}
+	return wire.Answer{}, fmt.Errorf("%s: %w", u.o.Name, context.Cause(ctx))
+}
+
+// trusts are, for each time that a call's connection died, how lately another must
+// have brought an answer to be trusted with it.
+var trusts = [...]time.Duration{lively, 0}
+
+// send enters call on a connection: one made since the given instant, or that has
+// brought an answer as lately as trust says, or else one that is yet to be made.
+func (u *Upstream) send(call *call, since int64, trust time.Duration) {
 	c, silent := u.pick(since, trust)
-	if c == nil {
-		var err error
-		if c, err = u.connect(ctx); err != nil {
-			return wire.Answer{}, err
-		}
-	}
-	call, err := c.send(q)
-	if err != nil {
-		return wire.Answer{}, err
-	}
-	defer c.forget(call)
-	if silent {
+	switch {
+	case c == nil:
+		u.await(call)
+	case silent:
+		u.enter(c, call)
 		u.rescue(c)
+	default:
+		u.enter(c, call)
 	}
-	return call.wait(ctx)
+}
+
+func (u *Upstream) enter(c *conn, call *call) {
+	if err := c.enter(call); err != nil {
+		u.fail(call, err)
+	}
+}
+
+// fail takes note that call, which is in no table, got no answer. It may have
+// another chance.
+func (u *Upstream) fail(call *call, err error) {
+	if died, ok := err.(*connError); ok && died.reused && call.resent < len(trusts) {
+		trust := trusts[call.resent]
+		call.resent++
+		u.counts.resent.Add(1)
+		u.send(call, died.at, trust)
+		return
+	}
+	if err == ErrBusy && u.join(call) {
+		return
+	}
+	call.complete(wire.Answer{}, fmt.Errorf("%s: %w", u.o.Name, err))
+}
+
+// await has call entered on the next fresh connection.
+func (u *Upstream) await(call *call) {
+	u.mu.Lock()
+	d := u.startDialLocked()
+	over := d.over()
+	if !over {
+		d.calls = append(d.calls, call)
+	}
+	u.mu.Unlock()
+	if over {
+		u.fail(call, d.err)
+	}
+}
+
+// join has call wait for the dial under way, if there is one.
+func (u *Upstream) join(call *call) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.dial == nil {
+		return false
+	}
+	u.dial.calls = append(u.dial.calls, call)
+	return true
 }
 
 // overdue is after how long an answer on a connection is so late that something
@@ -333,10 +380,13 @@ func (u *Upstream) connect(ctx context.Context) (*conn, error) {
 
 // A dial is a connection being made, and everybody who waits for it.
 type dial struct {
-	done chan struct{} // closed when one of the others is set
-	conn *conn
-	err  error
+	calls []*call       // to be entered on it; guarded by mu of the Upstream
+	done  chan struct{} // closed when one of the others is set
+	conn  *conn
+	err   error
 }
+
+func (d *dial) over() bool { return d.conn != nil || d.err != nil }
 
 func (u *Upstream) startDial() *dial {
 	u.mu.Lock()
@@ -370,6 +420,7 @@ func (u *Upstream) runDial(d *dial) {
 	}
 	u.mu.Lock()
 	u.dial = nil
+	calls := d.calls
 	switch {
 	case err != nil:
 		d.err = err
@@ -378,6 +429,7 @@ func (u *Upstream) runDial(d *dial) {
 	default:
 		d.conn = c
 		u.conns = append(u.conns, c)
+		u.open.Store(int32(len(u.conns)))
 		u.wg.Go(c.readLoop)
 		u.wg.Go(c.writeLoop)
 	}
@@ -389,6 +441,13 @@ func (u *Upstream) runDial(d *dial) {
 		c.drill().welcome(c)
 	}
 	close(d.done)
+	for _, call := range calls {
+		if d.conn != nil {
+			u.enter(d.conn, call)
+		} else {
+			u.fail(call, d.err)
+		}
+	}
 }
 
 // remove takes c out of the pool. It may be called twice.
@@ -398,6 +457,7 @@ func (u *Upstream) remove(c *conn) {
 	for i := range u.conns {
 		if u.conns[i] == c {
 			u.conns = append(u.conns[:i], u.conns[i+1:]...)
+			u.open.Store(int32(len(u.conns)))
 			return
 		}
 	}
@@ -445,6 +505,6 @@ func (u *Upstream) Counts() Counts {
 		Dials: u.dialer.dials.Load(), Handshakes: u.dialer.handshakes.Load(), Resumed: u.dialer.resumed.Load(),
 		Sent: c.sent.Load(), Answered: c.answered.Load(), Resent: c.resent.Load(),
 		Unasked: c.unasked.Load(), Mismatched: c.mismatched.Load(), Malformed: c.malformed.Load(),
-		Open: u.open(),
+		Open: int(u.open.Load()),
 	}
 }

@@ -189,7 +189,7 @@ func TestAConnectionThatTheServerClosesLeavesThePoolAtOnce(t *testing.T) {
 	if err := ask(u, "www.example.com"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the closed connection is gone", func() bool { return u.open() == 0 })
+	eventually(t, "the closed connection is gone", func() bool { return u.open.Load() == 0 })
 	if err := ask(u, "www.example.com"); err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +222,7 @@ func TestIdleConnectionsAreClosedByUs(t *testing.T) {
 	if err := ask(u, "www.example.com"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "our side closes", func() bool { return u.open() == 0 && s.Stats().Open == 0 })
+	eventually(t, "our side closes", func() bool { return u.open.Load() == 0 && s.Stats().Open == 0 })
 }
 
 func TestReconnectsResumeTheirSession(t *testing.T) {
@@ -578,7 +578,7 @@ func TestADialOutlivesTheCallerWhoStartedIt(t *testing.T) {
 	if err := askWithin(u, "www.example.com", 10*time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("got %v, want the caller's own deadline", err)
 	}
-	eventually(t, "the connection is made all the same", func() bool { return u.open() == 1 })
+	eventually(t, "the connection is made all the same", func() bool { return u.open.Load() == 1 })
 }
 
 func TestIDsAreNeverSharedAndWrapAround(t *testing.T) {
@@ -621,11 +621,11 @@ func TestAFullTableRefusesWithoutBlame(t *testing.T) {
 	}
 	q, _ := wire.NewQuery("www.example.com", "A")
 	for range full {
-		if _, err := c.send(q); err != nil {
+		if err := c.enter(&call{query: q, done: ignore}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := c.send(q); !errors.Is(err, ErrBusy) {
+	if err := c.enter(&call{query: q, done: ignore}); !errors.Is(err, ErrBusy) {
 		t.Errorf("got %v, want ErrBusy", err)
 	}
 }
