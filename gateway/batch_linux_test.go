@@ -27,6 +27,12 @@ func packetSocket(t *testing.T, addr string) (*net.UDPConn, *batchConn) {
 	return conn, b
 }
 
+// readBatch waits for one batch.
+func readBatch(b *batchConn, in []datagram) (n int, err error) {
+	err = b.read(in, func(batch []datagram) bool { n = len(batch); return false })
+	return n, err
+}
+
 // Packets of all lengths, those of none too, come as they were sent, and what is
 // sent to whom they are from comes back.
 func TestBatchesCarryPacketsBothWays(t *testing.T) {
@@ -37,7 +43,7 @@ func TestBatchesCarryPacketsBothWays(t *testing.T) {
 			t.Fatal(err)
 		}
 		in := newDatagrams(packetSize)
-		if n, err := server.read(in); n != 1 || err != nil || string(in[0].packet) != "hello" || !in[0].peer.hasPort() {
+		if n, err := readBatch(server, in); n != 1 || err != nil || string(in[0].packet) != "hello" || !in[0].peer.hasPort() {
 			t.Fatalf("%s: read %d, %v: %q", addr, n, err, in[0].packet)
 		}
 		// More than a batch, some of them longer than what is read whole.
@@ -54,7 +60,7 @@ func TestBatchesCarryPacketsBothWays(t *testing.T) {
 		}
 		back := newDatagrams(packetSize)
 		for i := 0; i < len(out); {
-			n, err := client.read(back)
+			n, err := readBatch(client, back)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -76,7 +82,7 @@ func TestABatchStopsAtWhatCannotBeSent(t *testing.T) {
 		t.Fatal(err)
 	}
 	in := newDatagrams(packetSize)
-	if _, err := b.read(in); err != nil {
+	if _, err := readBatch(b, in); err != nil {
 		t.Fatal(err)
 	}
 	good := datagram{packet: []byte("x"), peer: in[0].peer}
@@ -95,7 +101,7 @@ func TestABatchStopsAtWhatCannotBeSent(t *testing.T) {
 		t.Errorf("%d undelivered", undelivered)
 	}
 	for left := 5; left > 0; left -= n {
-		if n, err = b.read(in); err != nil {
+		if n, err = readBatch(b, in); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -105,13 +111,13 @@ func TestABatchEndsWithItsSocket(t *testing.T) {
 	conn, b := packetSocket(t, "127.0.0.1:0")
 	in := newDatagrams(packetSize)
 	conn.SetReadDeadline(time.Now())
-	if n, err := b.read(in); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+	if n, err := readBatch(b, in); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("past the deadline: read %d, %v", n, err)
 	}
 	conn.SetReadDeadline(time.Time{})
 	ended := make(chan error)
 	go func() {
-		_, err := b.read(in)
+		_, err := readBatch(b, in)
 		ended <- err
 	}()
 	conn.Close()

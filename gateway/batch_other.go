@@ -19,14 +19,17 @@ type batchConn struct{ conn *net.UDPConn }
 
 func newBatchConn(conn *net.UDPConn) (*batchConn, error) { return &batchConn{conn}, nil }
 
-func (b *batchConn) read(in []datagram) (int, error) {
-	d := &in[0]
-	n, nn, _, from, err := b.conn.ReadMsgUDPAddrPort(d.room, d.controlRoom)
-	if err != nil {
-		return 0, err
+func (b *batchConn) read(in []datagram, handle func([]datagram) (more bool)) error {
+	for more := true; more; {
+		d := &in[0]
+		n, nn, _, from, err := b.conn.ReadMsgUDPAddrPort(d.room, d.controlRoom)
+		if err != nil {
+			return err
+		}
+		d.packet, d.control, d.peer.addr = d.room[:n], d.controlRoom[:nn], from
+		more = handle(in[:1])
 	}
-	d.packet, d.control, d.peer.addr = d.room[:n], d.controlRoom[:nn], from
-	return 1, nil
+	return nil
 }
 
 func (b *batchConn) write(out []datagram) (int, error) {

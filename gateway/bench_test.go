@@ -113,7 +113,7 @@ func BenchmarkHit(b *testing.B) {
 			for done := 0; done < b.N; {
 				packets.write(burst)
 				for left := size; left > 0; {
-					n, err := s.batch.read(s.in)
+					n, err := readBatch(s.batch, s.in)
 					if err != nil {
 						b.Fatal(err)
 					}
@@ -121,7 +121,7 @@ func BenchmarkHit(b *testing.B) {
 					left -= n
 				}
 				for left := size; left > 0; {
-					n, err := packets.read(replies)
+					n, err := readBatch(packets, replies)
 					if err != nil {
 						b.Fatal(err)
 					}

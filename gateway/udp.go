@@ -122,17 +122,16 @@ func (s *udpSocket) readLoop(ctx, work context.Context) {
 	defer stop()
 	failing := setback{log: s.gateway.options.Log, doing: "read UDP"}
 	for {
-		n, err := s.batch.read(s.in)
-		switch {
-		case err == nil:
+		err := s.batch.read(s.in, func(in []datagram) bool {
 			failing.over()
-			s.tally.received.Add(uint64(n))
-			s.handle(work, s.in[:n])
-		case errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed):
+			s.tally.received.Add(uint64(len(in)))
+			s.handle(work, in)
+			return true
+		})
+		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
 			return
-		default:
-			failing.wait(ctx, err)
 		}
+		failing.wait(ctx, err)
 	}
 }
 
