@@ -3,7 +3,7 @@
 
 GO ?= go
 
-.PHONY: build test e2e lab lab-short figures pair fuzz bench
+.PHONY: build test e2e lab lab-short figures pair fuzz bench bench-load
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o dotgate ./cmd/dotgate
@@ -15,7 +15,7 @@ test:
 	@unformatted=$$(gofmt -l cmd configs gateway balancer health upstreams); \
 	if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
-	$(GO) vet -tags e2e,figures,lab ./...
+	$(GO) vet -tags e2e,figures,lab,load ./...
 	$(GO) test -race ./...
 
 # The real program between real Unbound servers and real clients (packages
@@ -47,3 +47,9 @@ fuzz:
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+# What a query costs, next to Unbound and dnsdist, as a table (two processors;
+# packages unbound, dnsdist). One row, at once and without the peers:
+#   go test -tags load -count=1 -v -run TestLoad/20 ./cmd/dotgate/e2e -quick -alone
+bench-load:
+	$(GO) test -tags load -count=1 -timeout 40m -v -run TestLoad ./cmd/dotgate/e2e

@@ -5,9 +5,6 @@ package e2e
 import (
 	"bytes"
 	"fmt"
-	"os"
-	"strconv"
-	"strings"
 	"testing"
 	"text/tabwriter"
 	"time"
@@ -157,25 +154,4 @@ func (c counts) shares() (shares []float64) {
 		shares = append(shares, 100*float64(n)/float64(max(c.sum(), 1)))
 	}
 	return shares
-}
-
-// processorTime returns what g has used, in user and system mode.
-func (g *gateway) processorTime(t *testing.T) time.Duration {
-	t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", g.cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The command's name, in parentheses, may hold anything; after it comes
-	// field 3, and the times are fields 14 and 15, in hundredths of a second.
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	var ticks int
-	for _, field := range fields[14-3 : 16-3] {
-		n, err := strconv.Atoi(field)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ticks += n
-	}
-	return time.Duration(ticks) * time.Second / 100
 }

@@ -234,8 +234,6 @@ func (r *loadRun) receive(s int, reply []byte) {
 	}
 }
 
-const mismatch = "mismatch: "
-
 // verify tells what is wrong with a reply; "" is nothing.
 func (r *loadRun) verify(i int, reply []byte) string {
 	question := r.packets[i][12 : len(r.packets[i])-optLen]
@@ -287,19 +285,6 @@ func (r *loadRun) judge(o *outcome) {
 		o.mismatched += n
 	}
 	slices.Sort(o.latencies)
-}
-
-// optLen is the length of the OPT record at the end of each query.
-const optLen = 11
-
-func newQuery(id uint16, name string) []byte {
-	p := binary.BigEndian.AppendUint16(nil, id)
-	p = append(p, 0x01, 0, 0, 1, 0, 0, 0, 0, 0, 1) // RD; a question and an additional record
-	for label := range strings.SplitSeq(name, ".") {
-		p = append(append(p, byte(len(label))), label...)
-	}
-	p = append(p, 0, 0, 1, 0, 1)
-	return append(p, 0, 0, 41, 1232>>8, 1232&0xff, 0, 0, 0, 0, 0, 0)
 }
 
 // quantile returns how long the given share of the answers took at most.

@@ -1,13 +1,15 @@
-//go:build linux && (e2e || figures)
+//go:build linux && (e2e || figures || load)
 
 // Package e2e runs dotgate as a process of its own on loopback, between real
 // clients and real resolvers.
 //
 //	go test -tags e2e -v ./cmd/dotgate/e2e                      stories, with Unbound, dig and kdig
 //	go test -tags figures -run TestFigures -v ./cmd/dotgate/e2e what it measures
+//	go test -tags load -run TestLoad -v ./cmd/dotgate/e2e       what a query costs, next to Unbound and dnsdist
 //
 // A program that is missing is a failure: a test that quietly doesn't run
-// proves nothing. E2E_RACE=1 has the race detector watch dotgate.
+// proves nothing. E2E_RACE=1 has the race detector watch dotgate. DOTGATE_BIN is
+// a dotgate to test instead of the one that would be built.
 package e2e
 
 import (
@@ -35,6 +37,9 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
+	if os.Getenv(upstreamEnv) != "" {
+		return m.Run() // a process of its own that a test has started
+	}
 	dir, err := os.MkdirTemp("", "dotgate-e2e-")
 	if err == nil {
 		defer os.RemoveAll(dir)
@@ -56,6 +61,10 @@ func prepare(dir string) (err error) {
 	if caFile, err = ca.WriteFile(dir); err != nil {
 		return err
 	}
+	if bin := os.Getenv("DOTGATE_BIN"); bin != "" {
+		dotgate, err = filepath.Abs(bin)
+		return err
+	}
 	build := exec.Command("go", "build", "-o", dotgate)
 	if raceDetector() {
 		build.Args = append(build.Args, "-race")
@@ -66,6 +75,10 @@ func prepare(dir string) (err error) {
 	}
 	return nil
 }
+
+// upstreamEnv tells a process that it is the bench's upstream: address, delay,
+// files of certificate and key.
+const upstreamEnv = "E2E_BENCH_UPSTREAM"
 
 // raceDetector tells whether it watches dotgate.
 func raceDetector() bool { return os.Getenv("E2E_RACE") != "" }

@@ -1,13 +1,15 @@
-//go:build linux && (e2e || figures)
+//go:build linux && (e2e || figures || load)
 
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -92,6 +94,27 @@ func (p *process) await(t *testing.T, text string) {
 			t.Fatalf("%s did not say %q within %v:\n%s", p.cmd.Path, text, startLimit, p.output.tail(60))
 		}
 	}
+}
+
+// processorTime returns what p has used, in user and system mode.
+func (p *process) processorTime(t *testing.T) time.Duration {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The command's name, in parentheses, may hold anything; after it comes
+	// field 3, and the times are fields 14 and 15, in hundredths of a second.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	var ticks int
+	for _, field := range fields[14-3 : 16-3] {
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * time.Second / 100
 }
 
 // An output keeps what a process says.

@@ -3,16 +3,12 @@
 package e2e
 
 import (
-	"crypto/tls"
-	"crypto/x509"
 	_ "embed"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -97,32 +93,6 @@ func portOf(t *testing.T, addr netip.Addr) uint16 {
 	}
 	defer ln.Close()
 	return ln.Addr().(*net.TCPAddr).AddrPort().Port()
-}
-
-func pemOf(t *testing.T, c tls.Certificate) (chain, key []byte) {
-	t.Helper()
-	for _, der := range c.Certificate {
-		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-}
-
-// program finds a program, also where only root usually looks. One that is
-// missing is a failure, not a reason to skip.
-func program(t *testing.T, name, debianPackage string) string {
-	t.Helper()
-	if path, err := exec.LookPath(name); err == nil {
-		return path
-	}
-	path := filepath.Join("/usr/sbin", name)
-	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("%s is missing: apt-get install %s", name, debianPackage)
-	}
-	return path
 }
 
 // zones is how many wildcards there are below example.com, each with an address

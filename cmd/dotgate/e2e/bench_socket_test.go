@@ -1,0 +1,226 @@
+//go:build linux && load
+
+package e2e
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A link is a client's socket, and the questions that were asked through it.
+// The kernel is asked directly, without Go's poller: the load must cost less
+// than what it measures.
+type link struct {
+	fd     int
+	stream bool // TCP
+	asked  []question
+	id     uint16
+	open   int // how many questions wait for their reply
+	out    []byte
+	in     inbox
+}
+
+// A question waits for its reply unless sent is 0.
+type question struct {
+	number uint32
+	sent   int64 // nanoseconds, on the clock of the client
+}
+
+const (
+	// Datagrams that one call sends: as one, which the kernel takes apart (UDP
+	// GSO), so that they must be of one size.
+	maxSegments = 64
+	// Datagrams that one call receives.
+	maxReceived = 64
+	receiveRoom = 512
+	// How long a call waits for a reply before others have their turn.
+	receiveLimit = 50 * time.Millisecond
+)
+
+// An inbox is where a link receives: datagrams, or a stream.
+type inbox struct {
+	headers []mmsghdr
+	vectors []unix.Iovec
+	data    []byte
+	filled  int // of a stream, what has come of a reply that is not whole
+}
+
+// mmsghdr is the kernel's struct mmsghdr.
+type mmsghdr struct {
+	header unix.Msghdr
+	length uint32
+	_      [4]byte
+}
+
+func newLink(t *testing.T, to netip.AddrPort, network string) *link {
+	t.Helper()
+	l := &link{stream: network == "tcp", asked: make([]question, 1<<16)}
+	kind := unix.SOCK_DGRAM
+	if l.stream {
+		kind = unix.SOCK_STREAM
+	}
+	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.close() })
+	l.fd = fd
+	limit := unix.NsecToTimeval(receiveLimit.Nanoseconds())
+	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit)
+	if err == nil && l.stream {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	}
+	if err == nil && !l.stream {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT, len(numbered))
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20) // as much as the system lets us
+	}
+	if err == nil {
+		err = unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.in.prepare(l.stream)
+	return l
+}
+
+func (in *inbox) prepare(stream bool) {
+	if stream {
+		in.data = make([]byte, 1<<17)
+		return
+	}
+	in.data = make([]byte, maxReceived*receiveRoom)
+	in.headers, in.vectors = make([]mmsghdr, maxReceived), make([]unix.Iovec, maxReceived)
+	for i := range maxReceived {
+		in.vectors[i].Base = &in.data[i*receiveRoom]
+		in.vectors[i].SetLen(receiveRoom)
+		in.headers[i].header.Iov = &in.vectors[i]
+		in.headers[i].header.SetIovlen(1)
+	}
+}
+
+func (l *link) close() {
+	if l.fd >= 0 {
+		_ = unix.Close(l.fd)
+		l.fd = -1
+	}
+}
+
+// ask puts a query for a name with those that flush will send. It fails when
+// all IDs are taken.
+func (l *link) ask(number uint32, now int64) bool {
+	if l.open == 1<<16 {
+		return false
+	}
+	for l.asked[l.id].sent != 0 {
+		l.id++
+	}
+	l.asked[l.id] = question{number, now}
+	l.open++
+	if l.stream {
+		l.out = binary.BigEndian.AppendUint16(l.out, uint16(len(numbered)))
+	}
+	at := len(l.out)
+	l.out = append(l.out, numbered...)
+	binary.BigEndian.PutUint16(l.out[at:], l.id)
+	putNumber(l.out[at+digitsAt:], number)
+	l.id++
+	return true
+}
+
+// flush sends what was asked. An error is not told: its queries will lack their
+// replies.
+func (l *link) flush() {
+	for out := l.out; len(out) > 0; {
+		n := len(out)
+		if !l.stream {
+			n = min(n, maxSegments*len(numbered))
+		}
+		sent, _, err := unix.RawSyscall(unix.SYS_WRITE, uintptr(l.fd), uintptr(unsafe.Pointer(&out[0])), uintptr(n))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != 0 || sent == 0 {
+			break
+		}
+		out = out[sent:]
+	}
+	l.out = l.out[:0]
+}
+
+// receive hands each reply that has come to take. It waits for the first one,
+// a little, if it may.
+func (l *link) receive(wait bool, take func(reply []byte)) {
+	if l.stream {
+		l.receiveStream(wait, take)
+		return
+	}
+	flags := uintptr(unix.MSG_DONTWAIT)
+	if wait {
+		flags = unix.MSG_WAITFORONE
+	}
+	n, _, err := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(l.fd), uintptr(unsafe.Pointer(&l.in.headers[0])), maxReceived, flags, 0, 0)
+	if err != 0 {
+		return // nothing has come, or an ICMP message about a query
+	}
+	for i := range int(n) {
+		take(l.in.data[i*receiveRoom:][:l.in.headers[i].length])
+	}
+}
+
+func (l *link) receiveStream(wait bool, take func(reply []byte)) {
+	flags := uintptr(0)
+	if !wait {
+		flags = unix.MSG_DONTWAIT
+	}
+	room := l.in.data[l.in.filled:]
+	n, _, err := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(l.fd), uintptr(unsafe.Pointer(&room[0])), uintptr(len(room)), flags, 0, 0)
+	if err != 0 || n == 0 {
+		return
+	}
+	data := l.in.data[:l.in.filled+int(n)]
+	for len(data) >= 2 && len(data) >= 2+int(binary.BigEndian.Uint16(data)) {
+		end := 2 + int(binary.BigEndian.Uint16(data))
+		take(data[2:end])
+		data = data[end:]
+	}
+	l.in.filled = copy(l.in.data, data)
+}
+
+// An epoll tells which of a few files have something to read. It is precise to
+// the nanosecond, as far as the kernel is.
+type epoll struct {
+	fd     int
+	events [64]unix.EpollEvent
+}
+
+func newEpoll() (*epoll, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err == nil {
+		// Not the 50 µs by which the kernel lets timers be late, of this thread.
+		err = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
+	}
+	return &epoll{fd: fd}, err
+}
+
+// add has e tell about fd by number.
+func (e *epoll) add(fd, number int) error {
+	return unix.EpollCtl(e.fd, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(number)})
+}
+
+func (e *epoll) wait(limit time.Duration) []unix.EpollEvent {
+	patience := unix.NsecToTimespec(max(limit, 0).Nanoseconds())
+	n, _, err := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT2, uintptr(e.fd), uintptr(unsafe.Pointer(&e.events[0])),
+		uintptr(len(e.events)), uintptr(unsafe.Pointer(&patience)), 0, 0)
+	if err != 0 {
+		return nil // a signal
+	}
+	return e.events[:n]
+}
+
+func (e *epoll) close() { _ = unix.Close(e.fd) }
