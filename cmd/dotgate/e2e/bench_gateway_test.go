@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,8 +20,9 @@ import (
 
 // A contender is a gateway that the bench measures.
 type contender struct {
-	name  string
-	start func(t *testing.T, listen, upstream netip.AddrPort) *process
+	name       string
+	processors []int
+	start      func(t *testing.T, listen, upstream netip.AddrPort) *process
 }
 
 // The processors of the gateway and of everything else.
@@ -29,13 +31,20 @@ const (
 	loadProcessor    = 1
 )
 
+var gatewayAlone = []int{gatewayProcessor}
+
+// ourselves is dotgate with more variables in its environment.
 func ourselves(more ...string) contender {
-	return contender{"dotgate", func(t *testing.T, listen, upstream netip.AddrPort) *process {
-		environ := environment(listen, []string{url(upstream)}, append([]string{"DOTGATE_CACHE_SIZE=1GiB"}, more...)...)
-		p := start(t, environ, dotgate, "serve")
-		p.await(t, "dotgate is serving")
-		return p
+	return contender{"dotgate", gatewayAlone, func(t *testing.T, listen, upstream netip.AddrPort) *process {
+		g := start(t, environment(listen, []string{url(upstream)}, more...), dotgate, "serve")
+		g.await(t, "dotgate is serving")
+		return g
 	}}
+}
+
+// peers are what dotgate is measured against.
+func peers() []contender {
+	return []contender{{"Unbound", gatewayAlone, peerUnbound}, {"dnsdist", gatewayAlone, peerDnsdist}}
 }
 
 //go:embed testdata/bench-unbound.conf
@@ -59,13 +68,35 @@ func peerConfig(t *testing.T, name, text string, listen netip.AddrPort, upstream
 	t.Helper()
 	dir := t.TempDir()
 	text = strings.NewReplacer("@DIR@", dir, "@ADDR@", listen.Addr().String(), "@PORT@", fmt.Sprint(listen.Port()),
-		"@UPSTREAM@", upstream, "@SERVER_NAME@", dottest.ServerName, "@CA@", caFile,
-		"@UPSTREAM_CONNECTIONS@", "200", "@VECTOR@", "64").Replace(text)
+		"@UPSTREAM@", upstream, "@SERVER_NAME@", dottest.ServerName, "@CA@", caFile).Replace(text)
 	path := filepath.Join(dir, name)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// A bench is a contender at work, and its upstream.
+type bench struct {
+	gateway, upstream  *process
+	addr, upstreamAddr netip.AddrPort
+}
+
+// startBench returns a bench whose gateway has answered and has the hot names
+// in its cache.
+func startBench(t *testing.T, c contender, delay time.Duration) *bench {
+	t.Helper()
+	b := &bench{addr: freeAddr(t)}
+	b.upstream, b.upstreamAddr = startBenchUpstream(t, delay)
+	on(t, func() { b.gateway = c.start(t, b.addr, b.upstreamAddr) }, c.processors...)
+	warm(t, b.addr)
+	return b
+}
+
+// stop ends both at once.
+func (b *bench) stop() {
+	b.gateway.kill()
+	b.upstream.kill()
 }
 
 // on has f run, and what it starts run for ever, on some processors.

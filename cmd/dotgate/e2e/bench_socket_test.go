@@ -22,6 +22,7 @@ type link struct {
 	id     uint16
 	open   int // how many questions wait for their reply
 	out    []byte
+	sends  packets
 	in     inbox
 }
 
@@ -32,11 +33,8 @@ type question struct {
 }
 
 const (
-	// Datagrams that one call sends: as one, which the kernel takes apart (UDP
-	// GSO), so that they must be of one size.
-	maxSegments = 64
-	// Datagrams that one call receives.
-	maxReceived = 64
+	// How many datagrams one call of the kernel takes or gives.
+	batch       = 64
 	receiveRoom = 512
 	// How long a call waits for a reply before others have their turn.
 	receiveLimit = 50 * time.Millisecond
@@ -44,10 +42,23 @@ const (
 
 // An inbox is where a link receives: datagrams, or a stream.
 type inbox struct {
-	headers []mmsghdr
-	vectors []unix.Iovec
-	data    []byte
-	filled  int // of a stream, what has come of a reply that is not whole
+	packets
+	data   []byte
+	filled int // of a stream, what has come of a reply that is not whole
+}
+
+// packets are what the kernel wants to know about a batch of datagrams.
+type packets struct {
+	headers [batch]mmsghdr
+	vectors [batch]unix.Iovec
+}
+
+// set has packet i be of these octets.
+func (p *packets) set(i int, data []byte) {
+	p.vectors[i].Base = &data[0]
+	p.vectors[i].SetLen(len(data))
+	p.headers[i].header.Iov = &p.vectors[i]
+	p.headers[i].header.SetIovlen(1)
 }
 
 // mmsghdr is the kernel's struct mmsghdr.
@@ -76,7 +87,6 @@ func newLink(t *testing.T, to netip.AddrPort, network string) *link {
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	}
 	if err == nil && !l.stream {
-		err = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT, len(numbered))
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20) // as much as the system lets us
 	}
 	if err == nil {
@@ -94,13 +104,9 @@ func (in *inbox) prepare(stream bool) {
 		in.data = make([]byte, 1<<17)
 		return
 	}
-	in.data = make([]byte, maxReceived*receiveRoom)
-	in.headers, in.vectors = make([]mmsghdr, maxReceived), make([]unix.Iovec, maxReceived)
-	for i := range maxReceived {
-		in.vectors[i].Base = &in.data[i*receiveRoom]
-		in.vectors[i].SetLen(receiveRoom)
-		in.headers[i].header.Iov = &in.vectors[i]
-		in.headers[i].header.SetIovlen(1)
+	in.data = make([]byte, batch*receiveRoom)
+	for i := range batch {
+		in.set(i, in.data[i*receiveRoom:][:receiveRoom])
 	}
 }
 
@@ -137,20 +143,31 @@ func (l *link) ask(number uint32, now int64) bool {
 // replies.
 func (l *link) flush() {
 	for out := l.out; len(out) > 0; {
-		n := len(out)
-		if !l.stream {
-			n = min(n, maxSegments*len(numbered))
-		}
-		sent, _, err := unix.RawSyscall(unix.SYS_WRITE, uintptr(l.fd), uintptr(unsafe.Pointer(&out[0])), uintptr(n))
+		sent, err := l.send(out)
 		if err == unix.EINTR {
 			continue
 		}
-		if err != 0 || sent == 0 {
+		if err != 0 {
 			break
 		}
 		out = out[sent:]
 	}
 	l.out = l.out[:0]
+}
+
+// send sends a part of out and tells how much.
+func (l *link) send(out []byte) (int, unix.Errno) {
+	if l.stream {
+		n, _, err := unix.RawSyscall(unix.SYS_WRITE, uintptr(l.fd), uintptr(unsafe.Pointer(&out[0])), uintptr(len(out)))
+		return int(n), err
+	}
+	size := len(numbered)
+	count := min(len(out)/size, batch)
+	for i := range count {
+		l.sends.set(i, out[i*size:][:size])
+	}
+	n, _, err := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(l.fd), uintptr(unsafe.Pointer(&l.sends.headers[0])), uintptr(count), 0, 0, 0)
+	return int(n) * size, err
 }
 
 // receive hands each reply that has come to take. It waits for the first one,
@@ -164,7 +181,7 @@ func (l *link) receive(wait bool, take func(reply []byte)) {
 	if wait {
 		flags = unix.MSG_WAITFORONE
 	}
-	n, _, err := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(l.fd), uintptr(unsafe.Pointer(&l.in.headers[0])), maxReceived, flags, 0, 0)
+	n, _, err := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(l.fd), uintptr(unsafe.Pointer(&l.in.headers[0])), batch, flags, 0, 0)
 	if err != 0 {
 		return // nothing has come, or an ICMP message about a query
 	}

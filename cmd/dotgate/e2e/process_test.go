@@ -117,6 +117,20 @@ func (p *process) processorTime(t *testing.T) time.Duration {
 	return time.Duration(ticks) * time.Second / 100
 }
 
+// memory returns what p has of the machine's memory, in octets.
+func (p *process) memory(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var size, resident int
+	if _, err := fmt.Sscan(string(text), &size, &resident); err != nil {
+		t.Fatal(err)
+	}
+	return resident * os.Getpagesize()
+}
+
 // An output keeps what a process says.
 type output struct {
 	mu      sync.Mutex
