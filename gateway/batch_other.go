@@ -32,10 +32,11 @@ func (b *batchConn) read(in []datagram, handle func([]datagram) (more bool)) err
 	return nil
 }
 
-func (b *batchConn) write(out []datagram) (int, error) {
-	d := &out[0]
-	if _, _, err := b.conn.WriteMsgUDPAddrPort(d.packet, d.control, d.peer.addr); err != nil {
-		return 0, err
+func (b *batchConn) write(out []datagram) (undelivered int) {
+	for i := range out {
+		if _, _, err := b.conn.WriteMsgUDPAddrPort(out[i].packet, out[i].control, out[i].peer.addr); err != nil {
+			undelivered++
+		}
 	}
-	return 1, nil
+	return undelivered
 }

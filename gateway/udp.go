@@ -158,7 +158,7 @@ func (s *udpSocket) handle(work context.Context, in []datagram) {
 			s.gateway.renew(work, q.Clone(), &s.tally)
 		}
 	}
-	s.flush(s.batch, s.out[:n])
+	s.send(s.batch, s.out[:n])
 }
 
 // later answers q when the Resolver has.
@@ -185,27 +185,15 @@ func (s *udpSocket) writeLoop(conn *batchConn) {
 			}
 			reply = <-s.late
 		}
-		s.flush(conn, batch[:n])
+		s.send(conn, batch[:n])
 		for _, buffer := range written[:n] {
 			putBuffer(buffer)
 		}
 	}
 }
 
-// flush sends replies. One that can't be sent, for want of a route or by a
-// firewall's word, doesn't keep back those behind it.
-func (s *udpSocket) flush(conn packetWriter, replies []datagram) {
-	for len(replies) > 0 {
-		n, err := conn.write(replies)
-		if err != nil {
-			s.tally.undelivered.Add(1)
-			n = 1
-		}
-		replies = replies[n:]
+func (s *udpSocket) send(conn *batchConn, replies []datagram) {
+	if n := conn.write(replies); n > 0 {
+		s.tally.undelivered.Add(uint64(n))
 	}
-}
-
-// A packetWriter is what flush needs of a batchConn.
-type packetWriter interface {
-	write([]datagram) (int, error)
 }
