@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -176,6 +177,9 @@ func (s *udpSocket) writeLoop(conn *batchConn) {
 	batch := make([]datagram, batchSize)
 	var written [batchSize]*[]byte
 	for reply := range s.late {
+		// A burst of answers came, most likely, and those that they are for are
+		// about to reply: a packet sent alone costs several in company.
+		runtime.Gosched()
 		n := 0
 		for {
 			batch[n].packet, batch[n].control, batch[n].peer = *reply.buffer, reply.source, reply.to

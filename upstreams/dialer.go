@@ -273,7 +273,12 @@ func (d *dialer) secure(ctx context.Context, addr netip.AddrPort, config *tls.Co
 	ctx, cancel := context.WithTimeoutCause(ctx, d.o.HandshakeTimeout,
 		fmt.Errorf("no TLS handshake within %v (setting handshake_timeout)", d.o.HandshakeTimeout))
 	defer cancel()
-	conn := tls.Client(tcp, config)
+	socket, err := newSocket(tcp.(*net.TCPConn))
+	if err != nil {
+		tcp.Close()
+		return nil, err
+	}
+	conn := tls.Client(socket, config)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		tcp.Close()
 		if cause := context.Cause(ctx); cause != nil {

@@ -1,0 +1,106 @@
+package upstreams
+
+import (
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// readAhead is how much a socket reads at once. An answer is about 200 octets
+// with its record, so that a burst of dozens costs one system call.
+const readAhead = 16 << 10
+
+// A socket is a TCP connection that reads ahead, and that tells the scheduler of
+// a system call only if it has to wait. What is told of each one costs more than
+// the call: when there is little to do, the scheduler's own watch has to be woken
+// for it, on every query twice.
+//
+// One goroutine may read and one may write.
+type socket struct {
+	*net.TCPConn
+	raw    syscall.RawConn
+	room   [readAhead]byte
+	unread []byte // of room
+
+	// What the calls below are for and what came of them. They are made once,
+	// for to make a function may allocate.
+	in, out         transfer
+	receive, submit func(fd uintptr) (done bool)
+}
+
+// A transfer is one read or write.
+type transfer struct {
+	data  []byte
+	n     int
+	errno syscall.Errno
+}
+
+// newSocket takes over a connection that was just made.
+func newSocket(tcp *net.TCPConn) (net.Conn, error) {
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	s := &socket{TCPConn: tcp, raw: raw}
+	s.receive = func(fd uintptr) bool { return s.in.call(unix.SYS_RECVFROM, fd) }
+	s.submit = func(fd uintptr) bool { return s.out.call(unix.SYS_SENDTO, fd) }
+	return s, nil
+}
+
+// call makes a system call that does not wait. It reports false if it would have
+// had to.
+func (t *transfer) call(number, fd uintptr) bool {
+	for {
+		n, _, errno := syscall.RawSyscall6(number, fd, uintptr(unsafe.Pointer(unsafe.SliceData(t.data))), uintptr(len(t.data)),
+			unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+		switch errno {
+		case unix.EAGAIN:
+			return false
+		case unix.EINTR:
+			continue
+		}
+		t.n, t.errno = int(n), errno
+		return true
+	}
+}
+
+func (s *socket) Read(p []byte) (int, error) {
+	if len(s.unread) == 0 {
+		s.in.data = s.room[:]
+		if err := s.raw.Read(s.receive); err != nil {
+			return 0, err
+		}
+		if s.in.errno != 0 {
+			return 0, s.failure("read", s.in.errno)
+		}
+		if s.in.n == 0 {
+			return 0, io.EOF
+		}
+		s.unread = s.room[:s.in.n]
+	}
+	n := copy(p, s.unread)
+	s.unread = s.unread[n:]
+	return n, nil
+}
+
+func (s *socket) Write(p []byte) (written int, err error) {
+	for written < len(p) {
+		s.out.data = p[written:]
+		if err := s.raw.Write(s.submit); err != nil {
+			return written, err
+		}
+		if s.out.errno != 0 {
+			return written, s.failure("write", s.out.errno)
+		}
+		written += s.out.n
+	}
+	return written, nil
+}
+
+func (s *socket) failure(call string, errno syscall.Errno) error {
+	return &net.OpError{Op: call, Net: "tcp", Source: s.LocalAddr(), Addr: s.RemoteAddr(), Err: os.NewSyscallError(call, errno)}
+}
