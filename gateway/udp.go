@@ -38,19 +38,32 @@ type datagram struct {
 	room, controlRoom []byte // where packets and control messages are read into
 }
 
-// A udpSocket serves the clients of one socket. It has two loops: one reads
-// queries and writes the replies that can be had at once, the other writes those
-// that came later. If each query wrote its own, the read loop would have to
-// queue for the socket behind thousands of them.
+// A udpSocket serves the clients of one socket. Its loop reads queries and writes
+// the replies that can be had at once; those that come later are written by who
+// has them, a burst of them by one for all. If each query wrote its own, the read
+// loop would have to queue for the socket behind thousands of them.
 type udpSocket struct {
 	gateway *Gateway
 	conn    *net.UDPConn
 	batch   *batchConn // the read loop's, as are the next two
 	in, out []datagram
-	late    chan udpReply
-	lateOut *batchConn     // the write loop's
+	late    outbox
 	queries sync.WaitGroup // those that wait for the Resolver
 	tally   tally
+}
+
+// An outbox has the replies that came later.
+type outbox struct {
+	conn *batchConn // of who sends
+
+	// mu guards the rest. It is not held while anything is sent.
+	mu      sync.Mutex
+	waiting []udpReply // at most as many as there are slots
+	sending bool       // somebody sends what waits
+
+	// Of who sends.
+	taken []udpReply
+	batch [batchSize]datagram
 }
 
 // A udpReply is a reply that came later.
@@ -75,10 +88,10 @@ func newUDPSocket(g *Gateway, config net.ListenConfig, network string, addr neti
 			return nil, err
 		}
 	}
-	s := &udpSocket{gateway: g, conn: conn, late: make(chan udpReply, batchSize)}
+	s := &udpSocket{gateway: g, conn: conn}
 	s.batch, err = newBatchConn(conn)
 	if err == nil {
-		s.lateOut, err = newBatchConn(conn)
+		s.late.conn, err = newBatchConn(conn)
 	}
 	if err != nil {
 		conn.Close()
@@ -110,12 +123,8 @@ func noteDestination(conn *net.UDPConn, v6 bool) error {
 // way and closes the socket.
 func (s *udpSocket) serve(ctx, work context.Context) {
 	defer s.conn.Close()
-	var writer sync.WaitGroup
-	writer.Go(func() { s.writeLoop(s.lateOut) })
 	s.readLoop(ctx, work)
 	s.queries.Wait()
-	close(s.late)
-	writer.Wait()
 }
 
 func (s *udpSocket) readLoop(ctx, work context.Context) {
@@ -168,32 +177,47 @@ func (s *udpSocket) later(work context.Context, q wire.Query, source []byte, to 
 	defer s.gateway.slots.release()
 	buffer := buffers.Get().(*[]byte)
 	*buffer = s.gateway.answerLater(work, (*buffer)[:0], q, &s.tally)
-	s.late <- udpReply{buffer, source, to}
+	s.sendLate(udpReply{buffer, source, to})
 }
 
-// writeLoop writes late replies until there will be no more: a burst of them
-// together, a lone one at once.
-func (s *udpSocket) writeLoop(conn *batchConn) {
-	batch := make([]datagram, batchSize)
-	var written [batchSize]*[]byte
-	for reply := range s.late {
-		// A burst of answers came, most likely, and those that they are for are
-		// about to reply: a packet sent alone costs several in company.
-		runtime.Gosched()
-		n := 0
-		for {
-			batch[n].packet, batch[n].control, batch[n].peer = *reply.buffer, reply.source, reply.to
-			written[n] = reply.buffer
-			if n++; n == batchSize || len(s.late) == 0 {
-				break
+// sendLate sends a reply, and those of others that come meanwhile, unless somebody
+// does so already.
+func (s *udpSocket) sendLate(reply udpReply) {
+	o := &s.late
+	o.mu.Lock()
+	o.waiting = append(o.waiting, reply)
+	if o.sending {
+		o.mu.Unlock()
+		return
+	}
+	o.sending = true
+	o.mu.Unlock()
+	// A burst of answers came, most likely, and those that they are for are about
+	// to reply: a packet sent alone costs several in company.
+	runtime.Gosched()
+	for o.take() {
+		for rest := o.taken; len(rest) > 0; {
+			n := min(len(rest), batchSize)
+			for i, r := range rest[:n] {
+				o.batch[i].packet, o.batch[i].control, o.batch[i].peer = *r.buffer, r.source, r.to
 			}
-			reply = <-s.late
-		}
-		s.send(conn, batch[:n])
-		for _, buffer := range written[:n] {
-			putBuffer(buffer)
+			s.send(o.conn, o.batch[:n])
+			for _, r := range rest[:n] {
+				putBuffer(r.buffer)
+			}
+			rest = rest[n:]
 		}
 	}
+}
+
+// take takes what waits. If nothing does, nobody sends any more.
+func (o *outbox) take() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	clear(o.taken)
+	o.taken, o.waiting = o.waiting, o.taken[:0]
+	o.sending = len(o.taken) > 0
+	return o.sending
 }
 
 func (s *udpSocket) send(conn *batchConn, replies []datagram) {
