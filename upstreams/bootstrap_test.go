@@ -3,6 +3,7 @@ package upstreams
 import (
 	"net"
 	"net/netip"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -13,7 +14,7 @@ import (
 )
 
 // whereIsIt answers that dns.example.com is on loopback, and knows nothing else.
-func whereIsIt(query []byte) []byte {
+func whereIsIt(query []byte, address netip.Addr) []byte {
 	var m dns.Msg
 	if m.Unpack(query) != nil || len(m.Question) != 1 {
 		return nil
@@ -25,7 +26,7 @@ func whereIsIt(query []byte) []byte {
 	case q.Qtype == dns.TypeA:
 		reply.Answer = append(reply.Answer, &dns.A{
 			Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60},
-			A:   net.IPv4(127, 0, 0, 1),
+			A:   address.AsSlice(),
 		})
 	}
 	packed, _ := reply.Pack()
@@ -33,7 +34,7 @@ func whereIsIt(query []byte) []byte {
 }
 
 // plainResolver answers over UDP, in clear text.
-func plainResolver(t *testing.T) string {
+func plainResolver(t *testing.T, address netip.Addr) string {
 	t.Helper()
 	socket, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -48,7 +49,7 @@ func plainResolver(t *testing.T) string {
 			if err != nil {
 				return
 			}
-			if reply := whereIsIt(buf[:n]); reply != nil {
+			if reply := whereIsIt(buf[:n], address); reply != nil {
 				_, _ = socket.WriteTo(reply, from)
 			}
 		}
@@ -62,7 +63,7 @@ func TestAHostIsResolvedThroughItsBootstrapResolvers(t *testing.T) {
 	ca := dottest.NewCA()
 	s := dottest.NewServer(t, dottest.Options{CA: ca})
 	secure := dottest.NewServer(t, dottest.Options{CA: ca, Handler: func(dst, query []byte) ([]byte, time.Duration) {
-		return append(dst, whereIsIt(query)...), 0
+		return append(dst, whereIsIt(query, s.Addr().Addr())...), 0
 	}})
 	f := func(bootstrap ...string) error {
 		o := trusting(t, s)
@@ -75,7 +76,7 @@ func TestAHostIsResolvedThroughItsBootstrapResolvers(t *testing.T) {
 		}
 		return err
 	}
-	plain, dot := plainResolver(t), "tls://"+secure.Addr().String()+"#"+dottest.ServerName
+	plain, dot := plainResolver(t, s.Addr().Addr()), "tls://"+secure.Addr().String()+"#"+dottest.ServerName
 	for _, working := range [][]string{{plain}, {dot}, {"127.0.0.1:1", plain}} {
 		if err := f(working...); err != nil {
 			t.Errorf("through %v: %v", working, err)

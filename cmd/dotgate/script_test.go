@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
+	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 //	load RATE                  asks for so many names a second, until unload, which
 //	                           prints how many, and how many were lost
 //
-// $GATEWAY is a free address, and $SSL_CERT_FILE trusts the upstreams. No other
+// $GATEWAY is an address of the story's own, and $SSL_CERT_FILE trusts the upstreams. No other
 // variable is passed on.
 func TestStories(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -81,33 +81,12 @@ func setUpStory(env *testscript.Env) error {
 	if err != nil {
 		return err
 	}
-	gateway, err := freeAddress()
-	if err != nil {
-		return err
-	}
 	env.Setenv("SSL_CERT_FILE", file)
 	env.Setenv("SSL_CERT_DIR", filepath.Join(dir, "none"))
-	env.Setenv("GATEWAY", gateway)
+	env.Setenv("GATEWAY", netip.AddrPortFrom(dottest.Loopback(), 5300).String())
 	env.Setenv("DOTGATE_CONTROL_SOCKET", filepath.Join(dir, "control.sock")) // its own, as stories run at once
 	env.Setenv("GORACE", "atexit_sleep_ms=0")                                // or the race detector sleeps for a second after each dotgate
 	return nil
-}
-
-// freeAddress returns an address that a moment ago was free for UDP and TCP.
-func freeAddress() (string, error) {
-	for range 100 {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return "", err
-		}
-		pc, err := net.ListenPacket("udp", ln.Addr().String())
-		ln.Close()
-		if err == nil {
-			pc.Close()
-			return ln.Addr().String(), nil
-		}
-	}
-	return "", errors.New("no port is free for both UDP and TCP")
 }
 
 func storyOf(ts *testscript.TestScript) *story { return ts.Value("story").(*story) }

@@ -27,7 +27,7 @@ const ServerName = "dns.example.com"
 
 // Options of a Server. A zero field means its default.
 type Options struct {
-	// Addr is where to listen. Default: "127.0.0.1:0", any free port.
+	// Addr is where to listen. Default: any port of a Loopback address.
 	Addr string
 	// CA issues the default certificate. Default: a new one.
 	CA *CA
@@ -90,7 +90,7 @@ func NewServer(tb testing.TB, o Options) *Server {
 // Start starts a server. Close ends it.
 func Start(o Options) (*Server, error) {
 	if o.Addr == "" {
-		o.Addr = "127.0.0.1:0"
+		o.Addr = netip.AddrPortFrom(Loopback(), 0).String()
 	}
 	if o.Handler == nil {
 		o.Handler = Answer

@@ -38,13 +38,13 @@ func TestHealthcheckTellsWhetherClientsAreServed(t *testing.T) {
 		}
 	}
 	f(0, "all is well", environment(g.addr, urls))
-	f(1, "nobody listens there", environment(freeAddr(t), urls))
+	f(1, "nobody listens there", environment(ownAddr(), urls))
 	servers[0].Set(dottest.Fault{Never: true})
 	f(1, "the upstream is silent", environment(g.addr, urls, "DOTGATE_HEALTH_PROBE_NAME=other.example.com"))
 }
 
 func TestCheckTellsWhetherTheConfigurationCanBeUsed(t *testing.T) {
-	addr := freeAddr(t)
+	addr := ownAddr()
 	if code, said := command(t, environment(addr, []string{"tls://192.0.2.1#dns.example.com"}), "check"); code != 0 || !strings.Contains(said, addr.String()) {
 		t.Errorf("exit code %d: %s", code, said)
 	}

@@ -5,7 +5,6 @@ package e2e
 import (
 	"bytes"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -198,7 +197,7 @@ func environment(listen netip.AddrPort, upstreams []string, more ...string) []st
 // still be well enough to stop as asked.
 func launch(t *testing.T, upstreams []string, more ...string) *gateway {
 	t.Helper()
-	g := &gateway{addr: freeAddr(t)}
+	g := &gateway{addr: ownAddr()}
 	g.process = start(t, environment(g.addr, upstreams, more...), dotgate, "serve")
 	t.Cleanup(func() {
 		g.stop(t)
@@ -251,25 +250,8 @@ func startUpstreams(t *testing.T, rtts ...time.Duration) (servers []*dottest.Ser
 	return servers, urls
 }
 
-// freeAddr returns an address on which a moment ago nobody listened, neither on
-// UDP nor on TCP.
-func freeAddr(t *testing.T) netip.AddrPort {
-	t.Helper()
-	for range 100 {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		pc, err := net.ListenPacket("udp", ln.Addr().String())
-		ln.Close()
-		if err == nil {
-			pc.Close()
-			return ln.Addr().(*net.TCPAddr).AddrPort()
-		}
-	}
-	t.Fatal("no port is free for both UDP and TCP")
-	return netip.AddrPort{}
-}
+// ownAddr returns an address at which nobody else listens, or ever will.
+func ownAddr() netip.AddrPort { return netip.AddrPortFrom(dottest.Loopback(), 5300) }
 
 // within waits until condition holds, looking every ten milliseconds.
 func within(t *testing.T, limit time.Duration, what string, condition func() bool) {

@@ -26,13 +26,7 @@ type unbound struct {
 }
 
 // Each run has addresses of its own, so that several may go on at once.
-var unboundAddrs = func() (addrs []netip.Addr) {
-	pid := os.Getpid()
-	for host := range 3 {
-		addrs = append(addrs, netip.AddrFrom4([4]byte{127, 64 + byte(pid>>8)%128, byte(pid), byte(11 + host)}))
-	}
-	return addrs
-}()
+var unboundAddrs = []netip.Addr{dottest.Loopback(), dottest.Loopback(), dottest.Loopback()}
 
 //go:embed testdata/example.com.zone
 var exampleZone []byte

@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"fmt"
-	"net"
 	"net/netip"
 	"sync"
 	"testing"
@@ -51,7 +50,7 @@ func newServers(t *testing.T, s scenario) *servers {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.g = newGateway(t, freePort(t), file, urls)
+	w.g = newGateway(t, netip.AddrPortFrom(dottest.Loopback(), 5300), file, urls)
 	if err := w.g.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -176,21 +175,4 @@ func plain(dst, query []byte) ([]byte, time.Duration) {
 	dst = append(dst, query[end-4:end]...)
 	dst = append(dst, 0, 0, 1, 44, 0, byte(len(address)))
 	return append(dst, address...), 0
-}
-
-// freePort returns an address on loopback that nobody listens on.
-func freePort(t *testing.T) netip.AddrPort {
-	t.Helper()
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tcp.Close()
-	addr := tcp.Addr().(*net.TCPAddr).AddrPort()
-	udp, err := net.ListenPacket("udp", addr.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	udp.Close()
-	return addr
 }
