@@ -43,30 +43,29 @@ func noIPv6(err error) bool {
 	return errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT)
 }
 
-// attempts bounds the search for a port that is free for TCP and UDP both.
+// attempts bounds the search for a port that is free for UDP and TCP both.
 const attempts = 20
 
-// listen opens the sockets for one address.
+// listen opens the sockets for one address. TCP comes last: whoever gets a
+// connection, as scripts do that wait for a gateway to start, may ask over UDP.
 func (g *Gateway) listen(addr netip.AddrPort) error {
 	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 	for attempt := 1; ; attempt++ {
-		// TCP comes first. UDP sockets share their port (SO_REUSEPORT), so only
-		// TCP can tell that another gateway runs here already.
-		l, err := g.listenTCP(addr)
+		sockets, err := g.listenUDP(addr)
 		if err != nil {
-			return explain(err, "TCP", addr)
+			return explain(err, "UDP", addr)
 		}
-		bound := netip.AddrPortFrom(addr.Addr(), uint16(l.ln.Addr().(*net.TCPAddr).Port))
-		sockets, err := g.listenUDP(bound)
+		bound := netip.AddrPortFrom(addr.Addr(), uint16(sockets[0].conn.LocalAddr().(*net.UDPAddr).Port))
+		l, err := g.listenTCP(bound)
 		if err == nil {
 			g.tcp = append(g.tcp, l)
 			g.udp = append(g.udp, sockets...)
 			g.addrs = append(g.addrs, bound)
 			return nil
 		}
-		l.ln.Close()
+		closeUDP(sockets)
 		if !errors.Is(err, syscall.EADDRINUSE) || addr.Port() != 0 || attempt == attempts {
-			return explain(err, "UDP", addr)
+			return explain(err, "TCP", addr)
 		}
 	}
 }
@@ -81,20 +80,42 @@ func (g *Gateway) listenTCP(addr netip.AddrPort) (*tcpListener, error) {
 	return &tcpListener{gateway: g, ln: ln.(*net.TCPListener)}, nil
 }
 
-func (g *Gateway) listenUDP(addr netip.AddrPort) ([]*udpSocket, error) {
-	var sockets []*udpSocket
-	config := net.ListenConfig{Control: sharePort}
-	for range socketsPerAddress(runtime.GOMAXPROCS(0)) {
+// listenUDP opens sockets that share one port. The first is opened as one that
+// does not share: only so does the system tell that somebody else serves there,
+// be it another gateway.
+func (g *Gateway) listenUDP(addr netip.AddrPort) (sockets []*udpSocket, err error) {
+	var config net.ListenConfig
+	for len(sockets) < socketsPerAddress(runtime.GOMAXPROCS(0)) {
 		s, err := newUDPSocket(g, config, "udp"+g.family(addr), addr)
+		if err == nil && len(sockets) == 0 {
+			addr = netip.AddrPortFrom(addr.Addr(), uint16(s.conn.LocalAddr().(*net.UDPAddr).Port))
+			config.Control = sharePort
+			err = shareFromNow(s.conn)
+		}
+		if s != nil {
+			sockets = append(sockets, s)
+		}
 		if err != nil {
-			for _, s := range sockets {
-				s.conn.Close()
-			}
+			closeUDP(sockets)
 			return nil, err
 		}
-		sockets = append(sockets, s)
 	}
 	return sockets, nil
+}
+
+// shareFromNow lets sockets that are opened from now on share conn's port.
+func shareFromNow(conn *net.UDPConn) error {
+	c, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return sharePort("", "", c)
+}
+
+func closeUDP(sockets []*udpSocket) {
+	for _, s := range sockets {
+		s.conn.Close()
+	}
 }
 
 // family returns the suffix of the network for addr: none for an IPv6 socket
@@ -116,9 +137,7 @@ func (g *Gateway) family(addr netip.AddrPort) string {
 }
 
 func (g *Gateway) closeSockets() {
-	for _, s := range g.udp {
-		s.conn.Close()
-	}
+	closeUDP(g.udp)
 	for _, l := range g.tcp {
 		l.ln.Close()
 	}

@@ -36,7 +36,7 @@ func TestListenOnUsedPort(t *testing.T) {
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		t.Fatalf("got %v", err)
 	}
-	for _, want := range []string{"gateway.listen", taken.String(), "TCP", "another program"} {
+	for _, want := range []string{"gateway.listen", taken.String(), "UDP", "another program"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is missing from: %v", want, err)
 		}
