@@ -3,7 +3,6 @@ package upstreams
 import (
 	"net"
 	"net/netip"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -13,7 +12,7 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// whereIsIt answers that dns.example.com is on loopback, and knows nothing else.
+// whereIsIt answers that dns.example.com is at address, and knows nothing else.
 func whereIsIt(query []byte, address netip.Addr) []byte {
 	var m dns.Msg
 	if m.Unpack(query) != nil || len(m.Question) != 1 {
