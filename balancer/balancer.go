@@ -60,6 +60,7 @@ type Balancer struct {
 	members []*member
 	hedges  bucket
 	retries bucket
+	doubts  bucket
 	turn    atomic.Uint64 // counts queries, for policies and for who may try a dead member
 	broken  names
 	timers  sync.Pool
@@ -88,7 +89,8 @@ func New(candidates []Candidate, o Options) (*Balancer, error) {
 	if len(candidates) == 0 {
 		problems = append(problems, errors.New("balancer: there is no upstream to ask"))
 	}
-	b := &Balancer{o: o, log: o.Log, policy: policies[o.Policy], hedges: newBucket(hedgeShare, hedgeBurst), retries: newBucket(retryShare, retryBurst)}
+	b := &Balancer{o: o, log: o.Log, policy: policies[o.Policy],
+		hedges: newBucket(hedgeShare, hedgeBurst), retries: newBucket(retryShare, retryBurst), doubts: newBucket(doubtShare, doubtBurst)}
 	for i, c := range candidates {
 		if c.Weight < 0 || c.Tier < 0 {
 			problems = append(problems, fmt.Errorf("upstream %s: weight and tier can't be negative", c))

@@ -53,7 +53,7 @@ func (s *share) add(bad bool) {
 	s.bits.CompareAndSwap(old, math.Float64bits(v+(target-v)/16))
 }
 
-// tryEvery is how often a query goes to a member that is down, when all are.
+// tryEvery is how often a query goes to members that are down, when all are.
 const tryEvery = 250 * time.Millisecond
 
 // mayTry reports whether this query is the one, among those that find nobody

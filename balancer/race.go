@@ -27,6 +27,12 @@ const (
 	// retryShare and retryBurst are the same for second and further retries.
 	retryShare = 0.2
 	retryBurst = 100
+	// doubtShare and doubtBurst are the same for third attempts at a name that two
+	// who are well don't answer; lossy is the share of attempts lost lately from
+	// which on these count as retries.
+	doubtShare = 0.02
+	doubtBurst = 20
+	lossy      = 0.15
 	// lateHedge is how long a query waits for a hedge that the budget denies.
 	lateHedge = 400 * time.Millisecond
 	// lookAgain is how soon a query that got no hedge asks again whether it may.
@@ -96,6 +102,7 @@ func (r *race) run() (wire.Answer, error) {
 	b.counts.queries.Add(1)
 	b.hedges.earn()
 	b.retries.earn()
+	b.doubts.earn()
 	nobody := !r.order[0].Up()
 	if nobody && !b.mayTry() {
 		return r.fail()
@@ -103,6 +110,11 @@ func (r *race) run() (wire.Answer, error) {
 	r.results = make(chan *attempt, 2*len(r.order))
 	r.keenest = keenest(r.order)
 	r.start(r.order[0])
+	if nobody { // whoever is back first
+		for _, m := range r.order[1:] {
+			r.start(m)
+		}
+	}
 	timer := b.newTimer(r.wait(nobody))
 	defer b.putTimer(timer)
 	for {
@@ -111,7 +123,7 @@ func (r *race) run() (wire.Answer, error) {
 			if answer, done := r.settle(a); done {
 				return answer, nil
 			}
-			if len(r.open) == 0 {
+			if len(r.open) == 0 || r.hopeless(nobody) {
 				return r.fail()
 			}
 			timer.Reset(r.wait(nobody))
@@ -385,10 +397,18 @@ func (r *race) hedge() {
 }
 
 // mayDoubt reports whether to ask a third one, in case that two that are well
-// lost this very query: seldom, as it is the name's fault most often.
+// lost this very query: seldom, as it is the name's fault most often, unless they
+// lost others lately that somebody else had an answer to.
 func (r *race) mayDoubt() bool {
-	return len(r.open) == 2 && len(r.weak) == 0 && time.Since(r.begin) >= lateHedge &&
-		r.balancer.broken.firstInAWhile(r.query) && r.balancer.retries.spend()
+	if len(r.open) != 2 || len(r.weak) > 0 || time.Since(r.begin) < lateHedge || !r.balancer.broken.firstInAWhile(r.query) {
+		return false
+	}
+	for _, a := range r.open {
+		if a.member.losses.value() >= lossy {
+			return r.balancer.retries.spend()
+		}
+	}
+	return r.balancer.doubts.spend()
 }
 
 // well returns how many of those that are asked seem well: they have answered

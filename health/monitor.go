@@ -51,6 +51,8 @@ type Upstream interface {
 	Ask(q wire.Query, done func(wire.Answer, error))
 	// Exchange is Ask for those who wait. It returns when ctx is done.
 	Exchange(ctx context.Context, q wire.Query) (wire.Answer, error)
+	// Connect returns when there is a connection to ask on, or none can be had.
+	Connect(ctx context.Context) error
 	// Latency returns how long an answer usually takes, 0 if unknown, and how
 	// long one may be waited for before something seems wrong.
 	Latency() (usual, patience time.Duration)
@@ -75,6 +77,7 @@ type Monitor struct {
 	answers    atomic.Int64 // in this window
 	condemned  atomic.Bool  // the next failing vote opens the breaker
 	liar       atomic.Bool  // it is down for what it answered, so answers don't speak for it
+	recheck    atomic.Bool  // somebody has reason to think that it is back
 
 	// mu guards what follows.
 	mu      sync.Mutex
@@ -173,6 +176,13 @@ func (m *Monitor) nudge() {
 	case m.wake <- struct{}{}:
 	default: // somebody did already
 	}
+}
+
+// Recheck tells that what keeps the upstream down may be over: if it is down, it
+// is probed at once.
+func (m *Monitor) Recheck() {
+	m.recheck.Store(true)
+	m.nudge()
 }
 
 func (m *Monitor) now() int64 { return int64(time.Since(m.epoch)) }
@@ -309,13 +319,17 @@ func (m *Monitor) Run(ctx context.Context) error {
 			woken = true
 		case <-timer.C:
 		}
+		var tried time.Duration
+		rechecked := m.recheck.Swap(false)
 		switch {
 		case m.Up():
 			m.settle(ctx, woken)
-		case down && woken && !m.answeredSince(m.since()):
+		case down && woken && !rechecked && !m.answeredSince(m.since()):
 			continue // an echo of what brought it down; the timer runs on
 		case down:
+			begun := time.Now()
 			m.tryAgain(ctx)
+			tried = time.Since(begun)
 		}
 		switch {
 		case m.Up() && down:
@@ -328,8 +342,8 @@ func (m *Monitor) Run(ctx context.Context) error {
 		}
 		if down && m.liar.Load() {
 			timer.Reset(max(wait.NextBackOff(), liarPause))
-		} else if down {
-			timer.Reset(wait.NextBackOff())
+		} else if down { // what the last one took is part of the wait for the next
+			timer.Reset(wait.NextBackOff() - tried)
 		} else {
 			timer.Reset(m.due())
 		}

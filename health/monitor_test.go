@@ -24,6 +24,8 @@ type fake struct {
 	probes   []time.Duration // when probes came, from the start
 	begin    time.Time
 	waiting  time.Time
+
+	connected chan struct{} // closed when there is a connection; nil if there always is
 }
 
 const probeName = "probe.example.com"
@@ -60,6 +62,28 @@ func (u *fake) Ask(q wire.Query, done func(wire.Answer, error)) {
 		defer cancel()
 		done(u.Exchange(ctx, q))
 	}()
+}
+
+func (u *fake) Connect(ctx context.Context) error {
+	u.mu.Lock()
+	connected := u.connected
+	u.mu.Unlock()
+	if connected == nil {
+		return nil
+	}
+	select {
+	case <-connected:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// connectVia makes the upstream have no connection until connected is closed.
+func (u *fake) connectVia(connected chan struct{}) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.connected = connected
 }
 
 func (u *fake) Silent() time.Duration {
@@ -336,6 +360,39 @@ func TestALiveAnswerWhileDownIsCheckedAtOnce(t *testing.T) {
 		}
 		if took := until(t, time.Minute, "up again", m.Up); took > 20*time.Millisecond {
 			t.Errorf("up again %v after it answered a client", took)
+		}
+	})
+}
+
+func TestWhoHasReasonToThinkThatItIsBackNeedNotWaitForTheNextProbe(t *testing.T) {
+	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
+		u.set(broken)
+		until(t, time.Minute, "down", func() bool { return !m.Up() || ask("www.example.com") == nil })
+		time.Sleep(time.Minute) // waits have grown
+		u.set(well)
+		m.Recheck()
+		if took := until(t, time.Minute, "up again", m.Up); took > 20*time.Millisecond {
+			t.Errorf("up again after %v", took)
+		}
+	})
+}
+
+func TestAProbeOfADeadUpstreamWaitsForAConnection(t *testing.T) {
+	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
+		u.set(broken)
+		until(t, time.Minute, "down", func() bool { return !m.Up() || ask("www.example.com") == nil })
+		connected := make(chan struct{})
+		u.connectVia(connected)
+		time.Sleep(time.Minute) // waits have grown
+		u.set(well)
+		before := u.probed()
+		time.Sleep(15 * time.Second)
+		if n := u.probed() - before; n != 0 {
+			t.Errorf("%d probes without a connection", n)
+		}
+		close(connected)
+		if took := until(t, time.Minute, "up again", m.Up); took > 5*time.Second {
+			t.Errorf("up again %v after a connection was there", took)
 		}
 	})
 }

@@ -19,8 +19,8 @@ type Options struct {
 	ProbeName string `config:"probe_name"`
 	// ProbeType is the record type that probes ask for. Default: NS.
 	ProbeType string `config:"probe_type"`
-	// ProbeTimeout is how long a probe may take, dial and handshake included.
-	// Default: 2 s.
+	// ProbeTimeout is how long a probe may take, dial and handshake included, if
+	// the upstream is up. Default: 2 s.
 	ProbeTimeout time.Duration `config:"probe_timeout"`
 	// Failures is how many exchanges in a row must fail before an upstream is
 	// down. Default: 3.

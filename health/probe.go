@@ -52,9 +52,14 @@ func (m *Monitor) accused() bool {
 	return len(m.faulty) > 0 && time.Since(m.opened) <= window
 }
 
-// tryAgain probes an upstream that is down, and takes it back if it answers.
+// tryAgain probes an upstream that is down, and takes it back if it answers. It
+// waits for a connection for as long as the next probe would be waited for:
+// nothing sees an upstream's return sooner.
 func (m *Monitor) tryAgain(ctx context.Context) {
-	err := m.probe(ctx, m.o.ProbeTimeout)
+	err := m.connect(ctx, m.o.RecoveryMax)
+	if err == nil {
+		err = m.probe(ctx, m.o.ProbeTimeout)
+	}
 	if ctx.Err() != nil {
 		return
 	}
@@ -66,6 +71,16 @@ func (m *Monitor) tryAgain(ctx context.Context) {
 		m.failures.Store(0)
 		m.changedState()
 	}
+}
+
+func (m *Monitor) connect(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := m.upstream.Connect(ctx)
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("no connection within %v (%v)", limit, err) // not wrapped, as in probe
+	}
+	return err
 }
 
 func (m *Monitor) answeredSince(t time.Time) bool {

@@ -29,6 +29,7 @@ const answerLimit = 5 * time.Second
 var (
 	// errExpired says no more about the upstream than a client's own time limit.
 	errExpired = fmt.Errorf("no answer within %v: %w", answerLimit, context.DeadlineExceeded)
+	errHungUp  = errors.New("read")
 	errSilent  = errors.New("connection went silent")
 	errIdle    = errors.New("connection idle")
 	errBad     = errors.New("connection brings no proper answers")
@@ -66,13 +67,15 @@ type conn struct {
 	rested   atomic.Int64 // how long it had been idle before that query, in nanoseconds
 
 	// mu guards what follows. Nothing blocks while it is held.
-	mu     sync.Mutex
-	calls  []*call // full places; one with ID n is at n%full
-	nextID uint16
-	out    []byte      // frames that writeLoop has not taken yet
-	timer  *time.Timer // runs check
-	swept  int64       // instant of the last look for calls that got too old
-	err    *connError  // why it ended, or nil
+	mu       sync.Mutex
+	calls    []*call // full places; one with ID n is at n%full
+	nextID   uint16
+	sent     int         // queries, in all
+	answered int         // of these
+	out      []byte      // frames that writeLoop has not taken yet
+	timer    *time.Timer // runs check
+	swept    int64       // instant of the last look for calls that got too old
+	err      *connError  // why it ended, or nil
 }
 
 // A call is a query under way. It moves from connection to connection, and is
@@ -136,6 +139,10 @@ func (c *conn) enter(call *call) error {
 	if c.pending.Load() >= full {
 		return ErrBusy
 	}
+	if limit := c.upstream.allowance.limit.Load(); limit > 0 && c.sent >= int(limit) {
+		return errSpent
+	}
+	c.sent++
 	// A counter rests each ID longest. Guessing one is no use to anybody: the
 	// answers come through TLS.
 	for c.calls[c.nextID%full] != nil {
@@ -144,11 +151,11 @@ func (c *conn) enter(call *call) error {
 	call.id, call.sent = c.nextID, now
 	c.nextID++
 	c.calls[call.id%full] = call
-	if c.pending.Add(1) == 1 {
-		c.timer.Reset(c.upstream.overdue())
-	}
 	if c.waiting.CompareAndSwap(0, now) {
 		c.rested.Store(now - max(c.lastSend.Load(), c.lastRead.Load()))
+	}
+	if c.pending.Add(1) == 1 {
+		c.timer.Reset(c.overdue())
 	}
 	c.lastSend.Store(now)
 	frame := len(c.out)
@@ -172,6 +179,7 @@ func (c *conn) take(id uint16) *call {
 	call := c.findLocked(id)
 	if call != nil {
 		c.removeLocked(call)
+		c.answered++
 	}
 	return call
 }
@@ -222,8 +230,9 @@ func (c *conn) sweep(now int64) {
 	}
 }
 
-// handOver sends on another connection what this one owes, but for the oldest:
-// if answers come in order, it is what holds up the others, and would again.
+// handOver sends on another connection what this one owes. But for the oldest,
+// unless the connection is dubious: if answers come in order, it is what holds up
+// the others, and would again.
 func (c *conn) handOver(to *conn) {
 	c.mu.Lock()
 	owed := make([]*call, 0, c.pending.Load())
@@ -234,7 +243,10 @@ func (c *conn) handOver(to *conn) {
 	}
 	c.mu.Unlock()
 	slices.SortFunc(owed, func(a, b *call) int { return cmp.Compare(a.sent, b.sent) })
-	for _, old := range owed[min(1, len(owed)):] {
+	if !c.dubious() {
+		owed = owed[min(1, len(owed)):]
+	}
+	for _, old := range owed {
 		c.mu.Lock()
 		waits := c.calls[old.id%full] == old
 		old.twinned = waits
@@ -285,7 +297,7 @@ func (c *conn) readLoop() {
 		frame, err := nextFrame(r)
 		if err != nil {
 			c.drill().conceal(c)
-			c.close(fmt.Errorf("read: %w", err))
+			c.close(fmt.Errorf("%w: %w", errHungUp, err))
 			return
 		}
 		switch c.drill().pass(c, frame) {
@@ -376,12 +388,13 @@ func (c *conn) check() {
 	var next time.Duration
 	if c.pending.Load() > 0 {
 		c.sweep(now)
-		silent, overdue := c.silentFor(now), c.upstream.overdue()
+		silent, overdue := c.silentFor(now), c.overdue()
 		switch {
 		case silent >= max(retireAfter, 2*overdue), silent >= max(retireEarly, 2*overdue) && c.forgotten():
 			c.retire()
 			return
-		case silent >= overdue*3/2:
+		case silent >= overdue*3/2, silent >= overdue && c.dubious():
+			c.test()
 			c.upstream.rescue(c)
 			next = max(retireEarly, 2*overdue) - silent
 			if next <= 0 {
@@ -417,6 +430,19 @@ func (c *conn) test() {
 
 func ignore(wire.Answer, error) {}
 
+// dubious reports whether the connection was idle for so long, before what it
+// owes, that a middlebox may have forgotten it.
+func (c *conn) dubious() bool { return c.rested.Load() >= int64(restMax) }
+
+// overdue is after how long an answer is so late that something is wrong with the
+// connection: the upstream's patience, twice unless it is dubious.
+func (c *conn) overdue() time.Duration {
+	if c.dubious() {
+		return c.upstream.overdue() / 2
+	}
+	return c.upstream.overdue()
+}
+
 // forgotten reports whether it looks as if a middlebox had forgotten the
 // connection: it worked, was idle, and then went silent, while others brought
 // answers.
@@ -446,12 +472,16 @@ func (c *conn) close(err error) {
 	answered := c.lastRead.Load() > c.born
 	c.err = &connError{err: err, reused: answered, at: now}
 	calls, owed := c.calls, c.pending.Swap(0)
+	answers := c.answered
 	c.calls = nil
 	c.timer.Stop()
 	c.mu.Unlock()
 
 	close(c.gone)
 	c.upstream.remove(c)
+	if errors.Is(err, errHungUp) && c.upstream.allowance.ended(answers, now-c.lastRead.Load() < int64(allowanceDelay)) {
+		c.upstream.log.Info("sending fewer queries on each connection: the upstream closes it", "after", answers)
+	}
 	if !answered {
 		c.upstream.growAfter.Store(now + int64(growPause))
 	}

@@ -94,6 +94,7 @@ func (d *dialer) init(o Options, log *slog.Logger) error {
 		d.config.VerifyConnection = func(state tls.ConnectionState) error { return checkPins(state, pins) }
 	}
 	d.setAddresses(o.Addresses)
+	d.pace.spread()
 	return nil
 }
 
@@ -150,13 +151,18 @@ type dialed struct {
 }
 
 // dial connects to the first address that lets it. Addresses are tried one
-// after the other, the next as soon as one fails or takes long.
-func (d *dialer) dial(ctx context.Context) (*tls.Conn, *endpoint, error) {
+// after the other, the next as soon as one fails or takes long. A patient dial
+// waits for a service that is long gone until the next may be made.
+func (d *dialer) dial(ctx context.Context, patient bool) (*tls.Conn, *endpoint, error) {
 	if err := d.resolve(ctx); err != nil {
 		return nil, nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	began, limit := time.Now(), d.o.ConnectTimeout
+	if patient {
+		limit = d.pace.limit(began, limit)
+	}
 	todo := d.ordered()
 	results := make(chan dialed, len(todo))
 	underWay := 0
@@ -179,7 +185,7 @@ func (d *dialer) dial(ctx context.Context) (*tls.Conn, *endpoint, error) {
 			e := todo[0]
 			todo = todo[1:]
 			underWay++
-			go func() { results <- d.dialOne(ctx, e) }()
+			go func() { results <- d.dialOne(ctx, e, limit) }()
 			next.Reset(stagger)
 		case r := <-results:
 			underWay--
@@ -198,7 +204,7 @@ func (d *dialer) dial(ctx context.Context) (*tls.Conn, *endpoint, error) {
 		}
 	}
 	if ctx.Err() == nil {
-		d.pace.failed(time.Now(), problem)
+		d.pace.failed(began, problem)
 	}
 	return nil, nil, problem
 }
@@ -213,8 +219,8 @@ func closeRest(results chan dialed, n int) {
 	}
 }
 
-func (d *dialer) dialOne(ctx context.Context, e *endpoint) dialed {
-	conn, err := d.handshake(ctx, e.addr)
+func (d *dialer) dialOne(ctx context.Context, e *endpoint, limit time.Duration) dialed {
+	conn, err := d.handshake(ctx, e.addr, limit)
 	if err != nil {
 		if ctx.Err() == nil {
 			e.suspect()
@@ -225,9 +231,10 @@ func (d *dialer) dialOne(ctx context.Context, e *endpoint) dialed {
 	return dialed{conn: conn, from: e}
 }
 
-// handshake connects to addr and verifies who answers there. A handshake that
-// fails over a session that was offered is tried once more without one.
-func (d *dialer) handshake(ctx context.Context, addr netip.AddrPort) (*tls.Conn, error) {
+// handshake connects to addr within limit and verifies who answers there. A
+// handshake that fails over a session that was offered is tried once more
+// without one.
+func (d *dialer) handshake(ctx context.Context, addr netip.AddrPort, limit time.Duration) (*tls.Conn, error) {
 	config := d.config.Clone()
 	if config.ServerName == "" {
 		config.ServerName = addr.Addr().WithZone("").String()
@@ -238,7 +245,7 @@ func (d *dialer) handshake(ctx context.Context, addr netip.AddrPort) (*tls.Conn,
 		config.ClientSessionCache = nil
 	}
 	for {
-		conn, err := d.secure(ctx, addr, config)
+		conn, err := d.secure(ctx, addr, config, limit)
 		if err == nil || !sessions.offered || !errors.Is(err, errHandshake) {
 			return conn, err
 		}
@@ -261,12 +268,12 @@ func (s *offeredSessions) Get(key string) (*tls.ClientSessionState, bool) {
 	return session, ok
 }
 
-func (d *dialer) secure(ctx context.Context, addr netip.AddrPort, config *tls.Config) (*tls.Conn, error) {
+func (d *dialer) secure(ctx context.Context, addr netip.AddrPort, config *tls.Config, limit time.Duration) (*tls.Conn, error) {
 	d.dials.Add(1)
-	if err := d.drill.Load().stall(ctx, d.o.ConnectTimeout); err != nil {
+	if err := d.drill.Load().stall(ctx, limit); err != nil {
 		return nil, err
 	}
-	tcp, err := connect(ctx, addr, d.o.ConnectTimeout)
+	tcp, err := connect(ctx, addr, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -304,6 +311,9 @@ func connect(ctx context.Context, addr netip.AddrPort, limit time.Duration) (net
 }
 
 func noConnection(limit time.Duration) error {
+	if limit == paced { // longer than is set, as it could not be reached for a while
+		return fmt.Errorf("no connection within %v", limit)
+	}
 	return fmt.Errorf("no connection within %v (setting connect_timeout)", limit)
 }
 

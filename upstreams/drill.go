@@ -157,7 +157,7 @@ func (r *rehearsal) stall(ctx context.Context, limit time.Duration) error {
 // welcome ends c, a connection that was just made.
 func (r *rehearsal) welcome(c *conn) {
 	if r != nil && r.Fault == Hangup {
-		c.close(fmt.Errorf("read: %w", io.EOF)) // what readLoop would have met
+		c.close(fmt.Errorf("%w: %w", errHungUp, io.EOF)) // what readLoop would have met
 	}
 }
 

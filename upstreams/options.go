@@ -44,7 +44,8 @@ type Options struct {
 	// Connections is how many connections may be open to the upstream at once.
 	// A new one is dialled only when those that are open are busy. Default: 4.
 	Connections int `config:"connections"`
-	// ConnectTimeout bounds the TCP handshake. Default: 1 s.
+	// ConnectTimeout bounds the TCP handshake. One attempt at a time may take
+	// longer if the upstream has been out of reach for long. Default: 1 s.
 	ConnectTimeout time.Duration `config:"connect_timeout"`
 	// HandshakeTimeout bounds the TLS handshake. Default: 1.5 s.
 	HandshakeTimeout time.Duration `config:"handshake_timeout"`

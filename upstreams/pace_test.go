@@ -2,6 +2,7 @@ package upstreams
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 )
@@ -33,4 +34,66 @@ func TestALongOutageIsDialledAtMostTenTimesAMinute(t *testing.T) {
 			t.Fatal("still paced after a success")
 		}
 	}
+}
+
+func TestOutagesOfSeveralUpstreamsAreDialledByTurns(t *testing.T) {
+	const upstreams = 3
+	start := time.Now()
+	var dials []time.Duration
+	for range upstreams {
+		var p pace
+		p.spread()
+		p.failed(start, errors.New("no route"))
+		for at := eager; at < eager+time.Minute; at += 10 * time.Millisecond {
+			if p.allows(start.Add(at)) {
+				dials = append(dials, at)
+			}
+		}
+	}
+	slices.Sort(dials)
+	for i, at := range dials[upstreams:] { // those of the first turns may come at once
+		if gap := at - dials[upstreams+i-1]; gap > paced/2 {
+			t.Errorf("nobody is dialled for %v", gap)
+		}
+	}
+}
+
+func TestAChangeOfTheNetworkIsWorthADialButFewAre(t *testing.T) {
+	var p pace
+	start := time.Now()
+	if p.changed(start) {
+		t.Error("without trouble, a change is of interest")
+	}
+	p.failed(start, errors.New("no route"))
+	dials := 0
+	for at := 2 * eager; at < 2*eager+10*time.Minute; at += 50 * time.Millisecond {
+		now := start.Add(at)
+		if !p.changed(now) {
+			t.Fatal("no trouble")
+		}
+		if p.allows(now) {
+			dials++
+		}
+	}
+	if dials < 95 || dials > 101 {
+		t.Errorf("%d dials in 10 minutes of changes, want about 100", dials)
+	}
+}
+
+func TestADialWaitsLongerForAnUpstreamThatIsLongGone(t *testing.T) {
+	var p pace
+	start := time.Now()
+	f := func(at, want time.Duration) {
+		t.Helper()
+		if got := p.limit(start.Add(at), time.Second); got != want {
+			t.Errorf("after %v: %v, want %v", at, got, want)
+		}
+	}
+	f(0, time.Second)
+	p.failed(start, errors.New("no word"))
+	f(time.Second, time.Second)
+	f(patientAfter, paced)
+	f(time.Hour, paced)
+	p.succeeded()
+	f(time.Hour, time.Second)
 }

@@ -6,8 +6,9 @@ import (
 )
 
 const (
-	// patienceMin keeps a hiccup of a busy machine from looking like silence.
-	patienceMin = 40 * time.Millisecond
+	// patienceMin keeps a hiccup of a busy machine from looking like silence, and
+	// so the 40 ms that TCP may take to acknowledge what a server needs to go on.
+	patienceMin = 50 * time.Millisecond
 	// patienceMax keeps one slow spell from hiding the next.
 	patienceMax = 400 * time.Millisecond
 	// patienceUnknown is for an upstream that has not answered yet: a dial over

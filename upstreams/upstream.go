@@ -39,6 +39,9 @@ const (
 	// sparePeriod is how long a spare connection is kept after the upstream closed
 	// one under its queries: it is likely to do so again.
 	sparePeriod = 10 * time.Second
+	// restMax is how long a connection may be idle and still be trusted as if it
+	// had not been.
+	restMax = 400 * time.Millisecond
 	// idleLimitMin is the least that idle connections are kept, however soon
 	// something on the way seems to forget them.
 	idleLimitMin = 200 * time.Millisecond
@@ -80,12 +83,13 @@ type Upstream struct {
 	lastRead   atomic.Int64               // instant of the last answer
 	idleLimit  atomic.Pointer[idleLimit]  // learnt, or nil
 	open       atomic.Int32               // len(conns)
+	allowance  allowance
 	counts     counters
 
 	// mu guards the pool. Nothing blocks while it is held.
 	mu     sync.Mutex
 	conns  []*conn
-	dial   *dial // under way, or nil
+	dials  []*dial // under way, the newest last
 	closed bool
 }
 
@@ -118,6 +122,10 @@ func (u *Upstream) Latency() (usual, patience time.Duration) {
 	if u.open.Load() == 0 { // a round trip for TCP and one for TLS 1.3 come first
 		patience += 2 * usual
 		usual *= 3
+	} else if limit := u.allowance.limit.Load(); limit > 0 { // a share of such a dial
+		dialled := 2 * usual / time.Duration(limit)
+		patience += dialled
+		usual += dialled
 	}
 	return usual, patience
 }
@@ -182,7 +190,7 @@ func (u *Upstream) learnIdleLimit(idle time.Duration) {
 //
 // A connection that was in use and dies under the query says little about the
 // upstream: then the query is sent once more, on a connection known to be alive,
-// and if that dies too, as all do when a server restarts, on a fresh one.
+// and if that dies too, as all do when a server restarts, on fresh ones.
 func (u *Upstream) Ask(q wire.Query, done func(wire.Answer, error)) {
 	u.waiting.CompareAndSwap(0, u.now())
 	u.send(&call{query: q, done: done}, 0, 0)
@@ -208,8 +216,9 @@ func (u *Upstream) Exchange(ctx context.Context, q wire.Query) (wire.Answer, err
 }
 
 // trusts are, for each time that a call's connection died, how lately another must
-// have brought an answer to be trusted with it.
-var trusts = [...]time.Duration{lively, 0}
+// have brought an answer to be trusted with it. A few have to die before it is
+// known that each takes one query only.
+var trusts = [...]time.Duration{lively, 0, 0, 0}
 
 // send enters call on a connection: one made since the given instant, or that has
 // brought an answer as lately as trust says, or else one that is yet to be made.
@@ -242,6 +251,10 @@ func (u *Upstream) fail(call *call, err error) {
 		u.send(call, died.at, trust)
 		return
 	}
+	if err == errSpent { // others were faster
+		u.send(call, 0, 0)
+		return
+	}
 	if err == ErrBusy && u.join(call) {
 		return
 	}
@@ -251,7 +264,7 @@ func (u *Upstream) fail(call *call, err error) {
 // await has call entered on the next fresh connection.
 func (u *Upstream) await(call *call) {
 	u.mu.Lock()
-	d := u.startDialLocked()
+	d := u.dialLocked()
 	over := d.over()
 	if !over {
 		d.calls = append(d.calls, call)
@@ -266,10 +279,11 @@ func (u *Upstream) await(call *call) {
 func (u *Upstream) join(call *call) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.dial == nil {
+	if len(u.dials) == 0 {
 		return false
 	}
-	u.dial.calls = append(u.dial.calls, call)
+	d := u.dials[len(u.dials)-1]
+	d.calls = append(d.calls, call)
 	return true
 }
 
@@ -292,7 +306,8 @@ func (u *Upstream) rescue(c *conn) {
 	c.from.suspect() // a fresh one is to go elsewhere, if there is an elsewhere
 	u.wg.Go(func() {
 		defer c.rescue.Store(false)
-		other, silent := u.pick(0, 0)
+		now := u.now()
+		other, silent := u.pick(now, c.silentFor(now)) // one that has answered since
 		if other == nil || silent {
 			if u.silentSince(c) {
 				return // it is not the connection
@@ -330,9 +345,11 @@ func (u *Upstream) pick(since int64, trust time.Duration) (c *conn, silent bool)
 	defer u.mu.Unlock()
 	now := u.now()
 	var calm, crowded, mute *conn
-	trusted := 0
+	trusted, limit := 0, u.allowance.limit.Load()
 	for _, c := range u.conns {
 		switch {
+		case c.spent(limit, now):
+			continue
 		case c.born <= since && now-c.lastRead.Load() >= int64(trust):
 			continue
 		case c.silentFor(now) > overdue:
@@ -352,7 +369,7 @@ func (u *Upstream) pick(since int64, trust time.Duration) (c *conn, silent bool)
 	wanted := 1
 	if calm == nil && now > u.growAfter.Load() {
 		wanted = u.o.Connections
-	} else if now < u.spareUntil.Load() {
+	} else if limit > 0 || now < u.spareUntil.Load() {
 		wanted = min(2, u.o.Connections)
 	}
 	switch {
@@ -365,89 +382,6 @@ func (u *Upstream) pick(since int64, trust time.Duration) (c *conn, silent bool)
 		return calm, false
 	}
 	return crowded, false
-}
-
-// connect waits for a fresh connection.
-func (u *Upstream) connect(ctx context.Context) (*conn, error) {
-	d := u.startDial()
-	select {
-	case <-d.done:
-		return d.conn, d.err
-	case <-ctx.Done():
-		return nil, fmt.Errorf("still connecting to %v: %w", u.Addresses(), context.Cause(ctx))
-	}
-}
-
-// A dial is a connection being made, and everybody who waits for it.
-type dial struct {
-	calls []*call       // to be entered on it; guarded by mu of the Upstream
-	done  chan struct{} // closed when one of the others is set
-	conn  *conn
-	err   error
-}
-
-func (d *dial) over() bool { return d.conn != nil || d.err != nil }
-
-func (u *Upstream) startDial() *dial {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.startDialLocked()
-}
-
-// startDialLocked returns the dial under way, or starts one. It outlives the
-// caller: a client that is less patient than a handshake takes long would
-// otherwise keep everybody from ever connecting.
-func (u *Upstream) startDialLocked() *dial {
-	if u.dial != nil {
-		return u.dial
-	}
-	d := &dial{done: make(chan struct{})}
-	if u.closed {
-		d.err = ErrClosed
-		close(d.done)
-		return d
-	}
-	u.dial = d
-	u.wg.Go(func() { u.runDial(d) })
-	return d
-}
-
-func (u *Upstream) runDial(d *dial) {
-	secured, from, err := u.dialer.dial(u.ctx)
-	var c *conn
-	if err == nil {
-		c = newConn(u, secured, from)
-	}
-	u.mu.Lock()
-	u.dial = nil
-	calls := d.calls
-	switch {
-	case err != nil:
-		d.err = err
-	case u.closed:
-		d.err = ErrClosed
-	default:
-		d.conn = c
-		u.conns = append(u.conns, c)
-		u.open.Store(int32(len(u.conns)))
-		u.wg.Go(c.readLoop)
-		u.wg.Go(c.writeLoop)
-	}
-	u.mu.Unlock()
-	if d.conn == nil && c != nil {
-		c.close(ErrClosed)
-	}
-	if d.conn != nil {
-		c.drill().welcome(c)
-	}
-	close(d.done)
-	for _, call := range calls {
-		if d.conn != nil {
-			u.enter(d.conn, call)
-		} else {
-			u.fail(call, d.err)
-		}
-	}
 }
 
 // remove takes c out of the pool. It may be called twice.

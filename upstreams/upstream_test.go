@@ -182,6 +182,30 @@ func TestAServerThatClosesAfterEachAnswerIsServedAllTheSame(t *testing.T) {
 	}
 }
 
+func TestAConnectionIsSentNoMoreQueriesThanItsServerAnswers(t *testing.T) {
+	t.Parallel()
+	for _, after := range []int{1, 10} {
+		s := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{{CloseAfter: after}}, RTT: 2 * time.Millisecond})
+		u := open(t, trusting(t, s))
+		for round := range 20 {
+			if err := many(u, 10, fmt.Sprintf("r%d-n%%d.example.com", round)); err != nil {
+				t.Fatalf("closing after %d: %v", after, err)
+			}
+		}
+		before := u.Counts().Resent
+		if err := many(u, 20, "n%d.example.com"); err != nil {
+			t.Fatalf("closing after %d: %v", after, err)
+		}
+		if n := u.Counts().Resent - before; n > 0 {
+			t.Errorf("closing after %d: %d of 20 queries were sent again", after, n)
+		}
+		s.Set()
+		eventually(t, "connections are used for longer again", func() bool {
+			return ask(u, "www.example.com") == nil && u.allowance.limit.Load() == 0
+		})
+	}
+}
+
 func TestAConnectionThatTheServerClosesLeavesThePoolAtOnce(t *testing.T) {
 	t.Parallel()
 	s := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{{CloseIdle: 30 * time.Millisecond}}})
@@ -580,6 +604,52 @@ func TestADialOutlivesTheCallerWhoStartedIt(t *testing.T) {
 		t.Fatalf("got %v, want the caller's own deadline", err)
 	}
 	eventually(t, "the connection is made all the same", func() bool { return u.open.Load() == 1 })
+}
+
+func TestADialWhoseSYNWasLostDoesNotHoldUpTheNext(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{})
+	if err := s.Blackhole(); err != nil {
+		t.Fatal(err)
+	}
+	u := open(t, trusting(t, s))
+	go func() { _ = ask(u, "first.example.com") }()
+	eventually(t, "a dial", func() bool { return u.Counts().Dials > 0 })
+	if err := s.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a connection", func() bool {
+		go func() { _ = ask(u, "next.example.com") }()
+		return u.open.Load() > 0
+	})
+	if n := u.Counts().Dials; n < 2 {
+		t.Errorf("%d dial: the system had to send it again", n)
+	}
+}
+
+func TestAChangeOfTheNetworkHasALostUpstreamDialled(t *testing.T) {
+	t.Parallel()
+	s := dottest.NewServer(t, dottest.Options{})
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	u := open(t, trusting(t, s))
+	if u.NetworkChanged() {
+		t.Error("a change is of interest although nothing is wrong")
+	}
+	if err := ask(u, "www.example.com"); err == nil {
+		t.Fatal("an answer from nobody")
+	}
+	u.dialer.pace.mu.Lock()
+	u.dialer.pace.since = time.Now().Add(-time.Hour)
+	u.dialer.pace.mu.Unlock()
+	if err := s.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	if !u.NetworkChanged() {
+		t.Error("the change is of no interest")
+	}
+	eventually(t, "a connection", func() bool { return u.open.Load() > 0 })
 }
 
 func TestIDsAreNeverSharedAndWrapAround(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/netip"
 	"strings"
 
@@ -23,6 +24,7 @@ func serve(ctx context.Context, config *configs.Config, _ io.Writer) error {
 	config.Gateway.Log, config.Cache.Log, config.Balancer.Log, config.Health.Log = log, log, log, log
 
 	var monitors []*health.Monitor
+	var retries []func()
 	var members []control.Member
 	var candidates []balancer.Candidate
 	for _, c := range config.Upstreams {
@@ -37,6 +39,11 @@ func serve(ctx context.Context, config *configs.Config, _ io.Writer) error {
 			return err
 		}
 		monitors = append(monitors, monitor)
+		retries = append(retries, func() {
+			if upstream.NetworkChanged() {
+				monitor.Recheck()
+			}
+		})
 		members = append(members, control.Member{Upstream: upstream, Monitor: monitor})
 		candidates = append(candidates, balancer.Candidate{Member: monitor, Weight: c.Weight, Tier: c.Tier})
 	}
@@ -75,6 +82,7 @@ func serve(ctx context.Context, config *configs.Config, _ io.Writer) error {
 		operator := control.New(control.Options{Version: versionText(), Gateway: server, Balancer: resolver, Members: members, Log: log})
 		group.Go(func() error { operator.Serve(ctx, socket); return nil })
 	}
+	group.Go(func() error { watchNetwork(ctx, retries, log); return nil })
 	group.Go(func() error { return answers.Run(ctx) })
 	group.Go(func() error { return server.Serve(ctx) })
 	if err := group.Wait(); err != nil {
@@ -82,6 +90,19 @@ func serve(ctx context.Context, config *configs.Config, _ io.Writer) error {
 	}
 	log.Info("dotgate has stopped")
 	return nil
+}
+
+// watchNetwork retries upstreams as soon as a link, an address or a route comes
+// up.
+func watchNetwork(ctx context.Context, retries []func(), log *slog.Logger) {
+	err := upstreams.WatchNetwork(ctx, func() {
+		for _, retry := range retries {
+			retry()
+		}
+	})
+	if err != nil {
+		log.Info("the end of an outage may be noticed a few seconds later", "reason", err)
+	}
 }
 
 func joined[T any](items []T, text func(T) string) string {
