@@ -7,11 +7,14 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/miekg/dns"
 
 	"dotgate/gateway/wire"
 )
@@ -25,6 +28,7 @@ type outcome struct {
 	took  time.Duration
 	odd   bool // its name carried an instruction
 	rcode wire.RCode
+	why   bool  // there was an Extended DNS Error
 	err   error // no reply in time, or not the right one
 }
 
@@ -166,6 +170,7 @@ func (c *client) ask(name string, limit time.Duration) (o outcome) {
 	select {
 	case message := <-reply:
 		o.rcode, o.err = c.truth.verify(q, name, message)
+		o.why = o.failed() && explains(message)
 	case <-timer.C:
 		o.err = fmt.Errorf("no reply within %v", limit)
 		c.mu.Lock()
@@ -173,6 +178,15 @@ func (c *client) ask(name string, limit time.Duration) (o outcome) {
 		c.mu.Unlock()
 	}
 	return o
+}
+
+// explains reports whether message has an Extended DNS Error (RFC 8914).
+func explains(message []byte) bool {
+	var m dns.Msg
+	if m.Unpack(message) != nil || m.IsEdns0() == nil {
+		return false
+	}
+	return slices.ContainsFunc(m.IsEdns0().Option, func(o dns.EDNS0) bool { return o.Option() == dns.EDNS0EDE })
 }
 
 // verify checks that message is the answer to q, and name's own.

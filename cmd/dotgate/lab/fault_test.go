@@ -58,6 +58,11 @@ func (f fault) empty() bool {
 	return !f.behaves && f.certificate == "" && len(f.words) == 0 && f.loss == 0 && f.forget == 0
 }
 
+// refuses reports whether dials fail at once.
+func (f fault) refuses() bool {
+	return f.has("stop") || f.has("kill") || f.has("nft-refused") || f.has("nft-unreachable") || f.has("nft-prohibited")
+}
+
 // mute reports whether an upstream with this fault must not get a single query,
 // because its identity can't be verified.
 func (f fault) mute() bool {

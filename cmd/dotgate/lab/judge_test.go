@@ -22,8 +22,10 @@ const (
 	knownLimit = 20 * time.Millisecond
 	// returnLimit is how long after an outage the first good answer may take.
 	returnLimit = time.Second
-	// lateReturnLimit is the same after dialPatience, when dials have become rare.
-	lateReturnLimit = 8 * time.Second
+	// refusedReturnLimit is the same after more than dialPatience of refusals: each
+	// ends a dial at once, and dials have become rare. Where dials get no answer at
+	// all, one is always under way.
+	refusedReturnLimit = 4 * time.Second
 	// dialRate is how many dials a minute each upstream may see when it has been
 	// away for longer than dialPatience.
 	dialRate     = 10
@@ -55,7 +57,8 @@ func judge(w world, s scenario, line timeline, asked int) report {
 			c.late = max(c.late, o.end().Sub(line.strike))
 		}
 	}
-	c.healthyCost = line.cost(line.begin, line.strike)
+	// The first sample after the strike has some of the fault in it.
+	c.healthyCost = line.cost(line.begin, line.strike.Add(-w.pause()*3/2))
 	if c.before.sent == 0 {
 		c.healthyCost = line.cost(line.lift, line.lift.Add(time.Hour))
 	}
@@ -162,18 +165,28 @@ func (c *court) outage() {
 	if known.p99 > knownLimit {
 		c.missed("once the outage was known, errors took %v (p99)", known.p99)
 	}
+	unexplained := 0
 	for _, o := range c.line.outs {
+		if o.failed() && o.err == nil && !o.why {
+			unexplained++
+		}
 		since := o.end().Sub(c.line.lift)
 		if !o.failed() && since > 0 && (c.recovered < 0 || since < c.recovered) {
 			c.recovered = since
 		}
 	}
+	if unexplained > 0 {
+		c.complain("%d errors came without an Extended DNS Error", unexplained)
+	}
 	limit := returnLimit
-	if c.line.lift.Sub(c.line.strike) > dialPatience {
-		limit = lateReturnLimit
+	if c.line.lift.Sub(c.line.strike) > dialPatience && c.scenario.fault.refuses() {
+		limit = refusedReturnLimit
 	}
 	if c.recovered < 0 || c.recovered > limit {
 		c.tooLate("the first good answer came %v after the end", c.recovered.Round(time.Millisecond))
+	}
+	if f := sum(c.line.between(c.line.lift.Add(limit), c.line.lift.Add(time.Hour), false)); f.failed > 0 || f.slow > 0 {
+		c.tooLate("of %d queries sent more than %v after the end, %d failed and %d took over %v", f.sent, limit, f.failed, f.slow, clientLimit)
 	}
 }
 

@@ -73,6 +73,9 @@ func newNetwork(t *testing.T, s scenario) *network {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if s.single {
+		urls = urls[:1]
+	}
 	w.g = newGateway(t, netip.MustParseAddrPort("127.0.0.1:5300"), file, urls)
 	w.g.dial = func(kind, address string) (conn net.Conn, err error) {
 		err = w.here.do(func() error {

@@ -61,9 +61,11 @@ func play(t *testing.T, s scenario) report {
 	if s.odd.repeat > 0 {
 		repeated.Go(func() { c.runOdd(oddName, s.odd.repeat, p.during) })
 	}
-	line.spells = strike(w, s, p.during, line.strike)
+	var liftRest func()
+	line.spells, liftRest = strike(w, s, p.during, line.strike)
 	line.lift = time.Now()
 	time.Sleep(p.after)
+	liftRest()
 	repeated.Wait()
 	close(stop)
 	background.Wait()
@@ -91,8 +93,9 @@ func waitUntilServing(t *testing.T, c *client) {
 	t.Fatal("the gateway does not answer within 5 s of its start")
 }
 
-// strike runs the fault of s for d, and returns who was struck when.
-func strike(w world, s scenario, d time.Duration, begin time.Time) (spells []spell) {
+// strike runs the fault of s for d, and returns who was struck when, and what
+// lifts the fault from those who are not the first to return.
+func strike(w world, s scenario, d time.Duration, begin time.Time) (spells []spell, liftRest func()) {
 	end := begin.Add(d)
 	on := make(map[int]time.Time)
 	f := s.fault
@@ -135,10 +138,19 @@ func strike(w world, s scenario, d time.Duration, begin time.Time) (spells []spe
 		}
 	}
 	time.Sleep(time.Until(end))
+	var rest []int
 	for _, i := range s.on {
-		if _, struck := on[i]; struck {
+		_, struck := on[i]
+		switch {
+		case struck && s.returns != nil && !slices.Contains(s.returns, i):
+			rest = append(rest, i)
+		case struck:
 			lift(i)
 		}
 	}
-	return spells
+	return spells, func() {
+		for _, i := range rest {
+			lift(i)
+		}
+	}
 }

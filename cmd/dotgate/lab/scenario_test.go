@@ -24,6 +24,9 @@ import (
 //	lasts: how long the fault does, if not as usual: in the short form, and in the long one
 //	names: names that carry an instruction: "5% never", or "1000 never" for so many
 //	    queries of the same name; with "at a", only a heeds the instruction
+//	returns: which upstreams come back first, in an outage; the others do when
+//	    the scenario is over
+//	single: "yes": the gateway knows upstream a only
 //	down: which upstreams the gateway's log has to call down, or "nobody"
 //	expect: see expectation
 //	only: "long"
@@ -40,6 +43,8 @@ type scenario struct {
 	start       fault
 	interval    time.Duration // between two queries
 	odd         odd
+	returns     []int // nil: all that are struck
+	single      bool
 	down        string
 	expect      expectation
 	onlyLong    bool
@@ -63,7 +68,7 @@ type expectation string
 const (
 	outage   expectation = "outage"   // errors, soon; and answers within a second of the end
 	servfail expectation = "servfail" // errors of the upstreams
-	slower   expectation = "slower"   // all answers, but slower than the limit for p99
+	slower   expectation = "slower"   // all answers, within a second; nobody can give one for a while
 )
 
 // odd names carry an instruction to the servers.
@@ -214,6 +219,10 @@ func (s *scenario) set(key, value string) (err error) {
 		}
 	case "names":
 		s.odd, err = parseOdd(value)
+	case "returns":
+		s.returns, err = parseUpstreams(value)
+	case "single":
+		s.single = value == "yes"
 	case "down":
 		s.down = value
 	case "expect":

@@ -50,6 +50,9 @@ func newServers(t *testing.T, s scenario) *servers {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if s.single {
+		urls = urls[:1]
+	}
 	w.g = newGateway(t, netip.AddrPortFrom(dottest.Loopback(), 5300), file, urls)
 	if err := w.g.cmd.Start(); err != nil {
 		t.Fatal(err)
