@@ -182,7 +182,7 @@ func (c *court) outage() {
 	if c.line.lift.Sub(c.line.strike) > dialPatience && c.scenario.fault.refuses() {
 		limit = refusedReturnLimit
 	}
-	if c.recovered < 0 || c.recovered > limit {
+	if c.recovered < 0 || c.recovered > limit+c.scenario.interval {
 		c.tooLate("the first good answer came %v after the end", c.recovered.Round(time.Millisecond))
 	}
 	if f := sum(c.line.between(c.line.lift.Add(limit), c.line.lift.Add(time.Hour), false)); f.failed > 0 || f.slow > 0 {
