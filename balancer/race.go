@@ -35,6 +35,9 @@ const (
 	lossy      = 0.15
 	// lateHedge is how long a query waits for a hedge that the budget denies.
 	lateHedge = 400 * time.Millisecond
+	// tardy is how late a race must be to see that it is hopeless for the machine to
+	// be too busy to know.
+	tardy = 50 * time.Millisecond
 	// lookAgain is how soon a query that got no hedge asks again whether it may.
 	lookAgain = 10 * time.Millisecond
 )
@@ -49,6 +52,7 @@ type race struct {
 	order    []*member
 	asked    []int8        // how often each of order was
 	keenest  time.Duration // the least patience anybody deserves
+	grace    time.Duration // see hopeless
 	results  chan *attempt // as many places as there can be attempts
 	open     []*attempt
 	weak     []*attempt // those whose answer was an error
@@ -347,13 +351,19 @@ func (r *race) patienceLeft(nobody bool) time.Duration {
 }
 
 // hopeless reports whether to give up: there has been no sign of life for too
-// long from anybody who was or could be asked, or just an error.
+// long from anybody who was or could be asked, or just an error. When this process
+// itself had no time to look, it takes another while: signs may lie unread.
 func (r *race) hopeless(nobody bool) bool {
 	elapsed := time.Since(r.begin)
 	if nobody {
 		return elapsed >= resigned
 	}
-	if elapsed < r.despair() {
+	over := elapsed - r.despair() - r.grace
+	if over < 0 {
+		return false
+	}
+	if over > tardy && r.grace == 0 {
+		r.grace = over + despair/2
 		return false
 	}
 	for _, m := range r.order {
