@@ -254,6 +254,29 @@ func TestQueriesThatFindNobodyUpAreRefusedWithoutWaitingButOneThatAsksAll(t *tes
 	})
 }
 
+func TestAMachineThatIsTooBusyToLookHasNotSeenSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, err := New([]Candidate{{Member: parseFake("a silent", &journal{})}}, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		looks := func(after ...time.Duration) (hopeless []bool) {
+			r := race{balancer: b, begin: time.Now(), order: b.members}
+			for _, d := range after {
+				time.Sleep(d) // fake time
+				hopeless = append(hopeless, r.hopeless(false))
+			}
+			return hopeless
+		}
+		if got := looks(despair/2, despair/2+time.Millisecond); !slices.Equal(got, []bool{false, true}) {
+			t.Errorf("in time: %v", got)
+		}
+		if got := looks(despair+2*tardy, despair/4, despair/2); !slices.Equal(got, []bool{false, false, true}) {
+			t.Errorf("late: %v", got)
+		}
+	})
+}
+
 func TestABrokenNameCostsTwoQueriesHoweverOftenItIsAskedFor(t *testing.T) {
 	for _, broken := range []string{"10ms SERVFAIL", "never"} {
 		aBrokenNameCostsTwoQueries(t, broken)

@@ -36,10 +36,10 @@ type pace struct {
 	problem error // the last
 }
 
-// begin is what turns count from, and paces how many of them there are.
+// origin is what turns count from, and paces how many there are that take them.
 var (
-	begin = time.Now()
-	paces atomic.Uint32
+	origin = time.Now()
+	paces  atomic.Uint32
 )
 
 // spread gives p's turns a place of their own among those of all services: when
@@ -51,7 +51,7 @@ func (p *pace) spread() {
 }
 
 func (p *pace) turnAt(now time.Time) int64 {
-	return int64(math.Floor(float64(now.Sub(begin)+p.offset) / float64(paced)))
+	return int64(math.Floor(float64(now.Sub(origin)+p.offset) / float64(paced)))
 }
 
 // allows reports whether to dial now.
