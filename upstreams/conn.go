@@ -22,6 +22,11 @@ import (
 // bring before it is given up.
 const maxBad = 8
 
+// acknowledged is how many writes are followed by a word to the system to
+// acknowledge at once what comes next: session tickets, most often, behind which
+// the first answer of a server waits that doesn't send small segments in a row.
+const acknowledged = 2
+
 // answerLimit is how long an answer is waited for, whether or not anybody still
 // wants it: it tells how the upstream is doing, however late it comes.
 const answerLimit = 5 * time.Second
@@ -230,23 +235,27 @@ func (c *conn) sweep(now int64) {
 	}
 }
 
-// handOver sends on another connection what this one owes. But for the oldest,
-// unless the connection is dubious: if answers come in order, it is what holds up
-// the others, and would again.
+// handOver sends on another connection what this one owes. But for the oldest: if
+// answers come in order, it is what holds up the others, and would again. Of a
+// dubious connection, it is what was sent since it was idle.
 func (c *conn) handOver(to *conn) {
+	oldest, since := 1, int64(0)
+	if c.dubious() {
+		oldest, since = 0, c.waiting.Load()
+		if since == 0 {
+			return // answered meanwhile
+		}
+	}
 	c.mu.Lock()
 	owed := make([]*call, 0, c.pending.Load())
 	for _, call := range c.calls {
-		if call != nil && !call.twinned && call.of == nil {
+		if call != nil && !call.twinned && call.of == nil && call.sent >= since {
 			owed = append(owed, call)
 		}
 	}
 	c.mu.Unlock()
 	slices.SortFunc(owed, func(a, b *call) int { return cmp.Compare(a.sent, b.sent) })
-	if !c.dubious() {
-		owed = owed[min(1, len(owed)):]
-	}
-	for _, old := range owed {
+	for _, old := range owed[min(oldest, len(owed)):] {
 		c.mu.Lock()
 		waits := c.calls[old.id%full] == old
 		old.twinned = waits
@@ -263,7 +272,7 @@ func (c *conn) handOver(to *conn) {
 // shares it and a lone query leaves at once.
 func (c *conn) writeLoop() {
 	var frames []byte
-	for {
+	for writes := 0; ; writes++ {
 		select {
 		case <-c.wake:
 		case <-c.gone:
@@ -284,6 +293,9 @@ func (c *conn) writeLoop() {
 		if _, err := c.tls.Write(frames); err != nil {
 			c.close(fmt.Errorf("write: %w", err))
 			return
+		}
+		if writes < acknowledged {
+			acknowledgeAtOnce(c.tls.NetConn())
 		}
 	}
 }
@@ -389,11 +401,13 @@ func (c *conn) check() {
 	if c.pending.Load() > 0 {
 		c.sweep(now)
 		silent, overdue := c.silentFor(now), c.overdue()
+		usual, _ := c.upstream.rtt.usual()
+		untested := overdue + min(overdue/2, max(usual*3/2, testMin))
 		switch {
 		case silent >= max(retireAfter, 2*overdue), silent >= max(retireEarly, 2*overdue) && c.forgotten():
 			c.retire()
 			return
-		case silent >= overdue*3/2, silent >= overdue && c.dubious():
+		case silent >= untested, silent >= overdue && c.dubious():
 			c.test()
 			c.upstream.rescue(c)
 			next = max(retireEarly, 2*overdue) - silent
@@ -401,7 +415,7 @@ func (c *conn) check() {
 				next = max(retireAfter, 2*overdue) - silent
 			}
 		case silent >= overdue:
-			next = overdue*3/2 - silent
+			next = untested - silent
 			c.test()
 		default:
 			next = overdue - silent
@@ -434,11 +448,11 @@ func ignore(wire.Answer, error) {}
 // owes, that a middlebox may have forgotten it.
 func (c *conn) dubious() bool { return c.rested.Load() >= int64(restMax) }
 
-// overdue is after how long an answer is so late that something is wrong with the
-// connection: the upstream's patience, twice unless it is dubious.
+// overdue is the upstream's, or sooner if the connection is dubious.
 func (c *conn) overdue() time.Duration {
 	if c.dubious() {
-		return c.upstream.overdue() / 2
+		_, patience := c.upstream.rtt.usual()
+		return patience
 	}
 	return c.upstream.overdue()
 }

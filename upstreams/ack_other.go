@@ -1,0 +1,7 @@
+//go:build !linux
+
+package upstreams
+
+import "net"
+
+func acknowledgeAtOnce(net.Conn) {}
