@@ -407,18 +407,18 @@ func (r *race) hedge() {
 }
 
 // mayDoubt reports whether to ask a third one, in case that two that are well
-// lost this very query: seldom, as it is the name's fault most often, unless they
+// lost this very query: seldom, as it is the name's fault most often, unless both
 // lost others lately that somebody else had an answer to.
 func (r *race) mayDoubt() bool {
 	if len(r.open) != 2 || len(r.weak) > 0 || time.Since(r.begin) < lateHedge || !r.balancer.broken.firstInAWhile(r.query) {
 		return false
 	}
 	for _, a := range r.open {
-		if a.member.losses.value() >= lossy {
-			return r.balancer.retries.spend()
+		if a.member.losses.value() < lossy {
+			return r.balancer.doubts.spend()
 		}
 	}
-	return r.balancer.doubts.spend()
+	return r.balancer.retries.spend()
 }
 
 // well returns how many of those that are asked seem well: they have answered

@@ -39,6 +39,8 @@ const (
 	// sparePeriod is how long a spare connection is kept after the upstream closed
 	// one under its queries: it is likely to do so again.
 	sparePeriod = 10 * time.Second
+	// testMin is the least that the test of a silent connection may take.
+	testMin = 20 * time.Millisecond
 	// restMax is how long a connection may be idle and still be trusted as if it
 	// had not been.
 	restMax = 400 * time.Millisecond
@@ -291,7 +293,7 @@ func (u *Upstream) join(call *call) bool {
 // is wrong with it.
 func (u *Upstream) overdue() time.Duration {
 	_, patience := u.rtt.usual()
-	return 2 * patience
+	return patience * 8 / 5
 }
 
 // rescue has the queries that c owes sent again, on a connection that answers,

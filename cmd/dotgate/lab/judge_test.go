@@ -161,7 +161,14 @@ func (c *court) outage() {
 	if c.during.slow > 0 {
 		c.tooLate("an error took %v", c.during.max)
 	}
-	known := sum(c.line.between(c.line.strike.Add(1500*time.Millisecond), c.line.lift.Add(-50*time.Millisecond), false))
+	since := c.line.strike.Add(900 * time.Millisecond)
+	for _, o := range c.line.outs {
+		if o.failed() { // the first that finds out
+			since = later(since, o.end())
+			break
+		}
+	}
+	known := sum(c.line.between(since.Add(600*time.Millisecond), c.line.lift.Add(-50*time.Millisecond), false))
 	if known.p99 > knownLimit {
 		c.missed("once the outage was known, errors took %v (p99)", known.p99)
 	}
@@ -188,6 +195,13 @@ func (c *court) outage() {
 	if f := sum(c.line.between(c.line.lift.Add(limit), c.line.lift.Add(time.Hour), false)); f.failed > 0 || f.slow > 0 {
 		c.tooLate("of %d queries sent more than %v after the end, %d failed and %d took over %v", f.sent, limit, f.failed, f.slow, clientLimit)
 	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 func (c *court) costs() {
