@@ -8,11 +8,11 @@ import (
 // acknowledgeAtOnce has the system acknowledge what comes next without the delay
 // of up to 40 ms in which it hopes for something to send along.
 func acknowledgeAtOnce(conn net.Conn) {
-	tcp, ok := conn.(*net.TCPConn)
+	socket, ok := conn.(syscall.Conn)
 	if !ok {
 		return
 	}
-	raw, err := tcp.SyscallConn()
+	raw, err := socket.SyscallConn()
 	if err != nil {
 		return
 	}

@@ -86,7 +86,7 @@ type bench struct {
 // in its cache.
 func startBench(t *testing.T, c contender, delay time.Duration) *bench {
 	t.Helper()
-	b := &bench{addr: freeAddr(t)}
+	b := &bench{addr: ownAddr()}
 	b.upstream, b.upstreamAddr = startBenchUpstream(t, delay)
 	on(t, func() { b.gateway = c.start(t, b.addr, b.upstreamAddr) }, c.processors...)
 	warm(t, b.addr)

@@ -104,7 +104,7 @@ func startBenchUpstream(t *testing.T, delay time.Duration) (*process, netip.Addr
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := freeAddr(t)
+	addr := ownAddr()
 	settings := fmt.Sprintf("%s=%s %s %s/cert.pem %s/key.pem", upstreamEnv, addr, delay, dir, dir)
 	p := start(t, append(os.Environ(), settings), self, "-test.run=^TestBenchUpstream$", "-test.timeout=0")
 	p.await(t, "the upstream is serving")
