@@ -268,6 +268,11 @@ func (c *Cache) termsAt(a wire.Answer, age time.Duration) wire.Terms {
 		t.MaxTTL = seconds(c.options.MaxTTL)
 	case wire.NoData, wire.NoName:
 		t.MaxTTL = seconds(min(c.options.MaxTTL, c.options.MaxNegativeTTL))
+		// The SOA record tells others how long to keep it, whatever else it is good
+		// for (RFC 2308 section 5): its TTL ends when the answer does.
+		if a.TTL() > 0 {
+			t.MaxTTL = min(t.MaxTTL, a.TTL())
+		}
 	}
 	return t
 }

@@ -2,6 +2,8 @@ package cache
 
 import (
 	"bytes"
+	"cmp"
+	"slices"
 	"time"
 
 	"dotgate/gateway/wire"
@@ -48,18 +50,24 @@ func (c *Cache) flush(concerns func(name []byte) bool) (flushed int) {
 	return flushed
 }
 
+// MaxHits is as far as hits are counted.
+const MaxHits = popular
+
 // An Entry is an answer in the cache, for people.
 type Entry struct {
-	Question string // "example.com. A"
-	DO, CD   bool   // clients that set these flags get it, and no others
-	Kind     wire.Kind
-	Answer   string        // in the format of zone files
-	Age      time.Duration // since it came
-	Left     time.Duration // until its end; below 0 if that has passed
-	Usable   bool          // it is fresh, or may be given while no upstream answers
+	Question      string // "example.com. A"
+	DO, CD        bool   // clients that set these flags get it, and no others
+	Kind          wire.Kind
+	RCode         wire.RCode
+	Age           time.Duration // since it came
+	Left          time.Duration // until its end; below 0 if that has passed
+	Usable        bool          // it is fresh, or may be given while no upstream answers
+	Hits          int           // clients that got it since it came, MaxHits at the most
+	wire.Printout               // what a client gets now
 }
 
-// Show returns all answers for a name, given in presentation format.
+// Show returns all answers for a name, given in presentation format, by their
+// questions and flags.
 func (c *Cache) Show(name string) ([]Entry, error) {
 	top, err := wire.PackName(name)
 	if err != nil {
@@ -80,17 +88,35 @@ func (c *Cache) Show(name string) ([]Entry, error) {
 		})
 		s.mu.RUnlock()
 	}
+	slices.SortFunc(entries, func(a, b Entry) int {
+		return cmp.Or(cmp.Compare(a.Question, b.Question), first(a.DO, b.DO), first(a.CD, b.CD))
+	})
 	return entries, nil
 }
 
+// first compares flags: those without come before those with it.
+func first(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
+
 func (c *Cache) entry(r record, key []byte, now time.Duration) Entry {
+	a := r.answer()
 	e := Entry{
-		Kind: r.answer().Kind(), Age: r.age(now), Left: r.left(now), Usable: c.usable(r, now),
-		Answer: wire.Stored(bytes.Clone(r.bytes())).String(),
+		Kind: a.Kind(), RCode: a.RCode(), Age: r.age(now), Left: r.left(now), Usable: c.usable(r, now), Hits: r.hits(),
 	}
 	e.DO, e.CD = wire.KeyFlags(key)
+	terms := c.termsAt(a, e.Age)
+	if e.Left <= 0 && e.Usable {
+		terms = staleTerms(e.Kind)
+	}
 	if q, err := wire.KeyQuery(key); err == nil {
-		e.Question = q.String()
+		e.Question, e.Printout = q.String(), a.Print(q, terms)
 	}
 	return e
 }

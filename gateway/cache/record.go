@@ -93,6 +93,9 @@ func (r record) isDead() bool { return r.state().Load()&flagDead != 0 }
 
 func (r record) uses() uint32 { return r.state().Load() & allUses }
 
+// hits returns how many clients got the answer, as far as that is counted.
+func (r record) hits() int { return int(r.state().Load() & allHits / oneHit) }
+
 // used notes a hit. If the record is ending, one of those who come once it is
 // popular is told that it is due.
 func (r record) used(ending bool) (due bool) {
