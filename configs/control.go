@@ -15,7 +15,7 @@ const (
 // takes 107 octets.
 const socketPathMax = 103
 
-// Control is how status and drill reach the running gateway.
+// Control is how status, cache and drill reach the running gateway.
 type Control struct {
 	// Socket is the path of its Unix socket; auto, a place where it can be made
 	// and found; or off. Default: auto.

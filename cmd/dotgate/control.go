@@ -1,8 +1,13 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"io"
 	"log/slog"
+	"time"
+
+	"github.com/spf13/cobra"
 
 	"dotgate/cmd/dotgate/control"
 	"dotgate/configs"
@@ -17,7 +22,7 @@ func listenControl(c configs.Control, log *slog.Logger) (*control.Listener, erro
 	case configs.SocketAuto:
 		l, err := control.ListenSomewhere(control.Places())
 		if err != nil {
-			log.Warn("serving without status and drill; another path or off may help", "error", err)
+			log.Warn("serving without status, drill and cache; another path or off may help", "error", err)
 			return nil, nil
 		}
 		return l, nil
@@ -34,4 +39,18 @@ func newClient(c configs.Control) (*control.Client, error) {
 		return control.NewClient(control.Places()), nil
 	}
 	return control.NewClient([]string{c.Socket}), nil
+}
+
+// withClient returns what cobra runs for a command that asks the running gateway
+// and waits no longer than this for what it says.
+func (s *sources) withClient(limit time.Duration, run func(context.Context, *control.Client, io.Writer) error) func(*cobra.Command, []string) error {
+	return s.with(func(ctx context.Context, config *configs.Config, out io.Writer) error {
+		client, err := newClient(config.Control)
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		return run(ctx, client, out)
+	})
 }

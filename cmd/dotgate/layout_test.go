@@ -17,7 +17,7 @@ import (
 // gateway, balancer, health and upstreams never meet but here, in the command.
 var imports = map[string][]string{
 	"cmd/dotgate":         {"balancer", "cmd/dotgate/control", "configs", "gateway", "gateway/cache", "gateway/wire", "health", "upstreams"},
-	"cmd/dotgate/control": {"balancer", "gateway", "gateway/wire", "health", "upstreams"},
+	"cmd/dotgate/control": {"balancer", "gateway", "gateway/cache", "gateway/wire", "health", "upstreams"},
 	"configs":             {"balancer", "gateway", "gateway/cache", "health", "upstreams"},
 	"gateway":             {"gateway/cache", "gateway/wire"},
 	"gateway/cache":       {"gateway/wire"},

@@ -72,6 +72,7 @@ Without a command it serves. Without a configuration it listens on
 		&cobra.Command{Use: "healthcheck", Short: "Ask the running gateway a real question over UDP and TCP", Args: noArguments, RunE: s.with(healthcheck)},
 		statusCommand(&s),
 		drillCommand(&s),
+		cacheCommand(&s),
 		&cobra.Command{Use: "version", Short: "Print the version", Args: noArguments, Run: printVersion},
 	)
 	return root

@@ -79,7 +79,9 @@ func serve(ctx context.Context, config *configs.Config, _ io.Writer) error {
 		group.Go(func() error { return m.Run(ctx) })
 	}
 	if socket != nil {
-		operator := control.New(control.Options{Version: versionText(), Gateway: server, Balancer: resolver, Members: members, Log: log})
+		operator := control.New(control.Options{
+			Version: versionText(), Gateway: server, Balancer: resolver, Cache: answers, Members: members, Log: log,
+		})
 		group.Go(func() error { operator.Serve(ctx, socket); return nil })
 	}
 	group.Go(func() error { watchNetwork(ctx, retries, log); return nil })

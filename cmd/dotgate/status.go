@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"dotgate/cmd/dotgate/control"
-	"dotgate/configs"
 )
 
 // statusLimit is how long a gateway may take to tell its status.
@@ -27,13 +26,7 @@ func statusCommand(s *sources) *cobra.Command {
 		Args:  noArguments,
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.RunE = s.with(func(ctx context.Context, config *configs.Config, out io.Writer) error {
-		client, err := newClient(config.Control)
-		if err != nil {
-			return err
-		}
-		ctx, cancel := context.WithTimeout(ctx, statusLimit)
-		defer cancel()
+	c.RunE = s.withClient(statusLimit, func(ctx context.Context, client *control.Client, out io.Writer) error {
 		status, err := client.Status(ctx)
 		switch {
 		case err != nil:

@@ -62,6 +62,7 @@ type Options struct {
 	Version  string
 	Gateway  Gateway
 	Balancer Balancer
+	Cache    Cache
 	Members  []Member
 	Log      *slog.Logger
 }
@@ -100,7 +101,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) {
 	})
 	err := web.Serve(l)
 	if stop() {
-		s.o.Log.Warn("nobody can ask for status or drill any more", "error", err)
+		s.o.Log.Warn("nobody can ask for status, drill or cache any more", "error", err)
 		web.Close()
 		return
 	}
@@ -110,6 +111,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) {
 func (s *Server) routes(stopping context.Context) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, s.Status()) })
+	mux.HandleFunc("GET /cache", s.serveCache)
+	mux.HandleFunc("DELETE /cache", s.serveCache)
 	mux.HandleFunc("POST /drill", func(w http.ResponseWriter, r *http.Request) { s.serveDrill(stopping, w, r) })
 	mux.HandleFunc("DELETE /drill", func(w http.ResponseWriter, _ *http.Request) {
 		if !s.endDrill() {

@@ -1,9 +1,11 @@
 // Package control lets an operator talk to the running gateway: what it knows
-// about itself (status), and rehearsals of failures (drill).
+// about itself (status), what its cache has and is to forget (cache), and
+// rehearsals of failures (drill).
 //
 // It speaks HTTP with JSON over a Unix socket, to the gateway's own user and to
 // root. Nothing in it is needed to answer queries, and nothing that is asked
-// here changes how they are answered, but for a drill while it lasts.
+// here changes how they are answered, but for what the cache forgets and for a
+// drill while it lasts.
 package control
 
 import (
