@@ -39,15 +39,19 @@ type stream interface {
 }
 
 // A connection is one client's TCP connection. It has two loops of its own: one
-// reads queries, the other writes replies in the order in which they come
-// (RFC 7766 section 7), as many at once as there are.
+// reads queries and writes the replies that it can make at once, the other writes
+// those that had to wait, in the order in which they come (RFC 7766 section 7).
+// Both write as many at once as there are.
 type connection struct {
 	gateway *Gateway
-	nc      stream
+	nc      stream // both loops may write at once: what one writes stays in one piece
 	tally   *tally // of the listener
 
-	in   *bufio.Reader // the read loop's
-	used int           // of what is buffered in it; the last message, or 0
+	// The read loop's
+	in    *bufio.Reader
+	used  int     // of what is buffered in it; the last message, or 0
+	batch *[]byte // replies to be written before it waits for anything; or nil
+	held  int     // how many there are in batch
 
 	// underWay holds one element for each query from when it is read until its
 	// reply is written. Whoever puts a reply into replies has put one there, and
@@ -58,7 +62,8 @@ type connection struct {
 
 	opened time.Time
 	active atomic.Int64 // when the last reply was written, as nanoseconds since opened
-	broken bool         // a write failed; the write loop's until it has ended
+	broken atomic.Bool  // a write failed
+	slow   atomic.Bool  // because it took too long
 	end    ending       // set when serve has returned
 }
 
@@ -94,14 +99,14 @@ func (c *connection) serve(ctx, work context.Context) {
 	defer stop()
 	var writer sync.WaitGroup
 	writer.Go(c.writeLoop)
-	end := c.readLoop(ctx, work)
+	c.end = c.readLoop(ctx, work)
 	c.queries.Wait()
 	close(c.replies)
 	writer.Wait()
-	if c.end == wasClosed {
-		c.end = end
+	if c.slow.Load() {
+		c.end = wasSlow
 	}
-	if !c.broken {
+	if !c.broken.Load() {
 		c.part()
 	}
 }
@@ -117,12 +122,13 @@ func (c *connection) part() {
 
 // readLoop takes messages one by one until there are no more.
 func (c *connection) readLoop(ctx, work context.Context) ending {
+	defer c.flush()
 	for {
 		message, end := c.next(ctx)
 		if message == nil {
 			return end
 		}
-		c.underWay <- struct{}{} // beyond MaxPipelined, messages wait unread
+		c.enter()
 		c.tally.received.Add(1)
 		if !c.take(work, message) {
 			return wasNoise
@@ -130,31 +136,59 @@ func (c *connection) readLoop(ctx, work context.Context) ending {
 	}
 }
 
+// enter counts one more query as under way. Beyond MaxPipelined, messages wait
+// unread.
+func (c *connection) enter() {
+	select {
+	case c.underWay <- struct{}{}:
+	default:
+		c.flush() // it may be ours that are too many
+		c.underWay <- struct{}{}
+	}
+}
+
 // take answers message now or starts a goroutine to. It reports false if
 // message is no query: a peer that sends such a thing is lost or worse.
 func (c *connection) take(work context.Context, message []byte) bool {
-	buffer := buffers.Get().(*[]byte)
-	reply, q, next := c.gateway.answerNow((*buffer)[:0], message, wire.TCP, c.tally)
-	*buffer = reply
+	if c.batch == nil {
+		c.batch = buffers.Get().(*[]byte)
+	}
+	start := len(*c.batch)
+	reply, q, next := c.gateway.answerNow(append(*c.batch, 0, 0), message, wire.TCP, c.tally)
+	*c.batch = reply[:start]
 	switch next {
-	case sendAndRenew:
-		c.gateway.renew(work, q.Clone(), c.tally)
-		c.replies <- buffer
-	case send:
-		c.replies <- buffer
+	case send, sendAndRenew:
+		if next == sendAndRenew {
+			c.gateway.renew(work, q.Clone(), c.tally)
+		}
+		binary.BigEndian.PutUint16(reply[start:], uint16(len(reply)-start-2))
+		*c.batch = reply
+		if c.held++; len(reply) >= writeSize {
+			c.flush()
+		}
 	case ask:
 		q := q.Clone()
 		c.queries.Go(func() {
 			defer c.gateway.slots.release()
+			buffer := buffers.Get().(*[]byte)
 			*buffer = c.gateway.answerLater(work, (*buffer)[:0], q, c.tally)
 			c.replies <- buffer
 		})
 	case ignore:
-		putBuffer(buffer)
 		<-c.underWay
 		return false
 	}
 	return true
+}
+
+// flush writes the replies that the read loop has made.
+func (c *connection) flush() {
+	if c.batch == nil {
+		return
+	}
+	c.write(*c.batch, c.held)
+	putBuffer(c.batch) // idle connections keep no buffers
+	c.batch, c.held = nil, 0
 }
 
 // next returns the next message, or nil and why there is none. The message is
@@ -162,6 +196,9 @@ func (c *connection) take(work context.Context, message []byte) bool {
 func (c *connection) next(ctx context.Context) ([]byte, ending) {
 	c.in.Discard(c.used)
 	c.used = 0
+	if !c.whole() { // what follows may wait
+		c.flush()
+	}
 	if c.in.Buffered() == 0 {
 		if end, ok := c.await(ctx); !ok {
 			return nil, end
@@ -243,9 +280,9 @@ func (c *connection) allow(ctx context.Context, d time.Duration) {
 	}
 }
 
-// writeLoop writes replies until there will be no more. What has gathered goes
-// out in one write, a lone reply at once. When a write fails, it goes on to
-// take replies, so that nobody waits for a client that is gone.
+// writeLoop writes replies that had to wait until there will be no more. What has
+// gathered goes out in one write, a lone reply at once. When a write fails, it
+// goes on to take replies, so that nobody waits for a client that is gone.
 func (c *connection) writeLoop() {
 	var batch []byte
 	for reply := range c.replies {
@@ -259,31 +296,39 @@ func (c *connection) writeLoop() {
 			n++
 		}
 		c.write(batch, n)
-		for range n {
-			<-c.underWay
-		}
 		if cap(batch) > writeSize || len(c.underWay) == 0 {
 			batch = nil // idle connections keep no buffers
 		}
 	}
 }
 
-// write writes a batch of n replies.
+// write writes a batch of n replies, which are no longer under way then.
 func (c *connection) write(batch []byte, n int) {
-	if !c.broken {
-		c.nc.SetWriteDeadline(time.Now().Add(writeTimeout))
-		_, err := c.nc.Write(batch)
-		c.active.Store(int64(time.Since(c.opened)))
-		if err == nil {
-			return
-		}
-		c.broken = true
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			c.end = wasSlow
-		}
-		c.nc.Close() // the read loop learns from it
+	if n > 0 && !c.deliver(batch) {
+		c.tally.undelivered.Add(uint64(n))
 	}
-	c.tally.undelivered.Add(uint64(n))
+	for range n {
+		<-c.underWay
+	}
+}
+
+// deliver reports whether batch could be written.
+func (c *connection) deliver(batch []byte) bool {
+	if c.broken.Load() {
+		return false
+	}
+	c.nc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	_, err := c.nc.Write(batch)
+	c.active.Store(int64(time.Since(c.opened)))
+	if err == nil {
+		return true
+	}
+	// The first to fail knows why; the other loop fails for what it has done.
+	if c.broken.CompareAndSwap(false, true) && errors.Is(err, os.ErrDeadlineExceeded) {
+		c.slow.Store(true)
+	}
+	c.nc.Close() // the read loop learns from it
+	return false
 }
 
 // appendMessage appends a reply with its length (RFC 1035 section 4.2.2).

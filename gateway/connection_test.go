@@ -2,15 +2,18 @@ package gateway
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"dotgate/gateway/cache"
 	"dotgate/gateway/wire"
 )
 
@@ -129,6 +132,110 @@ func TestRepliesOfABurstShareAWrite(t *testing.T) {
 	})
 	if server.writes > 2 {
 		t.Errorf("%d writes", server.writes)
+	}
+}
+
+// knowing returns a cache that has the answers to numbered(n).
+func knowing(t *testing.T, n int) *cache.Cache {
+	t.Helper()
+	c := newCache(t, nil)
+	for i := range n {
+		q, err := wire.ParseQuery(packed(query(fmt.Sprintf("q%d.example.com.", i)), nil), wire.TCP)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := addressed(t.Context(), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Put(q, a)
+	}
+	return c
+}
+
+// What a client has sent at once and the cache knows is answered at once, too: in
+// one write, by the loop that has read it.
+func TestHitsThatArePipelinedShareAWrite(t *testing.T) {
+	f := func(n, maxPipelined, writes int) {
+		t.Helper()
+		o := Options{Cache: knowing(t, n), MaxPipelined: maxPipelined}
+		server, _, _ := piped(t, failing, o, func(c net.Conn) {
+			for range 2 {
+				c.Write(numbered(n))
+				for i := range n {
+					if reply := receive(t, c); int(reply.Id) != i || len(reply.Answer) != 1 {
+						t.Fatalf("odd reply: %v", reply)
+					}
+				}
+			}
+			c.Close()
+		})
+		if server.writes != 2*writes {
+			t.Errorf("%d hits, %d at most at once: %d writes, want %d", n, maxPipelined, server.writes, 2*writes)
+		}
+	}
+	f(1, 100, 1)
+	f(50, 100, 1)
+	f(50, 50, 1)
+	f(50, 20, 3)
+	f(3, 1, 3)
+}
+
+// Who has to wait does not hold up others, before or behind.
+func TestHitsDoNotWaitForMisses(t *testing.T) {
+	const n = 20
+	release := make(chan struct{})
+	slow := resolver(func(ctx context.Context, q wire.Query) (wire.Answer, error) {
+		<-release
+		return addressed(ctx, q)
+	})
+	server, _, _ := piped(t, slow, Options{Cache: knowing(t, n)}, func(c net.Conn) {
+		miss := query("miss.example.com.")
+		miss.Id = n
+		c.Write(slices.Concat(numbered(n), framed(packed(miss, nil)), numbered(n)))
+		for i := range 2 * n {
+			if reply := receive(t, c); int(reply.Id) != i%n {
+				t.Fatalf("odd reply: %v", reply)
+			}
+		}
+		release <- struct{}{}
+		if reply := receive(t, c); reply.Id != n || len(reply.Answer) != 1 {
+			t.Errorf("odd reply: %v", reply)
+		}
+		c.Close()
+	})
+	if server.writes != 2 {
+		t.Errorf("%d writes", server.writes)
+	}
+}
+
+func TestAClientThatDoesNotReadHitsIsCutOff(t *testing.T) {
+	const n = 50
+	_, end, took := piped(t, failing, Options{Cache: knowing(t, n)}, func(c net.Conn) { c.Write(numbered(n)) })
+	if end != wasSlow || took != writeTimeout {
+		t.Errorf("closed after %v, %d", took, end)
+	}
+}
+
+// From the socket to the socket: nothing is allocated for a hit.
+func TestAHitOverTCPAllocatesNothing(t *testing.T) {
+	g, _ := start(t, failing, Options{Cache: knowing(t, 10)})
+	c := dial(t, "tcp", g.Addrs()[0])
+	queries, replies := numbered(10), make([]byte, 2048)
+	exchange := func() {
+		if _, err := c.Write(queries); err != nil {
+			t.Fatal(err)
+		}
+		for got := 0; got < 10*(len(queries)/10+16); {
+			n, err := c.Read(replies)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got += n
+		}
+	}
+	if allocations := testing.AllocsPerRun(1000, exchange); allocations != 0 {
+		t.Errorf("%v allocations for ten", allocations)
 	}
 }
 
