@@ -1,0 +1,197 @@
+//go:build linux && e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"dotgate/upstreams/dottest"
+)
+
+// askedFor returns how many queries for a name the upstreams got.
+func askedFor(servers []*dottest.Server, name string) (n int) {
+	for _, s := range servers {
+		n += s.Stats().Names[name]
+	}
+	return n
+}
+
+// farUpstreams returns two upstreams so far away that what happens at once has
+// happened before they answer, and a gateway that has connections to them.
+func farUpstreams(t *testing.T, more ...string) ([]*dottest.Server, *gateway) {
+	t.Helper()
+	var servers []*dottest.Server
+	var urls []string
+	for range 2 {
+		s := startUpstream(t, dottest.Options{RTT: 300 * time.Millisecond, CountNames: true})
+		servers, urls = append(servers, s), append(urls, url(s.Addr()))
+	}
+	g := startGateway(t, urls, more...)
+	for i := range 8 {
+		ask(t, g.addr, fmt.Sprintf("warm%d.example.com", i))
+	}
+	return servers, g
+}
+
+// spelling returns www.example.com with the letters of i as capitals.
+func spelling(i int) string {
+	name := []byte("www.example.com.")
+	for at, c := range name {
+		if c != '.' && i>>(at%10)&1 == 1 {
+			name[at] = c - 'a' + 'A'
+		}
+	}
+	return string(name)
+}
+
+// A thousand clients ask for one cold name at once, half of them over TCP: the
+// upstreams get one query, and a hedge at most. Every client gets its own reply.
+func TestAThousandClientsWhoAskOneNameCostOneQuery(t *testing.T) {
+	servers, g := farUpstreams(t)
+	const n = 1000
+	var conns []*dns.Conn
+	var queries []*dns.Msg
+	for i := range n {
+		c, err := net.Dial([]string{"udp", "tcp"}[i%2], g.addr.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		conns = append(conns, &dns.Conn{Conn: c, UDPSize: 1232})
+		q := new(dns.Msg).SetQuestion(spelling(i), dns.TypeA)
+		q.Id = uint16(i * 61)
+		if i%3 > 0 {
+			q.SetEdns0(uint16(512+i), false)
+		}
+		queries = append(queries, q)
+	}
+	begin := time.Now()
+	for i, c := range conns {
+		if err := c.WriteMsg(queries[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(begin); took > 250*time.Millisecond {
+		t.Fatalf("sending took %v: that is not at once", took)
+	}
+	var clients sync.WaitGroup
+	for i, c := range conns {
+		clients.Go(func() {
+			c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			r, err := c.ReadMsg()
+			if err != nil {
+				t.Errorf("client %d: %v", i, err)
+				return
+			}
+			q := queries[i]
+			if r.Id != q.Id || r.Question[0] != q.Question[0] || len(r.Answer) != 1 || r.Answer[0].Header().Name != q.Question[0].Name ||
+				(r.IsEdns0() == nil) != (q.IsEdns0() == nil) {
+				t.Errorf("client %d asked\n%v\nand got\n%v", i, q, r)
+			}
+		})
+	}
+	clients.Wait()
+	if n := askedFor(servers, "www.example.com."); n < 1 || n > 2 {
+		t.Errorf("the upstreams were asked %d times", n)
+	}
+}
+
+// Who asks first may leave: those who wait with it get their answers, and so do
+// those who come later.
+func TestALeaderWhoLeavesFailsNobody(t *testing.T) {
+	servers, g := farUpstreams(t)
+	leader, err := net.Dial("tcp", g.addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := new(dns.Msg).SetQuestion("www.example.com.", dns.TypeA)
+	if err := (&dns.Conn{Conn: leader}).WriteMsg(q); err != nil {
+		t.Fatal(err)
+	}
+	within(t, time.Second, "the query reaches an upstream", func() bool { return askedFor(servers, "www.example.com.") > 0 })
+	leader.(*net.TCPConn).SetLinger(0) // it leaves with a reset
+	leader.Close()
+	var clients sync.WaitGroup
+	for range 10 {
+		clients.Go(func() {
+			if r, took := ask(t, g.addr, "www.example.com"); len(r.Answer) != 1 || took > time.Second {
+				t.Errorf("after %v:\n%v", took, r)
+			}
+		})
+	}
+	clients.Wait()
+	if r, took := ask(t, g.addr, "www.example.com"); len(r.Answer) != 1 || took > 100*time.Millisecond {
+		t.Errorf("it is not cached: after %v\n%v", took, r)
+	}
+	if n := askedFor(servers, "www.example.com."); n > 2 {
+		t.Errorf("the upstreams were asked %d times", n)
+	}
+}
+
+// RFC 8767: while upstreams answer, nothing stale; when they fall silent, the first
+// client waits for 400 ms, and none once that is known; when they are back,
+// nothing stale again.
+func TestStaleAnswersBridgeAnOutageAndNothingElse(t *testing.T) {
+	servers, urls := startUpstreams(t, 5*time.Millisecond, 10*time.Millisecond)
+	g := startGateway(t, urls, "DOTGATE_CACHE_MAX_TTL=1s")
+	name := func(i int) string { return fmt.Sprintf("stale%d.example.com", i) }
+	const names = 50
+	mustBeFresh := func(i int) {
+		t.Helper()
+		if r, _ := ask(t, g.addr, name(i)); len(r.Answer) != 1 || r.Answer[0].Header().Ttl > 1 || ede(r) != 0xffff {
+			t.Errorf("%s: not fresh\n%v", name(i), r)
+		}
+	}
+	mustBeStale := func(i int) time.Duration {
+		t.Helper()
+		r, took := ask(t, g.addr, name(i))
+		if len(r.Answer) != 1 || r.Answer[0].Header().Ttl != 30 || ede(r) != dns.ExtendedErrorCodeStaleAnswer {
+			t.Errorf("%s: not stale\n%v", name(i), r)
+		}
+		return took
+	}
+	for range 2 { // the second time, what is stale is there, and nobody gets it
+		for i := range names {
+			mustBeFresh(i)
+		}
+		time.Sleep(1100 * time.Millisecond)
+	}
+	for _, s := range servers {
+		s.Set(dottest.Fault{Never: true})
+	}
+	if took := mustBeStale(0); took < 50*time.Millisecond || took > 600*time.Millisecond {
+		t.Errorf("the first stale answer took %v", took)
+	}
+	within(t, 5*time.Second, "a stale answer at once", func() bool { return mustBeStale(1) < 20*time.Millisecond })
+	time.Sleep(time.Second) // breakers are open for sure
+	var took []string
+	slowest := time.Duration(0)
+	for i := range names {
+		d := mustBeStale(i)
+		took, slowest = append(took, d.Round(100*time.Microsecond).String()), max(slowest, d)
+	}
+	if slowest > 50*time.Millisecond {
+		t.Errorf("during the outage, stale answers took %s", strings.Join(took, " "))
+	}
+	if r, _ := ask(t, g.addr, "never-asked.example.com"); r.Rcode != dns.RcodeServerFailure {
+		t.Errorf("an answer from nobody:\n%v", r)
+	}
+	for _, s := range servers {
+		s.Set()
+	}
+	within(t, 12*time.Second, "a fresh answer again", func() bool {
+		r, _ := ask(t, g.addr, name(2))
+		return ede(r) == 0xffff
+	})
+	time.Sleep(time.Second)
+	for i := range names {
+		mustBeFresh(i)
+	}
+}
