@@ -9,14 +9,15 @@ build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o dotgate ./cmd/dotgate
 
 # Formatting, vet, and all tests with the race detector, the picture of the
-# imports among them. Needs nothing but Go (and a C compiler, for the race
-# detector).
+# imports among them; what memory, allocations and full floods say, without it.
+# Needs nothing but Go (and a C compiler, for the race detector).
 test:
 	@unformatted=$$(gofmt -l cmd configs gateway balancer health upstreams); \
 	if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags e2e,figures,lab,load ./...
 	$(GO) test -race ./...
+	$(GO) test ./gateway/...
 
 # The real program between real Unbound servers and real clients (packages
 # unbound, bind9-dnsutils, knot-dnsutils).

@@ -13,21 +13,10 @@ import (
 	"dotgate/gateway/cache"
 )
 
-// openCache makes the cache, with what a file has of it, and tells the Go
-// runtime how much memory is left for everything else, unless the environment
-// does (GOMEMLIMIT, GOGC).
+// openCache makes the cache, with what a file has of it, and shares out the memory
+// between it and everything else.
 func openCache(o cache.Options, log *slog.Logger) (*cache.Cache, error) {
-	if limit, ok := memoryLimit(os.DirFS("/")); ok && os.Getenv("GOMEMLIMIT") == "" {
-		heap := heapLimit(limit, int64(o.Size))
-		debug.SetMemoryLimit(heap)
-		log.Debug("limited the Go heap", "container", limit, "cache", int64(o.Size), "heap", heap)
-		if heap == leastHeap {
-			log.Warn("the cache leaves too little of the memory that this process may have (cache.size)", "may_have", limit, "cache", int64(o.Size))
-		}
-	}
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
+	o.Size = cache.Size(shareMemory(os.DirFS("/"), int64(o.Size), log))
 	c, err := cache.New(o)
 	if err != nil {
 		return nil, err
@@ -41,9 +30,36 @@ func openCache(o cache.Options, log *slog.Logger) (*cache.Cache, error) {
 	return c, nil
 }
 
-// leastHeap is what the Go runtime needs even if the cache leaves it less: with
-// a lower limit, the collector would run all the time.
-const leastHeap = 24 << 20
+// shareMemory tells the Go runtime how much memory is left for it, and how often to
+// collect, unless the environment does (GOMEMLIMIT, GOGC). It returns how much the
+// cache may have: less than it should if the process may not have that much, and
+// would be killed when the cache is full. Root is the root of the file system.
+func shareMemory(root fs.FS, cache int64, log *slog.Logger) int64 {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	limit, ok := memoryLimit(root)
+	if !ok {
+		return cache
+	}
+	if most := max(limit/10*9-leastHeap, leastCache); cache > most {
+		log.Warn("the cache is smaller than it should be (cache.size), for this process may not have the memory", "may_have", limit, "should_be", cache, "is", most)
+		cache = most
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		heap := heapLimit(limit, cache)
+		debug.SetMemoryLimit(heap)
+		log.Debug("limited the Go heap", "container", limit, "cache", cache, "heap", heap)
+	}
+	return cache
+}
+
+// leastHeap is what the Go runtime needs, whatever is left: with a lower limit, the
+// collector would run all the time. leastCache is the smallest cache that there is.
+const (
+	leastHeap  = 24 << 20
+	leastCache = 1 << 20
+)
 
 // gcPercent is GOGC where it is not set. The cache is not on the heap, which is
 // small then, and is collected often: at the usual 100, this is 9 % of the

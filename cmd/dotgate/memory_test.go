@@ -1,6 +1,11 @@
 package main
 
 import (
+	"bytes"
+	"log/slog"
+	"math"
+	"runtime/debug"
+	"strings"
 	"testing"
 	"testing/fstest"
 )
@@ -43,4 +48,43 @@ func TestHeapLimitLeavesRoomForTheCache(t *testing.T) {
 			t.Errorf("%+v: got %d", test, got)
 		}
 	}
+}
+
+// It is the process's own limit and percentage that are set, so it runs alone.
+func TestMemoryIsSharedOutByTheContainersLimitUnlessTheEnvironmentSays(t *testing.T) {
+	percent, limit := debug.SetGCPercent(100), debug.SetMemoryLimit(-1)
+	t.Cleanup(func() {
+		debug.SetGCPercent(percent)
+		debug.SetMemoryLimit(limit)
+	})
+	f := func(container, goMemLimit, goGC string, wantLimit int64, wantPercent int, wantCache int64) {
+		t.Helper()
+		debug.SetMemoryLimit(math.MaxInt64)
+		debug.SetGCPercent(100)
+		t.Setenv("GOMEMLIMIT", goMemLimit)
+		t.Setenv("GOGC", goGC)
+		root := fstest.MapFS{
+			"proc/self/cgroup":         {Data: []byte("0::/\n")},
+			"sys/fs/cgroup/memory.max": {Data: []byte(container + "\n")},
+		}
+		var said bytes.Buffer
+		size := shareMemory(root, 64<<20, slog.New(slog.NewTextHandler(&said, nil)))
+		if size != wantCache || strings.Contains(said.String(), "cache.size") != (size < 64<<20) {
+			t.Errorf("%s: the cache has %d, want %d; it says %q", container, size, wantCache, said.String())
+		}
+		if got := debug.SetMemoryLimit(-1); got != wantLimit {
+			t.Errorf("%s: the heap may have %d, want %d", container, got, wantLimit)
+		}
+		if got := debug.SetGCPercent(100); got != wantPercent {
+			t.Errorf("%s: GOGC is %d, want %d", container, got, wantPercent)
+		}
+	}
+	const quarter = 256 << 20
+	f("max", "", "", math.MaxInt64, 200, 64<<20)
+	f("268435456", "", "", quarter/10*9-64<<20, 200, 64<<20)
+	f("268435456", "1GiB", "", math.MaxInt64, 200, 64<<20) // the runtime has read it
+	f("268435456", "", "50", quarter/10*9-64<<20, 100, 64<<20)
+	f("67108864", "", "", 24<<20, 200, 64<<20/10*9-24<<20)
+	f("67108864", "1GiB", "", math.MaxInt64, 200, 64<<20/10*9-24<<20)
+	f("16777216", "", "", 24<<20, 200, 1<<20)
 }

@@ -109,6 +109,17 @@ func TestAnswersThroughTheirLives(t *testing.T) {
 		scene{time.Second, nil, "nothing", "stale NXDOMAIN 30 ede=19"},
 		scene{time.Minute - time.Second, nil, "nothing", "stale NXDOMAIN 30 ede=19"},
 		scene{time.Second, nil, "nothing", "nothing"})
+	play(t, "a SOA record that ends before its minimum", nil,
+		scene{0, []string{"NXDOMAIN", soa(100, 300)}, "fresh NXDOMAIN 100", ""},
+		scene{100*time.Second - time.Millisecond, nil, "fresh NXDOMAIN 1", ""},
+		scene{time.Millisecond, nil, "nothing", ""})
+	play(t, "no name at the end of an alias", nil,
+		scene{0, []string{"NXDOMAIN", "www.example.com. 1000 IN CNAME no.example.com.", soa(600, 300)}, "fresh NXDOMAIN 300 300", ""},
+		scene{299 * time.Second, nil, "fresh NXDOMAIN 1 1", ""},
+		scene{time.Second, nil, "nothing", ""})
+	play(t, "a SOA record that forbids it", func(o *Options) { o.MinTTL = time.Hour },
+		scene{0, []string{"NXDOMAIN", soa(600, 0)}, "nothing", "nothing"},
+		scene{0, []string{soa(0, 600)}, "nothing", "nothing"})
 	play(t, "no data", nil,
 		scene{0, []string{soa(600, 300)}, "fresh NOERROR 300", ""},
 		scene{300 * time.Second, nil, "nothing", "stale NOERROR 30 ede=3"},
@@ -135,6 +146,14 @@ func TestAnswersThroughTheirLives(t *testing.T) {
 	play(t, "no clamp for errors", func(o *Options) { o.MinTTL = time.Hour },
 		scene{0, servfail, "fresh SERVFAIL", "nothing"},
 		scene{time.Second, nil, "nothing", "nothing"})
+	play(t, "no cut for errors", func(o *Options) { o.MaxTTL, o.MaxNegativeTTL = time.Second, time.Second },
+		scene{0, servfail, "fresh SERVFAIL", ""},
+		scene{time.Second, servfail, "fresh SERVFAIL", ""},
+		scene{1999 * time.Millisecond, nil, "fresh SERVFAIL", ""},
+		scene{time.Millisecond, nil, "nothing", ""})
+	play(t, "no min TTL for negative answers", func(o *Options) { o.MinTTL = time.Hour },
+		scene{0, noName, "fresh NXDOMAIN 300", ""},
+		scene{300 * time.Second, nil, "nothing", ""})
 	play(t, "never stale", func(o *Options) { o.MaxStale = 0 },
 		scene{0, positive, "", ""},
 		scene{100 * time.Second, nil, "nothing", "nothing"})

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 // Why a message is not the answer to a query.
@@ -265,6 +267,15 @@ func (a Answer) TTL() uint32 { return a.ttl }
 
 // Len returns how many octets a keeps.
 func (a Answer) Len() int { return cap(a.data) }
+
+// String returns the answer for people, in the format of zone files.
+func (a Answer) String() string {
+	var m dns.Msg
+	if err := m.Unpack(a.data[:a.messageLen]); err != nil {
+		return "unprintable answer: " + err.Error()
+	}
+	return m.String()
+}
 
 // Terms are on what terms an answer is passed on. The zero Terms are for one
 // that has just come, and pass on what it says.

@@ -402,15 +402,18 @@ func TestAnAnswerStaysTheSame(t *testing.T) {
 	if got := show(t, a.AppendReply(nil, q, wire.Terms{})); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
+	if got := a.String(); !strings.Contains(got, "example.com.\t60\tIN\tA\t192.0.2.1") {
+		t.Errorf("people see %s", got)
+	}
 	if a.IsZero() || a.Len() < len(message)/2 {
 		t.Errorf("got %d octets", a.Len())
 	}
 }
 
-func TestTheZeroAnswerIsNone(t *testing.T) {
+func TestNoAnswerIsPrintedAsSuch(t *testing.T) {
 	var a wire.Answer
-	if !a.IsZero() || a.Len() != 0 {
-		t.Errorf("it has %d octets", a.Len())
+	if !a.IsZero() || a.Len() != 0 || a.String() == "" {
+		t.Errorf("got %s", a)
 	}
 }
 
