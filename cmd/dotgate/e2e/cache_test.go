@@ -5,6 +5,8 @@ package e2e
 import (
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -193,5 +195,114 @@ func TestStaleAnswersBridgeAnOutageAndNothingElse(t *testing.T) {
 	time.Sleep(time.Second)
 	for i := range names {
 		mustBeFresh(i)
+	}
+}
+
+func TestWhatIsCachedAndWhatIsNot(t *testing.T) {
+	s := startUpstream(t, dottest.Options{CountNames: true})
+	servers := []*dottest.Server{s}
+	g := startGateway(t, []string{url(s.Addr())}, "DOTGATE_CACHE_MIN_TTL=1h")
+	f := func(name string, cached bool) {
+		t.Helper()
+		ask(t, g.addr, name)
+		before := askedFor(servers, name+".")
+		for range 2 {
+			ask(t, g.addr, name)
+		}
+		if n := askedFor(servers, name+".") - before; (n == 0) != cached || !cached && n < 2 {
+			t.Errorf("%s: two more queries cost %d more", name, n)
+		}
+	}
+	f("www.example.com", true)
+	f("nxdomain.example.com", true)
+	f("blocked.example.com", true) // no SOA record
+	f("nodata.example.com", true)
+	f("servfail.example.com", true)
+	f("refused.example.com", true)
+	f("ttl0.example.com", false)
+	f("tc.example.com", false)
+	time.Sleep(1100 * time.Millisecond)
+	before := askedFor(servers, "servfail.example.com.")
+	ask(t, g.addr, "servfail.example.com")
+	if askedFor(servers, "servfail.example.com.") == before {
+		t.Error("an error is kept for more than a second, or as long as min_ttl")
+	}
+	s.Set(dottest.Fault{Never: true})
+	ask(t, g.addr, "ours.example.com")
+	s.Set()
+	within(t, 5*time.Second, "an answer in place of our own failure", func() bool {
+		r, _ := ask(t, g.addr, "ours.example.com")
+		return r.Rcode == dns.RcodeSuccess
+	})
+}
+
+// Three hits make it popular; who comes in the last tenth has it renewed, and
+// nobody waits.
+func TestThePopularIsRenewedBeforeAnybodyHasToWait(t *testing.T) {
+	const name = "ttl5.example.com"
+	servers, g := farUpstreams(t)
+	begin := time.Now()
+	ask(t, g.addr, name)
+	came := time.Now()
+	for range 3 {
+		ask(t, g.addr, name)
+	}
+	f := func(at time.Duration, asked int) {
+		t.Helper()
+		time.Sleep(time.Until(came.Add(at)))
+		r, took := ask(t, g.addr, name)
+		if len(r.Answer) != 1 || ede(r) != 0xffff || took > 100*time.Millisecond {
+			t.Errorf("%v after the first: after %v\n%v", time.Since(begin), took, r)
+		}
+		if n := askedFor(servers, name+"."); n != asked {
+			t.Errorf("%v after the answer, upstreams have been asked %d times, want %d", at, n, asked)
+		}
+	}
+	first := askedFor(servers, name+".") // a hedge may have been one
+	f(4*time.Second, first)
+	f(4600*time.Millisecond, first)
+	within(t, 250*time.Millisecond, "the renewal", func() bool { return askedFor(servers, name+".") == first+1 })
+	f(4900*time.Millisecond, first+1)
+	f(5200*time.Millisecond, first+1)
+}
+
+func TestTheCacheOutlivesTheProcess(t *testing.T) {
+	s := startUpstream(t, dottest.Options{CountNames: true})
+	servers, urls := []*dottest.Server{s}, []string{url(s.Addr())}
+	file := filepath.Join(t.TempDir(), "cache")
+	const name = "www.example.com"
+	ttl := func(asked int) uint32 {
+		t.Helper()
+		g := startGateway(t, urls, "DOTGATE_CACHE_FILE="+file)
+		defer g.stop(t)
+		r, _ := ask(t, g.addr, name)
+		if n := askedFor(servers, name+"."); len(r.Answer) != 1 || n != asked {
+			t.Errorf("the upstream was asked %d times, want %d:\n%v", n, asked, r)
+		}
+		return r.Answer[0].Header().Ttl
+	}
+	if got := ttl(1); got != 300 {
+		t.Errorf("TTL %d", got)
+	}
+	if info, err := os.Stat(file); err != nil || info.Mode() != 0o600 {
+		t.Fatalf("the file: %v, %v", info, err)
+	}
+	time.Sleep(2 * time.Second)
+	if got := ttl(1); got > 298 || got < 290 {
+		t.Errorf("two seconds later, TTL %d", got)
+	}
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content[len(content)/2] ^= 1
+	if err := os.WriteFile(file, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := ttl(2); got != 300 {
+		t.Errorf("from a damaged file, TTL %d", got)
+	}
+	if got := ttl(2); got < 290 { // the damaged one has been replaced
+		t.Errorf("TTL %d", got)
 	}
 }
