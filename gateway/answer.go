@@ -22,6 +22,7 @@ const (
 	send                     // the reply is there
 	sendAndRenew             // the same, and the answer in the cache is to be renewed
 	ask                      // only the Resolver knows; a slot has been taken
+	pass                     // it is a query like any other, for the cache or the Resolver
 )
 
 // answerNow appends the reply to packet if it can be had at once. It doesn't
@@ -30,7 +31,7 @@ const (
 // If the next step is ask, q borrows packet, and the caller hands its clone to
 // answerLater and then gives the slot back. If it is sendAndRenew, the caller
 // hands the clone to renew.
-func (g *Gateway) answerNow(dst, packet []byte, via wire.Transport, t *tally) (reply []byte, q wire.Query, next step) {
+func (g *Gateway) answerNow(dst, packet []byte, from *client, t *tally) (reply []byte, q wire.Query, next step) {
 	defer func() {
 		if v := recover(); v != nil {
 			g.panics.report(v)
@@ -38,14 +39,17 @@ func (g *Gateway) answerNow(dst, packet []byte, via wire.Transport, t *tally) (r
 			reply, next = dst, ignore
 		}
 	}()
-	q, refusal, outcome, ok := verify(packet, via)
-	switch {
-	case refusal != nil:
-		t.count(outcome)
-		return q.AppendError(dst, refusal.RCode, explanation(refusal)), q, send
-	case !ok:
+	q, refusal, outcome, ok := verify(packet, from.via)
+	if !ok && refusal == nil {
 		t.count(outcome)
 		return dst, q, ignore
+	}
+	if reply, next = g.screen(dst, &q, from, refusal, t); next != pass {
+		return reply, q, next
+	}
+	if refusal != nil {
+		t.count(outcome)
+		return q.AppendError(dst, refusal.RCode, explanation(refusal)), q, send
 	}
 	reply, found := g.cache.Append(dst, q)
 	if found != cache.Nothing {

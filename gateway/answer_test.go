@@ -215,7 +215,7 @@ func TestAnswerNowDoesNotAllocate(t *testing.T) {
 		t.Fatal(err)
 	}
 	var count tally
-	buffer := make([]byte, 0, wire.MaxUDPSize)
+	buffer, from := make([]byte, 0, wire.MaxUDPSize), localClient()
 	wanted := packed(withEDNS(query("example.com."), 1232), nil)
 	for name, packet := range map[string][]byte{
 		"ignored": unwanted["response"].packet,
@@ -223,7 +223,7 @@ func TestAnswerNowDoesNotAllocate(t *testing.T) {
 		"wanted":  wanted,
 	} {
 		if n := testing.AllocsPerRun(100, func() {
-			if _, _, next := g.answerNow(buffer, packet, wire.UDP, &count); next == ask {
+			if _, _, next := g.answerNow(buffer, packet, from, &count); next == ask {
 				g.slots.release()
 			}
 		}); n != 0 {

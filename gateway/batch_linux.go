@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"net"
+	"net/netip"
 	"os"
 	"syscall"
 	"unsafe"
@@ -18,6 +19,14 @@ type peer struct {
 
 // hasPort reports whether a packet can be sent to p.
 func (p *peer) hasPort() bool { return p.name.Port != 0 }
+
+// addr returns the IP address of p.
+func (p *peer) addr() netip.Addr {
+	if p.name.Family == unix.AF_INET {
+		return netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(&p.name)).Addr)
+	}
+	return netip.AddrFrom16(p.name.Addr).Unmap()
+}
 
 // A batchConn reads and writes many packets with one system call: recvmmsg and
 // sendmmsg. One goroutine may use it at a time; several may share a socket.

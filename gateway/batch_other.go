@@ -8,10 +8,13 @@ import (
 )
 
 // A peer is whom a packet is from or for.
-type peer struct{ addr netip.AddrPort }
+type peer struct{ name netip.AddrPort }
 
 // hasPort reports whether a packet can be sent to p.
-func (p *peer) hasPort() bool { return p.addr.Port() != 0 }
+func (p *peer) hasPort() bool { return p.name.Port() != 0 }
+
+// addr returns the IP address of p.
+func (p *peer) addr() netip.Addr { return p.name.Addr().Unmap().WithZone("") }
 
 // A batchConn reads and writes one packet at a time, for elsewhere there are no
 // calls for many.
@@ -26,7 +29,7 @@ func (b *batchConn) read(in []datagram, handle func([]datagram) (more bool)) err
 		if err != nil {
 			return err
 		}
-		d.packet, d.control, d.peer.addr = d.room[:n], d.controlRoom[:nn], from
+		d.packet, d.control, d.peer.name = d.room[:n], d.controlRoom[:nn], from
 		more = handle(in[:1])
 	}
 	return nil
@@ -34,7 +37,7 @@ func (b *batchConn) read(in []datagram, handle func([]datagram) (more bool)) err
 
 func (b *batchConn) write(out []datagram) (undelivered int) {
 	for i := range out {
-		if _, _, err := b.conn.WriteMsgUDPAddrPort(out[i].packet, out[i].control, out[i].peer.addr); err != nil {
+		if _, _, err := b.conn.WriteMsgUDPAddrPort(out[i].packet, out[i].control, out[i].peer.name); err != nil {
 			undelivered++
 		}
 	}

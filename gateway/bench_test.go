@@ -75,10 +75,10 @@ func BenchmarkUDPRefused(b *testing.B) { benchmarkUDP(b, unwanted["chaos"].packe
 func BenchmarkHit(b *testing.B) {
 	b.Run("without system calls", func(b *testing.B) {
 		s, packet := hitSocket(b, "127.0.0.1:0")
-		reply := make([]byte, 0, wire.MaxUDPSize)
+		reply, from := make([]byte, 0, wire.MaxUDPSize), localClient()
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, _, next := s.gateway.answerNow(reply, packet, wire.UDP, &s.tally); next != send {
+			if _, _, next := s.gateway.answerNow(reply, packet, from, &s.tally); next != send {
 				b.Fatal(next)
 			}
 		}
@@ -87,9 +87,9 @@ func BenchmarkHit(b *testing.B) {
 		s, packet := hitSocket(b, "127.0.0.1:0")
 		b.ReportAllocs()
 		b.RunParallel(func(pb *testing.PB) {
-			reply, count := make([]byte, 0, wire.MaxUDPSize), new(tally)
+			reply, from, count := make([]byte, 0, wire.MaxUDPSize), localClient(), new(tally)
 			for pb.Next() {
-				s.gateway.answerNow(reply, packet, wire.UDP, count)
+				s.gateway.answerNow(reply, packet, from, count)
 			}
 		})
 	})

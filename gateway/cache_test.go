@@ -104,7 +104,7 @@ func says(rcode wire.RCode) resolver {
 
 // exchange returns the reply to m, as both read loops and all goroutines make it.
 func (h *house) exchange(m *dns.Msg) *dns.Msg {
-	reply, q, next := h.answerNow(nil, packed(m, nil), wire.UDP, &h.tally)
+	reply, q, next := h.answerNow(nil, packed(m, nil), localClient(), &h.tally)
 	switch next {
 	case ask:
 		reply = h.answerLater(h.work, nil, q.Clone(), &h.tally)
@@ -332,7 +332,7 @@ func TestAThousandClientsAndOneExchange(t *testing.T) {
 func TestAnExchangeThatHasJustEndedIsNotRepeated(t *testing.T) {
 	inHouse(t, Options{}, func(h *house) {
 		packet := packed(query("www.EXAMPLE.com."), nil)
-		_, q, next := h.answerNow(nil, packet, wire.UDP, &h.tally)
+		_, q, next := h.answerNow(nil, packet, localClient(), &h.tally)
 		if next != ask {
 			t.Fatal(next)
 		}

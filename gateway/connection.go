@@ -48,10 +48,11 @@ type connection struct {
 	tally   *tally // of the listener
 
 	// The read loop's
-	in    *bufio.Reader
-	used  int     // of what is buffered in it; the last message, or 0
-	batch *[]byte // replies to be written before it waits for anything; or nil
-	held  int     // how many there are in batch
+	client client
+	in     *bufio.Reader
+	used   int     // of what is buffered in it; the last message, or 0
+	batch  *[]byte // replies to be written before it waits for anything; or nil
+	held   int     // how many there are in batch
 
 	// underWay holds one element for each query from when it is read until its
 	// reply is written. Whoever puts a reply into replies has put one there, and
@@ -83,6 +84,7 @@ func newConnection(g *Gateway, nc stream, t *tally) *connection {
 		gateway:  g,
 		nc:       nc,
 		tally:    t,
+		client:   client{addr: addrOf(nc.RemoteAddr()), via: wire.TCP},
 		in:       bufio.NewReaderSize(nc, packetSize),
 		underWay: make(chan struct{}, g.options.MaxPipelined),
 		replies:  make(chan *[]byte, g.options.MaxPipelined),
@@ -154,7 +156,7 @@ func (c *connection) take(work context.Context, message []byte) bool {
 		c.batch = buffers.Get().(*[]byte)
 	}
 	start := len(*c.batch)
-	reply, q, next := c.gateway.answerNow(append(*c.batch, 0, 0), message, wire.TCP, c.tally)
+	reply, q, next := c.gateway.answerNow(append(*c.batch, 0, 0), message, &c.client, c.tally)
 	*c.batch = reply[:start]
 	switch next {
 	case send, sendAndRenew:

@@ -24,6 +24,9 @@ const patience = 5 * time.Second
 
 var loopback = netip.MustParseAddrPort("127.0.0.1:0")
 
+// localClient is one on this host.
+func localClient() *client { return &client{addr: loopback.Addr()} }
+
 type resolver func(context.Context, wire.Query) (wire.Answer, error)
 
 func (r resolver) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) { return r(ctx, q) }

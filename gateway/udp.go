@@ -49,6 +49,7 @@ type udpSocket struct {
 	in, out []datagram
 	late    outbox
 	queries sync.WaitGroup // those that wait for the Resolver
+	client  client         // whose packet the read loop is at
 	tally   tally
 }
 
@@ -154,7 +155,8 @@ func (s *udpSocket) handle(work context.Context, in []datagram) {
 			s.tally.count(IgnoredSource)
 			continue
 		}
-		reply, q, next := s.gateway.answerNow(out.room[:0], d.packet, wire.UDP, &s.tally)
+		s.client.addr = d.peer.addr()
+		reply, q, next := s.gateway.answerNow(out.room[:0], d.packet, &s.client, &s.tally)
 		source := replySource(d.control)
 		switch next {
 		case send, sendAndRenew:
