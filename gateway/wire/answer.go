@@ -15,6 +15,8 @@ var (
 	ErrWrongQuestion = errors.New("response to another question")
 	ErrTruncated     = errors.New("truncated response")
 	ErrMalformed     = errors.New("malformed response")
+	// ErrForeign is an ErrWrongQuestion too: some of the answer is to another one.
+	ErrForeign = fmt.Errorf("%w: records of names that were not asked for", ErrWrongQuestion)
 )
 
 // An Answer is a verified response to a Query. Only ParseAnswer makes one.
@@ -22,8 +24,8 @@ var (
 // It owns its bytes and never changes, so a cache and any number of waiting
 // clients may share it. The zero Answer is none.
 type Answer struct {
-	// data is, in one allocation: the message without its OPT record, the EDE
-	// options of that OPT record, and the offset of each TTL in two octets.
+	// data is, in one allocation: the message without its OPT record, those
+	// options of the OPT record that clients get to see, and the offset of each TTL in two octets.
 	data       []byte
 	messageLen uint16
 	edeLen     uint16
@@ -66,7 +68,9 @@ const noSOATTL = 10
 // the caller's.
 //
 // A response without a question counts if its code says that the question was
-// not understood or not answered (RFC 1035 section 4.1.1 asks for no more).
+// not understood or not answered (RFC 1035 section 4.1.1 asks for no more). One
+// that has, in its answer section, a record whose owner neither is the name asked
+// for nor is led to from there by CNAME and DNAME records is none.
 func ParseAnswer(q Query, message []byte) (Answer, error) {
 	if len(message) < headerLen || len(message) > MaxSize {
 		return Answer{}, ErrMalformed
@@ -84,11 +88,13 @@ func ParseAnswer(q Query, message []byte) (Answer, error) {
 	}
 	var room [64]uint16 // more records than that are rare, and then allocate
 	found, ok := walk(message, off, q.Type(), room[:0])
-	if !ok {
+	switch {
+	case !ok:
 		return Answer{}, ErrMalformed
-	}
-	if off == headerLen && len(found.ttls) > 0 {
+	case off == headerLen && len(found.ttls) > 0:
 		return Answer{}, ErrWrongQuestion
+	case found.strays > 0 && !found.chain.holds(message, off):
+		return Answer{}, ErrForeign
 	}
 	return assemble(q, message, off, found), nil
 }
@@ -129,13 +135,16 @@ type parts struct {
 	least  uint32 // of the TTLs that stay, and of the minimum of a SOA
 	hasSOA bool   // in the authority section
 	hasOne bool   // of the type asked for, in the answer section
+
+	chain  chain // of the answer section
+	strays int   // records of the answer section that are not on it as far as it was known
 }
 
 // note takes down what r, which stays, means for how long the answer is good.
 func (p *parts) note(message []byte, r record, section int, asked Type) {
 	p.least = min(p.least, soundTTL(r.ttl))
 	switch {
-	case section == 1 && (r.typ == asked || asked == typeANY):
+	case section == 1 && (r.typ == asked || asked == TypeANY):
 		p.hasOne = true
 	case section == 2 && r.typ == typeSOA: // RFC 2308 section 5
 		p.hasSOA = true
@@ -159,7 +168,7 @@ func soundTTL(ttl uint32) uint32 {
 // it could not move up, as names in them may point into each other; being
 // additional, they are dropped.
 func walk(message []byte, off int, asked Type, ttls []uint16) (parts, bool) {
-	p := parts{ttls: ttls, end: len(message), least: 1<<31 - 1}
+	p := parts{ttls: ttls, end: len(message), least: 1<<31 - 1, chain: newChain()}
 	for section := 1; section <= 3; section++ {
 		for range binary.BigEndian.Uint16(message[4+2*section:]) {
 			r, ok := parseRecord(message, off, p.ttls)
@@ -180,6 +189,9 @@ func walk(message []byte, off int, asked Type, ttls []uint16) (parts, bool) {
 			if !validData(message, r, p.ttls) { // with its own TTL among them
 				return p, false
 			}
+			if section == 1 && !p.chain.take(message, r, off) {
+				p.strays++
+			}
 			if !p.hasOPT {
 				p.note(message, r, section, asked)
 			}
@@ -197,8 +209,8 @@ func assemble(q Query, message []byte, off int, p parts) Answer {
 	if p.hasOPT {
 		options = p.opt.rdata(message)
 		a.rcode |= RCode(p.opt.ttl>>24) << 4
-		for ede := range edeOptions(options) {
-			edeLen += len(ede)
+		for option := range q.keptOptions(options) {
+			edeLen += len(option)
 		}
 	}
 	messageLen := int(q.questionEnd) + p.end - off
@@ -208,8 +220,8 @@ func assemble(q Query, message []byte, off int, p parts) Answer {
 	a.data = append(a.data, message[off:p.end]...)
 	binary.BigEndian.PutUint16(a.data[4:], 1)
 	binary.BigEndian.PutUint16(a.data[10:], binary.BigEndian.Uint16(a.data[10:])-p.cut)
-	for ede := range edeOptions(options) {
-		a.data = append(a.data, ede...)
+	for option := range q.keptOptions(options) {
+		a.data = append(a.data, option...)
 	}
 	for _, at := range p.ttls {
 		a.data = binary.BigEndian.AppendUint16(a.data, at)
@@ -236,13 +248,15 @@ func (p *parts) meaning(rcode RCode) (Kind, uint32) {
 	return kind, p.least
 }
 
-// edeOptions yields the Extended DNS Errors in the data of an OPT record, each
-// with its code and length. They are the only options that are not hop by hop.
-func edeOptions(rdata []byte) func(yield func([]byte) bool) {
+// keptOptions yields the options in the data of an OPT record that are not hop by
+// hop, each with its code and length: Extended DNS Errors, and what the answer to
+// a client's own subnet says about it (RFC 7871 section 7.2.2).
+func (q Query) keptOptions(rdata []byte) func(yield func([]byte) bool) {
 	return func(yield func([]byte) bool) {
 		for len(rdata) > 0 {
-			n := 4 + int(binary.BigEndian.Uint16(rdata[2:]))
-			if binary.BigEndian.Uint16(rdata) == ednsOptionEDE && n >= 6 && !yield(rdata[:n]) {
+			code, n := binary.BigEndian.Uint16(rdata), 4+int(binary.BigEndian.Uint16(rdata[2:]))
+			kept := code == ednsOptionEDE && n >= 6 || code == ednsOptionSubnet && q.scoped
+			if kept && !yield(rdata[:n]) {
 				return
 			}
 			rdata = rdata[n:]
@@ -299,7 +313,7 @@ func (a Answer) AppendReply(dst []byte, q Query, t Terms) []byte {
 	room := q.room()
 	optLen := 0
 	if q.edns {
-		optLen = optFixedLen
+		optLen = optFixedLen + len(q.extra)
 	}
 	flags := q.replyFlags() | q.rcodeFlags(a.rcode)
 	if q.wantsAD() {
@@ -339,7 +353,8 @@ func (a Answer) appendOPT(dst []byte, q Query, options []byte, ours EDE) []byte 
 	if !q.edns {
 		return dst
 	}
-	dst = appendOPT(dst, a.rcode, q.do, ours.size()+len(options))
+	dst = appendOPT(dst, a.rcode, q.do, len(q.extra)+ours.size()+len(options))
+	dst = append(dst, q.extra...)
 	if ours != (EDE{}) {
 		dst = appendEDE(dst, ours)
 	}

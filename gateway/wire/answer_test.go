@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +32,7 @@ const (
 	wrongQuestion = "response to another question"
 	truncated     = "truncated response"
 	malformed     = "malformed response"
+	foreign       = wrongQuestion + ": records of names that were not asked for"
 )
 
 func TestResponsesToTheQuestionAreAnswers(t *testing.T) {
@@ -93,6 +95,81 @@ func TestOtherMessagesAreNoAnswers(t *testing.T) {
 	f("flags qr; "+q+"opt 1232; opt 1232", malformed) // RFC 6891 section 6.1.1
 }
 
+// RFC 1034 section 3.6.2, RFC 6672 section 3.1: an answer is about the name that
+// was asked for, and those that aliases lead to.
+func TestAnAnswerHasNoRecordsOfOtherNames(t *testing.T) {
+	f := func(text, want string) {
+		t.Helper()
+		for _, more := range []string{"", "; compress"} {
+			if got := judge(t, "question www.Example.com. A", pack(t, "flags qr; question wWw.example.com. A; "+text+more)); got != want {
+				t.Errorf("%s: got %s, want %s", text, got, want)
+			}
+		}
+	}
+	const (
+		a      = "; answer a.example.net. 60 IN A 192.0.2.1"
+		evil   = "; answer www.example.org. 60 IN A 192.0.2.66"
+		toA    = "answer www.example.com. 60 IN CNAME b.example.com.; answer B.example.com. 60 IN CNAME a.example.net."
+		signed = " A 8 2 60 20300101000000 20200101000000 1 example.com. AAAA"
+		dname  = "answer example.com. 60 IN DNAME example.net.; answer www.example.com. 60 IN CNAME www.example.net."
+	)
+	f("answer WWW.example.COM. 60 IN A 192.0.2.1", "NOERROR")
+	f(toA+a, "NOERROR")
+	f(a+"; answer b.example.com. 60 IN CNAME a.example.net.; answer www.example.com. 60 IN CNAME b.example.com.", "NOERROR") // no order is asked for
+	f(toA+"; answer www.example.com. 60 IN RRSIG"+strings.Replace(signed, " A ", " CNAME ", 1), "NOERROR")
+	f(toA, "NOERROR")
+	f("answer www.example.com. 60 IN CNAME www.example.com.", "NOERROR") // a loop is for the client to see
+	f(dname+"; answer www.example.net. 60 IN A 192.0.2.1", "NOERROR")
+	f(dname+"; answer example.com. 60 IN RRSIG"+strings.Replace(signed, " A ", " DNAME ", 1), "NOERROR")
+
+	f("answer www.example.org. 60 IN A 192.0.2.66", foreign)
+	f("answer www.example.com. 60 IN A 192.0.2.1"+evil, foreign)
+	f(toA+a+evil, foreign)
+	f("answer example.com. 60 IN A 192.0.2.1", foreign)
+	f("answer . 60 IN A 192.0.2.1", foreign)
+	f("answer x.www.example.com. 60 IN A 192.0.2.1", foreign)
+	f("answer www.example.org. 60 IN CNAME www.example.com.", foreign)
+	f("answer ample.com. 60 IN DNAME example.net.", foreign)
+	f("answer www.example.com. 60 IN A 192.0.2.1; answer www.example.org. 60 IN RRSIG"+signed, foreign)
+	f("answer www.example.com. 60 IN A 192.0.2.1; answer example.com. 60 IN RRSIG"+signed, foreign)
+}
+
+// TestChainsEnd has a hostile upstream make chains as long as messages allow.
+func TestChainsEnd(t *testing.T) {
+	f := func(n int, reverse bool, want string) {
+		t.Helper()
+		m := &dns.Msg{Compress: true}
+		m.SetQuestion("0.example.com.", dns.TypeA).Response = true
+		for i := range n {
+			rr, err := dns.NewRR(fmt.Sprintf("%d.example.com. 60 IN CNAME %d.example.com.", i, i+1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.Answer = append(m.Answer, rr)
+		}
+		if reverse {
+			slices.Reverse(m.Answer)
+		}
+		message, err := m.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if got := judge(t, "question 0.example.com. A", message); got != want {
+			t.Errorf("%d aliases: got %s, want %s", n, got, want)
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("%d aliases: took %v", n, took)
+		}
+	}
+	f(31, false, "NOERROR")
+	f(31, true, "NOERROR")
+	f(33, false, foreign)
+	f(33, true, foreign)
+	f(1500, false, foreign)
+	f(500, true, foreign)
+}
+
 // Type and class differ from 1 in the bit that distinguishes letters' case.
 func TestTypeAndClassHaveNoCase(t *testing.T) {
 	if got := judge(t, "question example.com. TYPE65", pack(t, "flags qr; question example.com. TYPE97")); got != wrongQuestion {
@@ -135,7 +212,11 @@ func TestMalformedRecordsAreRefusedWherever(t *testing.T) {
 			counts := [3]string{"0000", "0000", "0000"}
 			counts[section] = "0001"
 			message := unhex(t, "abcd 8000 0001"+strings.Join(counts[:], "")+q+records)
-			if got := judge(t, "question a. A", message); got != want {
+			got := judge(t, "question a. A", message)
+			if got == foreign && section == 0 {
+				got = "NOERROR" // only what is well-formed can be of another name
+			}
+			if got != want {
 				t.Errorf("%s in section %d: got %s, want %s", records, section+1, got, want)
 			}
 		}
@@ -202,7 +283,7 @@ func TestMalformedRecordsAreRefusedWherever(t *testing.T) {
 
 func TestNamesMayNotLeadThroughAnotherTTL(t *testing.T) {
 	const (
-		q     = "abcd 8000 0001 0002 0000 0000 01 61 00 0001 0001"
+		q     = "abcd 8000 0001 0000 0002 0000 01 61 00 0001 0001"
 		first = "00 0010 0001 01620000 0003 02 01 00" // TXT at 19, its TTL at 24, its data at 30
 	)
 	f := func(name, want string) {
@@ -230,7 +311,7 @@ func TestNamesMayNotLeadThroughAnotherTTL(t *testing.T) {
 // RFC 1035 section 4.1.4: "a prior occurrence of the same name"
 func TestAPointerLeadsToANameThatEndsBeforeIt(t *testing.T) {
 	const (
-		q    = "abcd 8000 0001 0002 0000 0000 01 61 00 0001 0001"
+		q    = "abcd 8000 0001 0000 0002 0000 01 61 00 0001 0001"
 		txt  = "00 0010 0001 00000000 0003" // at 19, its data at 30
 		rest = "0001 0001 00000000 0004 c0000201"
 	)
@@ -250,7 +331,7 @@ func TestPointersThatOnlyLeadToPointersEnd(t *testing.T) {
 	f := func(pointers int, want string) {
 		t.Helper()
 		// All pointers but the last one, the owner, are data of a TXT at 19.
-		message := unhex(t, "abcd 8000 0001 0002 0000 0000 01 61 00 0001 0001 00 0010 0001 00000000 0000")
+		message := unhex(t, "abcd 8000 0001 0000 0002 0000 01 61 00 0001 0001 00 0010 0001 00000000 0000")
 		binary.BigEndian.PutUint16(message[28:], uint16(2*pointers-2))
 		target := 12
 		for range pointers {
@@ -271,7 +352,7 @@ func TestPointersThatOnlyLeadToPointersEnd(t *testing.T) {
 func TestAnAnswerIsNoLargerThanAMessageCanBe(t *testing.T) {
 	f := func(size int, want string) {
 		t.Helper()
-		message := append(unhex(t, "abcd 8000 0001 0001 0000 0000 01 61 00 0001 0001 00 ff00 0001 00000000 0000"), make([]byte, size-30)...)
+		message := append(unhex(t, "abcd 8000 0001 0000 0001 0000 01 61 00 0001 0001 00 ff00 0001 00000000 0000"), make([]byte, size-30)...)
 		binary.BigEndian.PutUint16(message[28:], uint16(size-30))
 		if got := judge(t, "question a. A", message); got != want {
 			t.Errorf("%d octets: got %s, want %s", size, got, want)

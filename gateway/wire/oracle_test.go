@@ -182,6 +182,46 @@ func optionsOK(rdata []byte) bool {
 	return err == nil
 }
 
+// cookiesOK reports whether every cookie has one of the lengths of RFC 7873
+// section 4.
+func cookiesOK(rdata []byte) bool {
+	for at := 0; at+4 <= len(rdata); {
+		size := int(binary.BigEndian.Uint16(rdata[at+2:]))
+		if binary.BigEndian.Uint16(rdata[at:]) == dns.EDNS0COOKIE && size != 8 && (size < 16 || size > 40) {
+			return false
+		}
+		at += 4 + size
+	}
+	return true
+}
+
+// isOnChain reports whether all records of the answer section are of names that
+// the question leads to. Names are compared as text.
+func (d dissected) isOnChain() bool {
+	names := map[string]bool{strings.ToLower(d.qname): true}
+	for range d.records { // each round may add a name
+		for _, r := range d.records {
+			if cname, ok := r.rr.(*dns.CNAME); ok && r.section == 1 && names[strings.ToLower(r.header.Name)] && len(names) < 32 {
+				names[strings.ToLower(cname.Target)] = true
+			}
+		}
+	}
+	for _, r := range d.records {
+		owner, typ := strings.ToLower(r.header.Name), r.header.Rrtype
+		if typ == dns.TypeRRSIG && len(r.rdata) >= 2 {
+			typ = binary.BigEndian.Uint16(r.rdata)
+		}
+		on := names[owner]
+		for name := range names {
+			on = on || typ == dns.TypeDNAME && dns.IsSubDomain(owner, name)
+		}
+		if r.section == 1 && !on {
+			return false
+		}
+	}
+	return true
+}
+
 // hideOptions gives each option a code for local use.
 func hideOptions(rdata []byte) {
 	for at := 0; at+4 <= len(rdata); at += 4 + int(binary.BigEndian.Uint16(rdata[at+2:])) {
@@ -263,6 +303,14 @@ func isGoodQuery(m *dns.Msg) bool {
 		return false
 	}
 	opt := m.IsEdns0()
+	if opt != nil {
+		for _, option := range opt.Option {
+			cookie, ok := option.(*dns.EDNS0_COOKIE)
+			if ok && len(cookie.Cookie) != 16 && (len(cookie.Cookie) < 32 || len(cookie.Cookie) > 80) {
+				return false
+			}
+		}
+	}
 	return m.Question[0].Qclass == dns.ClassINET && areGoodRecords(m) && m.IsTsig() == nil && (opt == nil || opt.Version() == 0)
 }
 

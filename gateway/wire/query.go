@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/miekg/dns"
 )
@@ -31,6 +30,7 @@ var (
 	errRecords    = &Refusal{RCode: FormErr, Reason: "records in the answer or authority section"}
 	errAdditional = &Refusal{RCode: FormErr, Reason: "malformed additional section"}
 	errOPT        = &Refusal{RCode: FormErr, Reason: "malformed or repeated OPT record"} // RFC 6891 section 6.1.1
+	errCookie     = &Refusal{RCode: FormErr, Reason: "malformed cookie"}                 // RFC 7873 section 5.2.2
 	errTrailing   = &Refusal{RCode: FormErr, Reason: "garbage after the message"}
 	errVersion    = &Refusal{RCode: BadVers, Reason: "EDNS version above 0"} // RFC 6891 section 6.1.3
 	errTransfer   = &Refusal{RCode: Refused, Reason: "zone transfer", EDE: EDENotSupported}
@@ -44,12 +44,24 @@ var (
 // packet. It is small and meant to be passed by value.
 type Query struct {
 	packet      []byte
+	extra       []byte // options for the reply's OPT record, whole; meaningful with edns only
+	subnet      []byte // an ECS option for upstreams, whole, or nil
 	questionEnd uint16 // headerLen if there is no question to echo
 	udpSize     uint16 // as advertised; meaningful with edns only
+	cookie      span   // the data of its COOKIE option
+	ecs         span   // its Client Subnet option, whole
 	via         Transport
 	edns        bool // an OPT record came with it
 	do          bool
+	nsid        bool // asked for
+	keepalive   bool // asked for
+	scoped      bool // subnet is the client's own: the answer is for it alone
 }
+
+// A span is where something is in a packet. The zero span is nowhere.
+type span struct{ from, to uint16 }
+
+func (s span) of(packet []byte) []byte { return packet[s.from:s.to] }
 
 // ParseQuery verifies packet, which came in over via, and borrows it.
 //
@@ -133,12 +145,42 @@ func (q *Query) parseOPT(r record) *Refusal {
 		return errOPT
 	}
 	q.edns = true
+	if !q.noteOptions(r.end-r.rdataLen, r.end) {
+		return errCookie
+	}
 	q.do = r.ttl&ednsFlagDO != 0
 	q.udpSize = r.class
 	if version := byte(r.ttl >> 16); version != 0 {
 		return errVersion
 	}
 	return nil
+}
+
+// noteOptions takes note of those options between two offsets that a gateway has
+// to do with; all others are ignored (RFC 6891 section 6.1.2). It reports false
+// if there is a cookie of a length that no cookie has (RFC 7873 section 5.2.2).
+func (q *Query) noteOptions(at, end int) (ok bool) {
+	for at < end {
+		data := at + 4
+		next := data + int(binary.BigEndian.Uint16(q.packet[at+2:]))
+		switch binary.BigEndian.Uint16(q.packet[at:]) {
+		case ednsOptionCookie:
+			if n := next - data; n != clientCookieLen && (n < clientCookieLen+8 || n > clientCookieLen+32) {
+				return false
+			}
+			if q.cookie == (span{}) { // section 5.2.2: the first counts
+				q.cookie = span{uint16(data), uint16(next)}
+			}
+		case ednsOptionNSID:
+			q.nsid = true
+		case ednsOptionKeepalive:
+			q.keepalive = true
+		case ednsOptionSubnet:
+			q.ecs = span{uint16(at), uint16(next)}
+		}
+		at = next
+	}
+	return true
 }
 
 // NewQuery makes a query of our own for name, in presentation format, as
@@ -163,9 +205,15 @@ func NewQuery(name, recordType string) (Query, error) {
 	return q, nil
 }
 
-// Clone returns a Query with a packet of its own.
+// Clone returns a Query that borrows nothing from whoever made q.
 func (q Query) Clone() Query {
-	q.packet = slices.Clone(q.packet)
+	n := len(q.packet)
+	own := append(make([]byte, 0, n+len(q.extra)), q.packet...)
+	own = append(own, q.extra...)
+	q.packet, q.extra = own[:n:n], own[n:]
+	if q.scoped {
+		q.subnet = q.ecs.of(q.packet)
+	}
 	return q
 }
 
@@ -241,15 +289,16 @@ func (q Query) keyBits() (bits byte) {
 // set so that the answer says whether it was validated (RFC 6840 section 5.7),
 // and an OPT record of ours, padded to a multiple of 128 octets (RFC 8467).
 // Nothing of the client's OPT record but DO goes along (RFC 6891 section 6.2.1:
-// it is hop by hop).
+// it is hop by hop), unless WithSubnet or WithClientSubnet says otherwise.
 func (q Query) AppendUpstream(dst []byte, id uint16) []byte {
 	flags := uint16(flagRD|flagAD) | flagsOf(q.packet)&flagCD
 	start := len(dst)
 	dst = appendHeader(dst, id, flags, [4]uint16{1, 0, 0, 1})
 	dst = append(dst, q.question()...)
-	bare := len(dst) - start + optFixedLen + 4
+	bare := len(dst) - start + optFixedLen + len(q.subnet) + 4
 	pad := (padding - bare%padding) % padding
-	dst = appendOPT(dst, NoError, q.do, 4+pad)
+	dst = appendOPT(dst, NoError, q.do, len(q.subnet)+4+pad)
+	dst = append(dst, q.subnet...)
 	dst = append(dst, 0, ednsOptionPadding, 0, byte(pad))
 	return append(dst, zeros[:pad]...)
 }
@@ -286,28 +335,35 @@ func (q Query) rcodeFlags(rcode RCode) uint16 {
 // wantsAD reports whether the client understands AD (RFC 6840 section 5.8).
 func (q Query) wantsAD() bool { return q.do || flagsOf(q.packet)&flagAD != 0 }
 
-// AppendError appends a reply to q that is an error of our own. An EDE is sent
-// only if the client speaks EDNS, with as much of its text as q has room for.
-func (q Query) AppendError(dst []byte, rcode RCode, ede EDE) []byte {
-	start := len(dst)
-	counts := [4]uint16{}
+// replyCounts returns the counts of a reply without records: a question if there
+// is one to echo, an OPT record if there was one.
+func (q Query) replyCounts() (counts [4]uint16) {
 	if q.questionEnd > headerLen {
 		counts[0] = 1
 	}
 	if q.edns {
 		counts[3] = 1
 	}
-	dst = appendHeader(dst, ID(q.packet), q.replyFlags()|q.rcodeFlags(rcode), counts)
+	return counts
+}
+
+// AppendError appends a reply to q that is an error of our own. An EDE is sent
+// only if the client speaks EDNS, with as much of its text as q has room for.
+//
+// With the zero EDE, and unless q has reply options, it is no longer than q.
+func (q Query) AppendError(dst []byte, rcode RCode, ede EDE) []byte {
+	start := len(dst)
+	dst = appendHeader(dst, ID(q.packet), q.replyFlags()|q.rcodeFlags(rcode), q.replyCounts())
 	dst = append(dst, q.question()...)
 	switch {
 	case !q.edns:
 		return dst
 	case ede == (EDE{}):
-		return appendOPT(dst, rcode, q.do, 0)
+		return append(appendOPT(dst, rcode, q.do, len(q.extra)), q.extra...)
 	}
 	// Even 512 octets leave more than 200 behind the longest question.
-	left := q.room() - (len(dst) - start) - optFixedLen - edeFixedLen
+	left := q.room() - (len(dst) - start) - optFixedLen - len(q.extra) - edeFixedLen
 	ede.Text = cutText(ede.Text, left)
-	dst = appendOPT(dst, rcode, q.do, edeFixedLen+len(ede.Text))
-	return appendEDE(dst, ede)
+	dst = appendOPT(dst, rcode, q.do, len(q.extra)+edeFixedLen+len(ede.Text))
+	return appendEDE(append(dst, q.extra...), ede)
 }

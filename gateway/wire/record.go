@@ -134,11 +134,11 @@ func parseRecord(msg []byte, off int, ttls []uint16) (r record, ok bool) {
 func validData(msg []byte, r record, ttls []uint16) bool {
 	before, names, after := 0, 0, 0
 	switch r.typ {
-	case typeA:
+	case TypeA:
 		return r.rdataLen == 4
-	case typeAAAA:
+	case TypeAAAA:
 		return r.rdataLen == 16
-	case typeNS, typeMD, typeMF, typeCNAME, typeMB, typeMG, typeMR, typePTR, typeDNAME:
+	case typeNS, typeMD, typeMF, typeCNAME, typeMB, typeMG, typeMR, TypePTR, typeDNAME:
 		names = 1
 	case typeSOA:
 		names, after = 2, 20

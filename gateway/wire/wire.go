@@ -55,11 +55,13 @@ const (
 	NotImp   RCode = 4
 	Refused  RCode = 5
 	BadVers  RCode = 16
+
+	BadCookie RCode = 23 // RFC 7873 section 8
 )
 
 var rcodeNames = map[RCode]string{
 	NoError: "NOERROR", FormErr: "FORMERR", ServFail: "SERVFAIL", NXDomain: "NXDOMAIN",
-	NotImp: "NOTIMP", Refused: "REFUSED", BadVers: "BADVERS",
+	NotImp: "NOTIMP", Refused: "REFUSED", BadVers: "BADVERS", BadCookie: "BADCOOKIE",
 }
 
 func (r RCode) String() string {
@@ -74,7 +76,7 @@ func (r RCode) String() string {
 type Type uint16
 
 const (
-	typeA     Type = 1
+	TypeA     Type = 1
 	typeNS    Type = 2
 	typeMD    Type = 3
 	typeMF    Type = 4
@@ -83,24 +85,30 @@ const (
 	typeMB    Type = 7
 	typeMG    Type = 8
 	typeMR    Type = 9
-	typePTR   Type = 12
+	TypePTR   Type = 12
+	TypeHINFO Type = 13
 	typeMINFO Type = 14
 	typeMX    Type = 15
+	TypeTXT   Type = 16
 	typeRP    Type = 17
 	typeAFSDB Type = 18
 	typeRT    Type = 21
-	typeAAAA  Type = 28
+	TypeAAAA  Type = 28
 	typeSRV   Type = 33
 	typeKX    Type = 36
 	typeDNAME Type = 39
 	typeOPT   Type = 41
+	TypeDS    Type = 43
 	typeTSIG  Type = 250
 	typeIXFR  Type = 251
 	typeAXFR  Type = 252
-	typeANY   Type = 255
+	TypeANY   Type = 255
 )
 
-const classIN = 1
+const (
+	classIN = 1
+	classCH = 3
+)
 
 // EDE is an Extended DNS Error (RFC 8914): why a reply is an error. The zero
 // EDE says nothing and is not sent.
@@ -121,16 +129,25 @@ func (e EDE) size() int {
 type EDECode uint16
 
 const (
-	EDEOther          EDECode = 0
-	EDEStale          EDECode = 3
-	EDEProhibited     EDECode = 18
-	EDEStaleNXDomain  EDECode = 19
-	EDENotSupported   EDECode = 21
-	EDENoReachable    EDECode = 22
-	EDENetworkError   EDECode = 23
-	EDEInvalidData    EDECode = 24
-	ednsOptionEDE             = 15
-	ednsOptionPadding         = 12
+	EDEOther         EDECode = 0
+	EDEStale         EDECode = 3
+	EDEBlocked       EDECode = 15
+	EDEProhibited    EDECode = 18
+	EDEStaleNXDomain EDECode = 19
+	EDENotSupported  EDECode = 21
+	EDENoReachable   EDECode = 22
+	EDENetworkError  EDECode = 23
+	EDEInvalidData   EDECode = 24
+)
+
+// EDNS options that a gateway has to do with.
+const (
+	ednsOptionNSID      = 3  // RFC 5001
+	ednsOptionSubnet    = 8  // RFC 7871
+	ednsOptionCookie    = 10 // RFC 7873
+	ednsOptionKeepalive = 11 // RFC 7828
+	ednsOptionPadding   = 12 // RFC 7830
+	ednsOptionEDE       = 15 // RFC 8914
 )
 
 // The second 16 bits of a header, as one number.
