@@ -91,6 +91,8 @@ func setText(field reflect.Value, text string, address addressReader) error {
 		return err
 	case *slog.Level:
 		return setLevel(to, text)
+	case *netip.Prefix:
+		return setPrefix(to, text)
 	case encoding.TextUnmarshaler:
 		return to.UnmarshalText([]byte(text))
 	}
@@ -128,6 +130,23 @@ func setDuration(to *time.Duration, text string) error {
 		return fmt.Errorf("%q has no unit; write %ss or 500ms", text, text)
 	}
 	return fmt.Errorf("%q is not a duration; write one such as 5s, 500ms or 2m", text)
+}
+
+// setPrefix takes an address for a prefix of that address alone.
+func setPrefix(to *netip.Prefix, text string) error {
+	if p, err := netip.ParsePrefix(text); err == nil {
+		if p != p.Masked() {
+			return fmt.Errorf("%q has bits behind its length; %s is meant, or another length", text, p.Masked())
+		}
+		*to = p
+		return nil
+	}
+	a, err := netip.ParseAddr(text)
+	if err != nil || a.Zone() != "" {
+		return fmt.Errorf("%q is neither a prefix nor an address; write 192.0.2.0/24, 2001:db8::/32 or 192.0.2.1", text)
+	}
+	*to = netip.PrefixFrom(a, a.BitLen())
+	return nil
 }
 
 // setLevel takes the four names only; slog would take INFO+3 too.

@@ -1,13 +1,138 @@
 package gateway
 
-import "dotgate/gateway/wire"
+import (
+	"net/netip"
+	"time"
 
-// maxReplyOptions is the most that the EDNS options of one reply take.
-const maxReplyOptions = 128
+	"go4.org/netipx"
 
-// screen appends the reply to q where it depends on who asks, or where the name
-// is one of those that are answered here. The next step is pass if it doesn't.
-// With a refusal, q is good for an error only, and screen may prefer another.
+	"dotgate/gateway/wire"
+)
+
+const (
+	// maxReplyOptions is the most that the EDNS options of one reply take.
+	maxReplyOptions = 4 + 8 + serverCookieLen + 4 + maxNSID + 4 + 2
+	maxNSID         = 64
+	// refusalRate is how many queries a second whoever is not allowed gets a
+	// refusal for, and refusalBurst how many at once. That is for people who wonder
+	// why it does not work, and must be of no use to flood anybody.
+	refusalRate, refusalBurst = 5, 20
+)
+
+// An access tells who may ask, and how often.
+type access struct {
+	allow    *netipx.IPSet
+	refusals *limiter // for those who may not
+	limits   *limiter // for those who may; nil: there are none
+	exempt   *netipx.IPSet
+	cookies  cookies
+}
+
+func newAccess(o Options) (a access, err error) {
+	if a.allow, err = setOf(o.Allow); err != nil {
+		return a, err
+	}
+	if a.exempt, err = setOf(o.RateExempt); err != nil {
+		return a, err
+	}
+	if o.RateLimit > 0 {
+		a.limits = newLimiter(o.RateLimit, o.RateBurst)
+	}
+	a.refusals = newLimiter(refusalRate, refusalBurst)
+	a.cookies, err = newCookies(o.CookieSecret)
+	return a, err
+}
+
+func setOf(prefixes []netip.Prefix) (*netipx.IPSet, error) {
+	var b netipx.IPSetBuilder
+	for _, p := range prefixes {
+		b.AddPrefix(p)
+	}
+	return b.IPSet()
+}
+
+// screen appends the reply to q where it depends on who asks, or on how. The next
+// step is pass if it doesn't. With a refusal, q is good for an error only, and
+// screen may prefer another.
 func (g *Gateway) screen(dst []byte, q *wire.Query, from *client, refusal *wire.Refusal, t *tally) (reply []byte, next step) {
+	a := &g.access
+	if !a.allow.Contains(from.addr) {
+		if !a.refusals.take(from.addr) {
+			t.count(IgnoredClient)
+			return dst, ignore
+		}
+		t.count(RefusedClient)
+		return q.AppendError(dst, wire.Refused, wire.EDE{Code: wire.EDEProhibited}), send
+	}
+	cookie := g.addOptions(q, from)
+	if a.limits != nil && from.via == wire.UDP && cookie != goodCookie && !a.exempt.Contains(from.addr) && !a.limits.take(from.addr) {
+		return g.curb(dst, q, cookie, t)
+	}
+	switch {
+	case cookie == badCookie && from.via == wire.UDP && g.slots.crowded():
+		t.count(RefusedCookie)
+		return q.AppendError(dst, wire.BadCookie, wire.EDE{}), send
+	case refusal != nil && q.IsChaos():
+		return g.aboutSelf(dst, *q, t)
+	case refusal == nil && q.Type() == wire.TypeANY && from.via == wire.UDP:
+		return g.answerANY(dst, *q, t)
+	}
 	return dst, pass
+}
+
+// curb appends the reply to a query that is one too many and may be forged. It is
+// no longer than the query. Every other one gets none, so that there are fewer
+// replies than queries, too.
+func (g *Gateway) curb(dst []byte, q *wire.Query, cookie cookieState, t *tally) ([]byte, step) {
+	switch {
+	case t.curbed.Add(1)%2 == 0:
+		t.count(IgnoredRate)
+		return dst, ignore
+	case cookie == badCookie:
+		t.count(RefusedCookie)
+		return q.AppendError(dst, wire.BadCookie, wire.EDE{}), send
+	}
+	t.count(RefusedRate)
+	return q.AppendTruncated(dst), send
+}
+
+// A cookieState is what the cookie of a query is worth.
+type cookieState uint8
+
+const (
+	noCookie   cookieState = iota // none from a server, or too short for ours: a reply with one would be longer
+	badCookie                     // not ours, or not that client's
+	goodCookie                    // the client has had a reply of ours
+)
+
+// addOptions gives q the EDNS options for its reply that it asked for, and tells
+// what its cookie is worth.
+func (g *Gateway) addOptions(q *wire.Query, from *client) (state cookieState) {
+	options := from.options[:0]
+	if client, server := q.Cookie(); client != nil {
+		var room [serverCookieLen]byte
+		cookie, ok := g.access.cookies.check(room[:0], client, server, from.addr, time.Now())
+		options = wire.AppendCookie(options, client, cookie)
+		switch {
+		case ok:
+			state = goodCookie
+		case len(server) >= serverCookieLen:
+			state = badCookie
+		}
+	}
+	if q.WantsNSID() && g.options.NSID != "" {
+		options = wire.AppendNSID(options, g.options.NSID)
+	}
+	if q.WantsKeepalive() {
+		options = wire.AppendKeepalive(options, g.keepalive())
+	}
+	if len(options) > 0 {
+		*q = q.WithReplyOptions(options)
+	}
+	return state
+}
+
+// keepalive is the time-out of a connection in units of 100 ms (RFC 7828).
+func (g *Gateway) keepalive() uint16 {
+	return uint16(min(g.options.IdleTimeout/(100*time.Millisecond), 1<<16-1))
 }

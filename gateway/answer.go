@@ -59,6 +59,9 @@ func (g *Gateway) answerNow(dst, packet []byte, from *client, t *tally) (reply [
 		}
 		return reply, q, send
 	}
+	if reply, next = g.answerHere(dst, q, t); next != pass {
+		return reply, q, next
+	}
 	if g.slots.take() {
 		t.misses.Add(1)
 		return dst, q, ask
@@ -158,6 +161,9 @@ func (s *slots) take() bool {
 	}
 	return false
 }
+
+// crowded reports whether more than half of the slots are taken.
+func (s *slots) crowded() bool { return s.taken.Load() > s.max/2 }
 
 func (s *slots) release() {
 	if left := s.taken.Add(-1); left <= s.max/2 && s.full.Load() && s.full.CompareAndSwap(true, false) {

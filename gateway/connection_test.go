@@ -30,6 +30,8 @@ func (p *pipe) CloseWrite() error {
 	return nil
 }
 
+func (p *pipe) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv6loopback, Port: 1} }
+
 func (p *pipe) Write(b []byte) (int, error) {
 	p.writes++
 	return p.Conn.Write(b)

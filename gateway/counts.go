@@ -14,7 +14,8 @@ import (
 type Outcome uint8
 
 const (
-	Answered Outcome = iota // with an answer of the Resolver, be it an error
+	Answered        Outcome = iota // with an answer of the Resolver, be it an error
+	AnsweredLocally                // with what is known here: special names, CHAOS, ANY over UDP
 
 	// Failures of ours: the client got SERVFAIL.
 	Failed   // the Resolver had no answer
@@ -27,21 +28,31 @@ const (
 	RefusedOpcode    // NOTIMP: an opcode other than QUERY
 	RefusedVersion   // BADVERS: an EDNS version above 0
 	RefusedPolicy    // REFUSED: zone transfers, classes other than IN, TSIG
+	RefusedLoop      // REFUSED: a query of ours that came back
+
+	// Queries from whom we don't serve, or not as often.
+	RefusedClient // REFUSED: not in Options.Allow
+	RefusedRate   // over Options.RateLimit: told to come by TCP
+	RefusedCookie // the same with a bad cookie, or while many queries are under way: BADCOOKIE
 
 	// Packets that are no queries. Any reply could start a loop or amplify.
 	// Over TCP, the connection is closed.
 	IgnoredShort    // shorter than a header
 	IgnoredResponse // a response
 	IgnoredSource   // from port 0, where no reply can go
+	IgnoredClient   // not in Options.Allow, and too many
+	IgnoredRate     // over Options.RateLimit, every other one
 
 	outcomes int = iota
 )
 
 var outcomeNames = [outcomes]string{
-	Answered: "answered",
-	Failed:   "failed", TimedOut: "timed_out", Shed: "shed", Crashed: "crashed",
+	Answered: "answered", AnsweredLocally: "answered_locally",
+	Failed: "failed", TimedOut: "timed_out", Shed: "shed", Crashed: "crashed",
 	RefusedMalformed: "refused_malformed", RefusedOpcode: "refused_opcode",
 	RefusedVersion: "refused_version", RefusedPolicy: "refused_policy",
+	RefusedLoop: "refused_loop", RefusedClient: "refused_client", RefusedRate: "refused_rate", RefusedCookie: "refused_cookie",
+	IgnoredClient: "ignored_client", IgnoredRate: "ignored_rate",
 	IgnoredShort: "ignored_short", IgnoredResponse: "ignored_response", IgnoredSource: "ignored_source",
 }
 
@@ -105,6 +116,7 @@ type tally struct {
 	stale       atomic.Uint64
 	coalesced   atomic.Uint64
 	prefetches  atomic.Uint64
+	curbed      atomic.Uint64 // over Options.RateLimit, whatever became of it
 	waited      histogram
 	_           [64]byte
 }

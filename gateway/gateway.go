@@ -49,6 +49,9 @@ type Gateway struct {
 	resolver Resolver
 	options  Options
 	cache    *cache.Cache // never nil
+	access   access
+	zones    zones
+	chaos    map[string]string // by name, in wire format and lower case
 	slots    slots
 	flights  flights
 	behind   sync.WaitGroup // exchanges that no client's goroutine makes
@@ -75,7 +78,14 @@ func New(r Resolver, o Options) (*Gateway, error) {
 	if len(problems) > 0 {
 		return nil, errors.Join(problems...)
 	}
-	g := &Gateway{resolver: r, options: o, cache: o.Cache}
+	g := &Gateway{resolver: r, options: o, cache: o.Cache, chaos: newChaos(o)}
+	var err error
+	if g.access, err = newAccess(o); err != nil {
+		return nil, fmt.Errorf("gateway: %w", err)
+	}
+	if g.zones, err = newZones(o.ForwardLocal, o.NoApplicationDNS); err != nil {
+		return nil, fmt.Errorf("gateway.forward_local: %w", err)
+	}
 	if g.cache == nil {
 		g.cache = new(cache.Cache)
 	}

@@ -1,11 +1,14 @@
 package gateway
 
 import (
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"dotgate/gateway/cache"
+	"dotgate/gateway/wire"
 )
 
 // Options of a Gateway. A zero field means its default.
@@ -30,6 +33,42 @@ type Options struct {
 	// it is closed (RFC 7766 section 6.2.3). Default: 10 s.
 	IdleTimeout time.Duration `config:"idle_timeout"`
 
+	// Allow are the clients that are served; all others are refused, and past a
+	// few queries a second ignored. Default: this host, private addresses
+	// (RFC 1918, RFC 4193) and link-local ones.
+	Allow []netip.Prefix `config:"allow"`
+	// RateLimit is how many queries a second an IPv4 address, or an IPv6 /56,
+	// gets answered over UDP. Past it, every other query is told to come by TCP,
+	// where addresses can't be forged, and the rest is ignored; a client with a
+	// DNS cookie of ours goes on. Default: 0, no limit.
+	RateLimit int `config:"rate_limit"`
+	// RateBurst is how many queries may come at once on top of RateLimit.
+	// Default: 500.
+	RateBurst int `config:"rate_burst"`
+	// RateExempt are clients that RateLimit is not for. Default: none.
+	RateExempt []netip.Prefix `config:"rate_exempt"`
+	// CookieSecret are the secrets of DNS cookies (RFC 9018), each of 32
+	// hexadecimal digits: the first one makes them, all of them are accepted, so
+	// that it can be changed. Servers behind one address share them. Default: a
+	// random one, new with each process.
+	CookieSecret []string `config:"cookie_secret"`
+	// NSID is what clients are told that ask which server they have reached
+	// (RFC 5001). Default: nothing.
+	NSID string `config:"nsid"`
+	// Version, ID and Hostname are what is told about this server in the class
+	// CHAOS, as version.bind, id.server and hostname.bind (RFC 4892). Default:
+	// nothing, such queries are refused.
+	Version  string `config:"version_bind"`
+	ID       string `config:"id_server"`
+	Hostname string `config:"hostname_bind"`
+	// ForwardLocal are names that upstreams are asked for, although they and all
+	// below them would be answered here: special names (RFC 6761) and those of
+	// private addresses (RFC 6303). Default: none.
+	ForwardLocal []string `config:"forward_local"`
+	// NoApplicationDNS tells browsers, by use-application-dns.net not being there,
+	// not to use resolvers of their own. Default: false.
+	NoApplicationDNS bool `config:"no_application_dns"`
+
 	// Cache has the answers that need not be asked for. Nil: there is none.
 	Cache *cache.Cache `config:"-"`
 	// Log takes what an operator should see. Default: slog.Default.
@@ -46,6 +85,10 @@ func (o Options) withDefaults() Options {
 			netip.AddrPortFrom(netip.IPv6Loopback(), 5300),
 		}
 	}
+	if o.Allow == nil {
+		o.Allow = slices.Clone(nearby)
+	}
+	orDefault(&o.RateBurst, 500)
 	orDefault(&o.Timeout, 4*time.Second)
 	orDefault(&o.MaxQueries, 12000)
 	orDefault(&o.MaxConnections, 1024)
@@ -53,6 +96,13 @@ func (o Options) withDefaults() Options {
 	orDefault(&o.IdleTimeout, 10*time.Second)
 	orDefault(&o.Log, slog.Default())
 	return o
+}
+
+// nearby is this host and what can't be reached from elsewhere.
+var nearby = []netip.Prefix{
+	netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"),
+	netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("fc00::/7"),
 }
 
 func orDefault[T comparable](field *T, value T) {
@@ -82,6 +132,7 @@ func (o Options) Check(report func(option, problem string)) {
 			}
 		}
 	}
+	o.checkClients(report)
 	for _, d := range []struct {
 		option string
 		value  time.Duration
@@ -99,6 +150,49 @@ func (o Options) Check(report func(option, problem string)) {
 		}
 	}
 }
+
+// checkClients reports the options about who may ask, and what they are told.
+func (o Options) checkClients(report func(option, problem string)) {
+	if len(o.Allow) == 0 {
+		report("allow", "is empty: nobody could ask; 0.0.0.0/0 and ::/0 are everybody")
+	}
+	for option, prefixes := range map[string][]netip.Prefix{"allow": o.Allow, "rate_exempt": o.RateExempt} {
+		for _, p := range prefixes {
+			if !p.IsValid() || p.Addr().Is4In6() {
+				report(option, p.String()+" is no prefix; write 192.0.2.0/24, 2001:db8::/32 or an address")
+			}
+		}
+	}
+	if o.RateLimit < 0 || o.RateLimit > maxRate {
+		report("rate_limit", fmt.Sprintf("must be between 0, for no limit, and %d", maxRate))
+	}
+	if o.RateBurst <= 0 || o.RateBurst > maxRate {
+		report("rate_burst", fmt.Sprintf("must be between 1 and %d", maxRate))
+	}
+	for _, secret := range o.CookieSecret {
+		if _, err := parseCookieSecret(secret); err != nil {
+			report("cookie_secret", err.Error())
+		}
+	}
+	for _, text := range []struct {
+		option, value string
+		most          int
+	}{{"nsid", o.NSID, maxNSID}, {"version_bind", o.Version, maxChaos}, {"id_server", o.ID, maxChaos}, {"hostname_bind", o.Hostname, maxChaos}} {
+		if len(text.value) > text.most {
+			report(text.option, fmt.Sprintf("has %d octets; it must have %d at most", len(text.value), text.most))
+		}
+	}
+	for _, name := range o.ForwardLocal {
+		if _, err := wire.PackName(name); err != nil {
+			report("forward_local", err.Error())
+		}
+	}
+}
+
+const (
+	maxRate  = 1_000_000
+	maxChaos = 200
+)
 
 // covers reports whether a wildcard takes all that comes to another address, so
 // that there can't be both.

@@ -38,6 +38,8 @@ var owners = map[string]string{
 	"go.yaml.in/yaml/v3":             "configs",
 	"github.com/spf13/cobra":         "cmd/dotgate",
 	"golang.org/x/net":               "gateway",
+	"go4.org/netipx":                 "gateway",
+	"github.com/dchest/siphash":      "gateway",
 }
 
 func TestImportsFollowThePicture(t *testing.T) {
