@@ -5,9 +5,21 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"dotgate/upstreams"
 )
 
-const dotPort = 853 // RFC 7858 section 3.1
+const (
+	dotPort   = 853 // RFC 7858 section 3.1
+	plainPort = 53
+)
+
+func usualPort(protocol string) uint16 {
+	if protocol == upstreams.TLS {
+		return dotPort
+	}
+	return plainPort
+}
 
 // listenAddress reads where to listen: IP:port. Without an IP it is all
 // addresses of both families, [::], on which Go listens for IPv4 too.
@@ -35,8 +47,8 @@ func serverAddress(text string) (netip.AddrPort, error) {
 }
 
 // splitPort splits a URL's authority: "192.0.2.1:853", "[2001:db8::1]", or
-// "dns.example". The brackets go; a missing port is 853.
-func splitPort(authority string) (host string, port uint16, err error) {
+// "dns.example". The brackets go; a missing port is the usual one.
+func splitPort(authority string, usual uint16) (host string, port uint16, err error) {
 	rest := authority
 	if inner, bracket := strings.CutPrefix(authority, "["); bracket {
 		host, rest, _ = strings.Cut(inner, "]")
@@ -50,7 +62,7 @@ func splitPort(authority string) (host string, port uint16, err error) {
 		rest = authority[len(host):]
 	}
 	if rest == "" {
-		return host, dotPort, nil
+		return host, usual, nil
 	}
 	text, ok := strings.CutPrefix(rest, ":")
 	n, err := strconv.ParseUint(text, 10, 16)

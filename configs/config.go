@@ -29,6 +29,8 @@ type Config struct {
 	Cache   cache.Options   `config:"cache"`
 	// Upstreams are never empty, and no two have one name.
 	Upstreams []Upstream `config:"upstreams"`
+	// Routes are for names that have upstreams of their own. No two have one name.
+	Routes []Route `config:"routes"`
 	// Bootstrap serves the upstreams that have a host and no resolvers of their
 	// own to find it. It is in their Options already.
 	Bootstrap []string         `config:"bootstrap"`
@@ -151,13 +153,18 @@ func (l *loader) load(s Sources) (*Config, error) {
 	for _, setting := range l.settings {
 		g := layers.Get(setting.key).(given)
 		l.config.sources[setting.key] = g.from
-		if setting.key == "upstreams" {
-			l.config.Upstreams = l.upstreams(g)
+		switch setting.key {
+		case "upstreams":
+			l.config.Upstreams = l.upstreams("upstreams", g)
+			continue
+		case "routes":
+			l.config.Routes = l.routes(g)
 			continue
 		}
 		l.decode(setting, g, listenAddress)
 	}
 	l.shareBootstrap()
+	l.sharePolicy()
 	l.check()
 	if len(l.problems) > 0 {
 		return nil, l.problems.sorted(l.file)
@@ -195,6 +202,7 @@ func (l *loader) check() {
 	c.Gateway.Check(l.reporter("gateway"))
 	c.Cache.Check(l.reporter("cache"))
 	l.checkUpstreams()
+	l.checkRoutes()
 	l.checkBootstrap()
 	c.Balancer.Check(l.reporter("balancer"))
 	c.Health.Check(l.reporter("health"))

@@ -103,6 +103,7 @@ func TestPrecedence(t *testing.T) {
 		"cache.max_stale":            {"1h", "2h", "3h"},
 		"cache.file":                 {"/var/a.cache", "/var/b.cache", "/var/c.cache"},
 		"upstreams":                  {"[google]", "quad9", "tls://192.0.2.1"},
+		"routes":                     {"[corp.example=udp://192.0.2.1]", "corp.example=udp://192.0.2.2", "corp.example=tcp://192.0.2.3"},
 		"bootstrap":                  {"[192.0.2.1]", "192.0.2.2", "192.0.2.3"},
 		"balancer.policy":            {"latency", "latency", "latency"},
 		"health.interval":            {"1s", "2s", "3s"},

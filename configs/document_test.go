@@ -62,10 +62,10 @@ func TestDocumentShowsAnUpstream(t *testing.T) {
 		example += "  " + text
 	}
 	c := mustParse(t, example)
-	_, defaults := newLoader("").upstreamOn(entryKey(0), upstreams.Options{}, source{})
+	_, defaults := newLoader("").upstreamOn(entryKey("upstreams", 0), upstreams.Options{}, source{})
 	itsOwn := map[string]bool{"name": true, "addresses": true, "server_name": true}
-	for i, s := range settingsOf(entryKey(0)+".", reflect.ValueOf(&c.Upstreams[0]).Elem()) {
-		at, name := c.sources[s.key], strings.TrimPrefix(s.key, entryKey(0)+".")
+	for i, s := range settingsOf(entryKey("upstreams", 0)+".", reflect.ValueOf(&c.Upstreams[0]).Elem()) {
+		at, name := c.sources[s.key], strings.TrimPrefix(s.key, entryKey("upstreams", 0)+".")
 		if at.isDefault() {
 			t.Errorf("%s is not in the example:\n%s", name, example)
 			continue

@@ -16,8 +16,12 @@ func (c *Config) WriteEffective(w io.Writer) error {
 	var out bytes.Buffer
 	section := ""
 	for _, s := range settingsOf("", reflect.ValueOf(c).Elem()) {
-		if s.key == "upstreams" {
-			c.writeUpstreams(&out)
+		switch s.key {
+		case "upstreams":
+			c.writeUpstreams(&out, "", "upstreams", c.Upstreams)
+			continue
+		case "routes":
+			c.writeRoutes(&out)
 			continue
 		}
 		path := strings.Split(s.key, ".")
@@ -44,14 +48,26 @@ func writeSection(out *bytes.Buffer, open string, path []string) {
 	}
 }
 
-func (c *Config) writeUpstreams(out *bytes.Buffer) {
-	out.WriteString("upstreams:\n")
-	for i := range c.Upstreams {
-		name := "  - "
-		for _, s := range settingsOf(entryKey(i)+".", reflect.ValueOf(&c.Upstreams[i]).Elem()) {
-			c.writeSetting(out, name+strings.TrimPrefix(s.key, entryKey(i)+"."), s)
-			name = "    "
+func (c *Config) writeUpstreams(out *bytes.Buffer, indent, list string, all []Upstream) {
+	out.WriteString(indent + "upstreams:\n")
+	for i := range all {
+		name, key := indent+"  - ", entryKey(list, i)+"."
+		for _, s := range settingsOf(key, reflect.ValueOf(&all[i]).Elem()) {
+			c.writeSetting(out, name+strings.TrimPrefix(s.key, key), s)
+			name = indent + "    "
 		}
+	}
+}
+
+func (c *Config) writeRoutes(out *bytes.Buffer) {
+	if len(c.Routes) == 0 {
+		fmt.Fprintf(out, "routes: {} # %s\n", c.sources["routes"])
+		return
+	}
+	out.WriteString("routes:\n")
+	for _, r := range c.Routes {
+		fmt.Fprintf(out, "  %s:\n    policy: %s # %s\n", quote(r.Name), quote(r.Policy), c.sources[r.key()+".policy"])
+		c.writeUpstreams(out, "    ", r.key()+".upstreams", r.Upstreams)
 	}
 }
 

@@ -22,13 +22,17 @@ func effective(t *testing.T, c *Config) string {
 func effectiveLine(t *testing.T, c *Config, key string, from source) string {
 	t.Helper()
 	name := key[strings.LastIndexByte(key, '.')+1:]
-	if key == "upstreams" {
+	if key == "upstreams" || key == "routes" {
 		name = "addresses"
 	}
 	for line := range strings.Lines(effective(t, c)) {
 		if strings.HasPrefix(strings.TrimLeft(line, " "), name+": ") && strings.Contains(line, " # "+from.String()) {
 			if key == "upstreams" {
 				return line + strings.Join(append(upstreamNames(c), "tls://"+c.Upstreams[0].Name), " ")
+			}
+			if key == "routes" {
+				u := c.Routes[0].Upstreams[0]
+				return c.Routes[0].Name + "=" + u.Protocol + "://" + u.Addresses[0].Addr().String()
 			}
 			return line
 		}

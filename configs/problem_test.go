@@ -37,7 +37,7 @@ func TestFileProblems(t *testing.T) {
 
 	// Keys.
 	f("gatway: {}", "dotgate.yaml:1: gatway: does not exist; did you mean gateway?")
-	f("a:\n\nxyzzy: 1", "dotgate.yaml:1: a: does not exist; there are gateway, cache, upstreams, bootstrap,", "dotgate.yaml:3: xyzzy: does not exist")
+	f("a:\n\nxyzzy: 1", "dotgate.yaml:1: a: does not exist; there are gateway, cache, upstreams, routes, bootstrap,", "dotgate.yaml:3: xyzzy: does not exist")
 	f("gateway:\n  timout: 5s", "dotgate.yaml:2: gateway.timout: does not exist; did you mean timeout?")
 	f("Gateway:\n  timeout: 5s", "dotgate.yaml:1: Gateway: does not exist; did you mean gateway?")
 	f("gateway.timeout: 5s", "dotgate.yaml:1: gateway.timeout: does not exist; sections have no dots")

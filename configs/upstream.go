@@ -12,20 +12,20 @@ import (
 	"dotgate/upstreams"
 )
 
-// upstreams reads the list of upstreams.
-func (l *loader) upstreams(g given) []Upstream {
-	list := resolve(g.value)
+// upstreams reads the list of upstreams that a key has.
+func (l *loader) upstreams(list string, g given) []Upstream {
+	entries := resolve(g.value)
 	switch {
-	case list.Kind != yaml.SequenceNode:
-		l.report(g.from, "upstreams", "is %s; it takes a list, as in [cloudflare, quad9]", kindOf(list))
+	case entries.Kind != yaml.SequenceNode:
+		l.report(g.from, list, "is %s; it takes a list, as in [cloudflare, quad9]", kindOf(entries))
 		return nil
-	case len(list.Content) == 0:
-		l.report(g.from, "upstreams", "is an empty list: there would be nobody to ask")
+	case len(entries.Content) == 0:
+		l.report(g.from, list, "is an empty list: there would be nobody to ask")
 		return nil
 	}
-	all := make([]Upstream, len(list.Content))
-	for i, entry := range list.Content {
-		key, at := entryKey(i), elementSource(g.from, entry)
+	all := make([]Upstream, len(entries.Content))
+	for i, entry := range entries.Content {
+		key, at := entryKey(list, i), elementSource(g.from, entry)
 		l.config.sources[key] = at
 		switch entry = resolve(entry); {
 		case entry.Kind == yaml.MappingNode:
@@ -39,11 +39,11 @@ func (l *loader) upstreams(g given) []Upstream {
 			}
 		}
 	}
-	l.nameUnnamed(all)
+	l.nameUnnamed(list, all)
 	return all
 }
 
-func entryKey(i int) string { return fmt.Sprintf("upstreams[%d]", i) }
+func entryKey(list string, i int) string { return fmt.Sprintf("%s[%d]", list, i) }
 
 func (l *loader) named(key string, at source, value *yaml.Node) (upstreams.Options, bool) {
 	base, err := named(strings.TrimSpace(value.Value))
@@ -116,7 +116,7 @@ func (l *loader) base(key string, at source, written map[string]any) (upstreams.
 }
 
 func (l *loader) baseURL(key string, url given, written map[string]any) upstreams.Options {
-	if !strings.HasPrefix(url.value.Value, "tls://") {
+	if scheme, _, isURL := strings.Cut(url.value.Value, "://"); !isURL || !spoken(scheme) {
 		l.report(url.from, key+".url", "%s is not a URL; write tls://ADDRESS[:PORT][#NAME] or tls://HOST[:PORT][#NAME]", kindOf(url.value))
 		l.giveUp(key)
 		return upstreams.Options{}
@@ -125,7 +125,7 @@ func (l *loader) baseURL(key string, url given, written map[string]any) upstream
 	if !ok {
 		l.giveUp(key)
 	}
-	said := []string{"addresses", "host", "port"}
+	said := []string{"addresses", "host", "port", "protocol"}
 	if base.ServerName != "" {
 		said = append(said, "server_name")
 	}
@@ -149,11 +149,11 @@ func (l *loader) giveUp(key string) {
 // certificate, else its host, else its address. If several would have the same
 // (two servers of one service, in a variable that has no room for names), the
 // address tells them apart.
-func (l *loader) nameUnnamed(all []Upstream) {
+func (l *loader) nameUnnamed(list string, all []Upstream) {
 	var unnamed []int
 	count := make(map[string]int)
 	for i := range all {
-		u, key := &all[i], entryKey(i)
+		u, key := &all[i], entryKey(list, i)
 		if u.Host != "" && u.ServerName == "" {
 			u.ServerName = u.Host
 			l.config.sources[key+".server_name"] = l.config.sources[key+".host"]
@@ -161,6 +161,9 @@ func (l *loader) nameUnnamed(all []Upstream) {
 		if u.Name == "" && !l.bad[key+".name"] {
 			u.Name = cmp.Or(u.ServerName, serverText(*u))
 			l.bad[key+".name"] = u.Name == "" // there is nothing, and that is reported
+			if route, ok := strings.CutPrefix(list, "routes."); ok && u.Name != "" {
+				u.Name = strings.TrimSuffix(route, ".upstreams") + "/" + u.Name
+			}
 			l.config.sources[key+".name"] = l.config.sources[key]
 			unnamed = append(unnamed, i)
 		}
@@ -183,7 +186,7 @@ func serverText(u Upstream) string {
 		return fmt.Sprintf("%s:%d", u.Host, u.Port)
 	case len(u.Addresses) == 0:
 		return ""
-	case u.Addresses[0].Port() == dotPort:
+	case u.Addresses[0].Port() == usualPort(u.Protocol):
 		return u.Addresses[0].Addr().String()
 	}
 	return u.Addresses[0].String()
@@ -192,8 +195,8 @@ func serverText(u Upstream) string {
 // shareBootstrap gives the common resolvers to each upstream that needs some
 // and has none.
 func (l *loader) shareBootstrap() {
-	for i := range l.config.Upstreams {
-		u, key := &l.config.Upstreams[i], entryKey(i)+".bootstrap"
+	for key, u := range l.config.allUpstreams() {
+		key += ".bootstrap"
 		if u.Host != "" && len(u.Bootstrap) == 0 && len(l.config.Bootstrap) > 0 {
 			u.Bootstrap = slices.Clone(l.config.Bootstrap)
 			l.config.sources[key] = l.config.sources["bootstrap"]
@@ -207,7 +210,7 @@ func (l *loader) checkBootstrap() {
 	if len(l.config.Bootstrap) == 0 {
 		return
 	}
-	user := upstreams.Options{Host: "dns.example", Bootstrap: l.config.Bootstrap}
+	user := upstreams.Options{Protocol: upstreams.TLS, Host: "dns.example", Bootstrap: l.config.Bootstrap}
 	user.Check(func(option, problem string) {
 		if option == "bootstrap" {
 			l.report(l.config.sources[option], option, "%s", problem)
@@ -217,16 +220,33 @@ func (l *loader) checkBootstrap() {
 
 func (l *loader) checkUpstreams() {
 	first := make(map[string]string) // the key of who has a name first
-	for i, u := range l.config.Upstreams {
-		key := entryKey(i)
+	for key, u := range l.config.allUpstreams() {
 		if l.bad[key] {
 			continue
 		}
-		l.checkUpstream(key, u)
+		l.checkUpstream(key, *u)
 		if other, twice := first[u.Name]; twice {
 			l.report(l.blame(key, "name", ""), key+".name", "%q is the name of %s too; give one of them another", u.Name, other)
 		} else if u.Name != "" {
 			first[u.Name] = key
+		}
+	}
+}
+
+// allUpstreams yields all upstreams with their keys, those of routes too.
+func (c *Config) allUpstreams() func(yield func(key string, u *Upstream) bool) {
+	return func(yield func(string, *Upstream) bool) {
+		for i := range c.Upstreams {
+			if !yield(entryKey("upstreams", i), &c.Upstreams[i]) {
+				return
+			}
+		}
+		for _, r := range c.Routes {
+			for i := range r.Upstreams {
+				if !yield(entryKey(r.key()+".upstreams", i), &r.Upstreams[i]) {
+					return
+				}
+			}
 		}
 	}
 }

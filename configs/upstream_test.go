@@ -118,7 +118,7 @@ func TestUpstreamProblems(t *testing.T) {
 	is("1.1.1.1", "it is neither a preset nor a URL); there are the presets cloudflare, google, quad9, quad9-unfiltered, and URLs: tls://ADDRESS[:PORT][#NAME] or tls://HOST[:PORT][#NAME]")
 	is("cloudflair", "did you mean cloudflare?)")
 	is("Quad9", "did you mean quad9?)")
-	is("udp://192.0.2.1", "udp is not spoken, only DNS over TLS)")
+	is("quic://192.0.2.1", "quic is not spoken, only DNS over TLS, and in one's own network UDP and TCP)")
 	is("https://dns.example/dns-query", "https is not spoken")
 	is("TLS://192.0.2.1", "write tls in small letters)")
 	is("tls://user@192.0.2.1", "there is no user in it)")

@@ -19,16 +19,16 @@ func named(text string) (upstreams.Options, error) {
 	}
 	var reason string
 	switch scheme, _, isURL := strings.Cut(text, "://"); {
-	case strings.HasPrefix(text, "tls://"):
+	case isURL && spoken(scheme):
 		o, err := parseURL(text)
 		if err == nil {
 			return o, nil
 		}
 		reason = err.Error()
-	case isURL && strings.EqualFold(scheme, "tls"):
-		reason = "write tls in small letters"
+	case isURL && spoken(strings.ToLower(scheme)):
+		reason = "write " + strings.ToLower(scheme) + " in small letters"
 	case isURL:
-		reason = fmt.Sprintf("%s is not spoken, only DNS over TLS", scheme)
+		reason = fmt.Sprintf("%s is not spoken, only DNS over TLS, and in one's own network UDP and TCP", scheme)
 	case strings.ContainsAny(text, " \t;"):
 		reason = "several are separated by commas"
 	default:
@@ -41,23 +41,35 @@ func named(text string) (upstreams.Options, error) {
 		text, reason, strings.Join(Presets(), ", "))
 }
 
+func spoken(scheme string) bool {
+	return scheme == upstreams.TLS || scheme == upstreams.UDP || scheme == upstreams.TCP
+}
+
 // parseURL reads tls://192.0.2.53:853#dns.example: who is asked, and after the #
 // whose certificate it must show.
 func parseURL(text string) (upstreams.Options, error) {
 	var o upstreams.Options
-	authority, serverName, hasName := strings.Cut(strings.TrimPrefix(text, "tls://"), "#")
+	protocol, rest, _ := strings.Cut(text, "://")
+	authority, serverName, hasName := strings.Cut(rest, "#")
 	if strings.Contains(authority, "@") {
 		return o, errors.New("there is no user in it")
 	}
 	if strings.ContainsAny(authority, "/?") {
 		return o, errors.New("there is no path or query in it")
 	}
-	host, port, err := splitPort(authority)
+	if protocol != upstreams.TLS {
+		if o.Protocol = protocol; hasName {
+			return o, errors.New("a server that is asked in clear text shows no certificate; leave out the # and what follows")
+		}
+	}
+	host, port, err := splitPort(authority, usualPort(protocol))
 	if err != nil {
 		return o, err
 	}
 	if a, err := netip.ParseAddr(host); err == nil {
 		o.Addresses = []netip.AddrPort{netip.AddrPortFrom(a, port)}
+	} else if o.Protocol != "" {
+		return o, fmt.Errorf("%q is not an address, which a server needs that is asked in clear text", host)
 	} else if o.Host, o.Port = strings.TrimSuffix(host, "."), port; !isHostname(o.Host) {
 		return o, fmt.Errorf("%q is neither an address nor a host name", host)
 	}

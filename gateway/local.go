@@ -16,8 +16,8 @@ type zone struct {
 	forwarded bool
 }
 
-// zones are those that are answered here, by name in wire format and lower case.
-type zones map[string]*zone
+// zones are those that are answered here.
+type zones wire.Names[zone]
 
 const localTTL = 3600 // of our own records, in seconds
 
@@ -63,7 +63,7 @@ func newZones(forwarded []string, noApplicationDNS bool) (zones, error) {
 		if err != nil {
 			panic("BUG: " + err.Error())
 		}
-		zs[string(packed)] = &z
+		zs[string(packed)] = z
 	}
 	for name, z := range specialNames {
 		add(name, z)
@@ -100,29 +100,18 @@ func (zs zones) forward(names []string) error {
 				delete(zs, name)
 			}
 		}
-		zs[string(top)] = &zone{forwarded: true}
+		zs[string(top)] = zone{forwarded: true}
 	}
 	return nil
-}
-
-// find returns the zone that name is in, and how many octets come before the
-// zone's own name; or nil.
-func (zs zones) find(name []byte) (z *zone, below int) {
-	for at := 0; at < len(name); at += 1 + int(name[at]) {
-		if z := zs[string(name[at:])]; z != nil {
-			return z, at
-		}
-	}
-	return nil, 0
 }
 
 // answerHere appends the reply to q if its name is one of those that are answered
 // here. The next step is pass if not.
 func (g *Gateway) answerHere(dst []byte, q wire.Query, t *tally) ([]byte, step) {
 	var room [wire.MaxKey]byte
-	z, below := g.zones.find(q.AppendName(room[:0]))
+	z, below, ok := wire.Names[zone](g.zones).Find(q.AppendName(room[:0]))
 	switch {
-	case z == nil || z.forwarded:
+	case !ok || z.forwarded:
 		return dst, pass
 	case below == 0 && q.Type() == wire.TypeDS:
 		// That there is none is for the zone above to prove, which is public

@@ -19,6 +19,9 @@ import (
 type Options struct {
 	// Name tells upstreams apart in logs and commands. Required.
 	Name string `config:"name"`
+	// Protocol is how it is asked: TLS, or in clear text, UDP and TCP; the latter
+	// are for servers of one's own network, and for NewPlain. Default: TLS.
+	Protocol string `config:"protocol"`
 	// Addresses are where the service answers. Either they or Host are required.
 	Addresses []netip.AddrPort `config:"addresses"`
 	// Host is a name to resolve for addresses, through Bootstrap.
@@ -61,7 +64,15 @@ type Options struct {
 // Defaults returns the options that zero fields stand for.
 func Defaults() Options { return Options{}.withDefaults() }
 
+// What Options.Protocol may be.
+const (
+	TLS = "tls"
+	UDP = "udp"
+	TCP = "tcp"
+)
+
 func (o Options) withDefaults() Options {
+	o.Protocol = cmp.Or(o.Protocol, TLS)
 	o.Port = cmp.Or(o.Port, 853)
 	o.ServerName = cmp.Or(o.ServerName, o.Host)
 	o.Connections = cmp.Or(o.Connections, 4)
@@ -78,7 +89,14 @@ func (o Options) Check(report func(option, problem string)) {
 	if o.Name == "" {
 		report("name", "is empty")
 	}
-	o.checkAddresses(report)
+	switch o.Protocol {
+	case TLS:
+		o.checkAddresses(report)
+	case UDP, TCP:
+		o.checkPlain(report)
+	default:
+		report("protocol", fmt.Sprintf("%q does not exist; there are tls, udp, tcp", o.Protocol))
+	}
 	for _, d := range []struct {
 		option string
 		value  time.Duration
@@ -103,6 +121,30 @@ func (o Options) Check(report func(option, problem string)) {
 	}
 }
 
+// checkPlain reports what makes no sense without TLS.
+func (o Options) checkPlain(report func(option, problem string)) {
+	if len(o.Addresses) == 0 {
+		report("addresses", "is empty; a server that is asked in clear text needs one, a name won't do")
+	}
+	o.checkServers(report)
+	for option, set := range map[string]bool{
+		"host": o.Host != "", "server_name": o.ServerName != "", "ca_file": o.CAFile != "", "pins": len(o.Pins) > 0,
+		"cert_file": o.CertFile != "", "key_file": o.KeyFile != "", "bootstrap": len(o.Bootstrap) > 0,
+	} {
+		if set {
+			report(option, "is of no use with protocol "+o.Protocol+", which is clear text: nobody shows a certificate")
+		}
+	}
+}
+
+func (o Options) checkServers(report func(option, problem string)) {
+	for _, a := range o.Addresses {
+		if !a.IsValid() || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast() {
+			report("addresses", fmt.Sprintf("%s is not the address and port of a server", a))
+		}
+	}
+}
+
 func (o Options) checkAddresses(report func(option, problem string)) {
 	switch {
 	case len(o.Addresses) == 0 && o.Host == "":
@@ -112,11 +154,7 @@ func (o Options) checkAddresses(report func(option, problem string)) {
 	case o.Host != "" && len(o.Bootstrap) == 0:
 		report("bootstrap", fmt.Sprintf("is empty, so %q could not be resolved; name a resolver here or give addresses and server_name", o.Host))
 	}
-	for _, a := range o.Addresses {
-		if !a.IsValid() || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast() {
-			report("addresses", fmt.Sprintf("%s is not the address and port of a server", a))
-		}
-	}
+	o.checkServers(report)
 	for _, b := range o.Bootstrap {
 		if _, err := parseBootstrap(b); err != nil {
 			report("bootstrap", err.Error())

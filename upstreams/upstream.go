@@ -2,8 +2,9 @@
 //
 // An upstream keeps a few connections, each of which carries many queries at
 // once. It only does: whether it is well is for others to judge, from what
-// Exchange returns, Latency and Silent. There is no way to ask in clear text or
-// without verifying the certificate.
+// Exchange returns, Latency and Silent. There is no way for it to ask in clear text
+// or without verifying the certificate; a Plain, which is another type, asks servers
+// of one's own network that speak nothing else.
 package upstreams
 
 import (
@@ -102,6 +103,9 @@ func New(o Options) (*Upstream, error) {
 	o.Check(func(option, problem string) {
 		problems = append(problems, fmt.Errorf("upstream %s: %s %s", o.Name, option, problem))
 	})
+	if o.Protocol != TLS {
+		problems = append(problems, fmt.Errorf("upstream %s: protocol %s is for NewPlain", o.Name, o.Protocol))
+	}
 	if err := errors.Join(problems...); err != nil {
 		return nil, err
 	}

@@ -18,7 +18,7 @@ import (
 var imports = map[string][]string{
 	"cmd/dotgate":         {"balancer", "cmd/dotgate/control", "configs", "gateway", "gateway/cache", "gateway/wire", "health", "upstreams"},
 	"cmd/dotgate/control": {"balancer", "gateway", "gateway/cache", "gateway/wire", "health", "upstreams"},
-	"configs":             {"balancer", "gateway", "gateway/cache", "health", "upstreams"},
+	"configs":             {"balancer", "gateway", "gateway/cache", "gateway/wire", "health", "upstreams"},
 	"gateway":             {"gateway/cache", "gateway/wire"},
 	"gateway/cache":       {"gateway/wire"},
 	"gateway/wire":        {},

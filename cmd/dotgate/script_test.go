@@ -36,6 +36,8 @@ func TestMain(m *testing.M) {
 //	exits CODE PROGRAM ARG...  is exec that wants this exit code
 //	until REGEXP PROGRAM ARG...  is exec, again and again, until it prints that
 //	expand FILE                puts the values of variables into a file
+//	plain NAME                 starts a server that speaks plain DNS, at the address $NAME,
+//	                           and says its name
 //	load RATE                  asks for so many names a second, until unload, which
 //	                           prints how many, and how many were lost
 //
@@ -57,6 +59,7 @@ func TestStories(t *testing.T) {
 			"expand":   scriptExpand,
 			"load":     scriptLoad,
 			"unload":   scriptUnload,
+			"plain":    scriptPlain,
 		},
 	})
 }

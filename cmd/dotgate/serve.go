@@ -10,11 +10,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"dotgate/balancer"
 	"dotgate/cmd/dotgate/control"
 	"dotgate/configs"
 	"dotgate/gateway"
-	"dotgate/health"
 	"dotgate/upstreams"
 )
 
@@ -23,31 +21,13 @@ func serve(ctx context.Context, config *configs.Config, _ io.Writer) error {
 	log := newLogger(config.Log)
 	config.Gateway.Log, config.Cache.Log, config.Balancer.Log, config.Health.Log = log, log, log, log
 
-	var monitors []*health.Monitor
-	var retries []func()
-	var members []control.Member
-	var candidates []balancer.Candidate
-	for _, c := range config.Upstreams {
-		c.Log = log
-		upstream, err := upstreams.New(c.Options)
-		if err != nil {
-			return err
-		}
-		defer upstream.Close()
-		monitor, err := health.New(upstream, config.Health)
-		if err != nil {
-			return err
-		}
-		monitors = append(monitors, monitor)
-		retries = append(retries, func() {
-			if upstream.NetworkChanged() {
-				monitor.Recheck()
-			}
-		})
-		members = append(members, control.Member{Upstream: upstream, Monitor: monitor})
-		candidates = append(candidates, balancer.Candidate{Member: monitor, Weight: c.Weight, Tier: c.Tier})
+	var p parts
+	defer p.close()
+	asked, err := p.resolver(config, config.Upstreams, config.Balancer, config.Health)
+	if err != nil {
+		return err
 	}
-	resolver, err := balancer.New(candidates, config.Balancer)
+	resolver, err := p.router(config, asked)
 	if err != nil {
 		return err
 	}
@@ -75,16 +55,16 @@ func serve(ctx context.Context, config *configs.Config, _ io.Writer) error {
 		"asking", joined(config.Upstreams, func(u configs.Upstream) string { return u.Name }), "policy", config.Balancer.Policy)
 
 	group, ctx := errgroup.WithContext(ctx)
-	for _, m := range monitors {
+	for _, m := range p.monitors {
 		group.Go(func() error { return m.Run(ctx) })
 	}
 	if socket != nil {
 		operator := control.New(control.Options{
-			Version: versionText(), Gateway: server, Balancer: resolver, Cache: answers, Members: members, Log: log,
+			Version: versionText(), Gateway: server, Balancer: asked, Cache: answers, Members: p.members, Log: log,
 		})
 		group.Go(func() error { operator.Serve(ctx, socket); return nil })
 	}
-	group.Go(func() error { watchNetwork(ctx, retries, log); return nil })
+	group.Go(func() error { watchNetwork(ctx, p.retries, log); return nil })
 	group.Go(func() error { return answers.Run(ctx) })
 	group.Go(func() error { return server.Serve(ctx) })
 	if err := group.Wait(); err != nil {

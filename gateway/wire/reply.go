@@ -1,6 +1,9 @@
 package wire
 
-import "encoding/binary"
+import (
+	"bytes"
+	"encoding/binary"
+)
 
 const clientCookieLen = 8 // RFC 7873 section 4.1
 
@@ -61,4 +64,37 @@ func (q Query) AppendTruncated(dst []byte) []byte {
 		return dst
 	}
 	return appendOPT(dst, NoError, q.do, 0)
+}
+
+// Respelled returns q with the name in another spelling, which is hard to guess
+// for whoever doesn't see it (draft-vixie-dnsext-dns0x20), and a packet of its
+// own. Each call of random gives 64 bits.
+func (q Query) Respelled(random func() uint64) Query {
+	q = q.Clone()
+	var bits uint64
+	for i := range q.packet[headerLen : q.questionEnd-4] {
+		if i%64 == 0 {
+			bits = random()
+		}
+		c := &q.packet[headerLen+i]
+		if l := lower(*c); 'a' <= l && l <= 'z' {
+			*c = l &^ (byte(bits>>(i%64)&1) << 5)
+		}
+	}
+	return q
+}
+
+// SameSpelling reports whether message, which ParseAnswer took for the answer to
+// q, has no question, or has it in q's spelling.
+func (q Query) SameSpelling(message []byte) bool {
+	return binary.BigEndian.Uint16(message[4:]) == 0 || bytes.HasPrefix(message[headerLen:], q.question())
+}
+
+// AppendPlain is AppendUpstream for a network that anybody can read: there is
+// nothing to pad (RFC 7830 section 6).
+func (q Query) AppendPlain(dst []byte, id uint16) []byte {
+	dst = appendHeader(dst, id, uint16(flagRD|flagAD)|flagsOf(q.packet)&flagCD, [4]uint16{1, 0, 0, 1})
+	dst = append(dst, q.question()...)
+	dst = appendOPT(dst, NoError, q.do, len(q.subnet))
+	return append(dst, q.subnet...)
 }

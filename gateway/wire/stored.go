@@ -125,3 +125,21 @@ func InSubtree(name, top []byte) bool {
 	}
 	return bytes.Equal(name, top)
 }
+
+// Names are values for subtrees of the name space, by the name at the top of each,
+// in wire format and lower case, as PackName makes it.
+type Names[T any] map[string]T
+
+// Find returns the value of the smallest subtree that name is in, also in lower
+// case, and how many octets of it come before the name at its top.
+func (n Names[T]) Find(name []byte) (value T, below int, ok bool) {
+	if len(n) == 0 {
+		return value, 0, false
+	}
+	for at := 0; at < len(name); at += 1 + int(name[at]) {
+		if value, ok := n[string(name[at:])]; ok {
+			return value, at, true
+		}
+	}
+	return value, 0, false
+}

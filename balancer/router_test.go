@@ -1,0 +1,58 @@
+package balancer
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"dotgate/gateway/wire"
+)
+
+// named is a resolver that tells its name by failing.
+type named string
+
+func (n named) Exchange(context.Context, wire.Query) (wire.Answer, error) {
+	return wire.Answer{}, errors.New(string(n))
+}
+
+func TestTheLongestRouteWins(t *testing.T) {
+	r, err := NewRouter(named("rest"), map[string]Resolver{
+		"corp.example": named("corp"), "lab.Corp.example.": named("lab"), "10.in-addr.arpa": named("ten"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := func(name, want string) {
+		t.Helper()
+		q, err := wire.NewQuery(name, "A")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Exchange(t.Context(), q); err.Error() != want {
+			t.Errorf("%s: got %v, want %s", name, err, want)
+		}
+	}
+	f("corp.example", "corp")
+	f("WWW.CORP.example", "corp")
+	f("a.b.corp.example", "corp")
+	f("lab.corp.example", "lab")
+	f("x.LAB.corp.example", "lab")
+	f("notlab.corp.example", "corp")
+	f("1.2.3.10.in-addr.arpa", "ten")
+	f("1.2.3.11.in-addr.arpa", "rest")
+	f("mycorp.example", "rest")
+	f("example", "rest")
+	f(".", "rest")
+	f(`x\.corp.example`, "rest") // a dot inside of a label separates nothing
+}
+
+func TestRoutesHaveDifferentNames(t *testing.T) {
+	for _, routes := range []map[string]Resolver{
+		{"a.example": named("a"), "A.example.": named("b")},
+		{"a..example": named("a")},
+	} {
+		if _, err := NewRouter(named("rest"), routes); err == nil {
+			t.Errorf("%v passed", routes)
+		}
+	}
+}
