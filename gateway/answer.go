@@ -62,6 +62,10 @@ func (g *Gateway) answerNow(dst, packet []byte, from *client, t *tally) (reply [
 	if reply, next = g.answerHere(dst, q, t); next != pass {
 		return reply, q, next
 	}
+	if g.returned(q, from.addr) {
+		t.count(RefusedLoop)
+		return q.AppendError(dst, wire.Refused, wire.EDE{Text: "forwarding loop"}), q, send
+	}
 	if g.slots.take() {
 		t.misses.Add(1)
 		return dst, q, ask

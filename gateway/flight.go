@@ -62,6 +62,16 @@ func (fs *flights) join(q wire.Query) (f *flight, leads bool) {
 	return f, true
 }
 
+// underWay reports whether there is a flight for q.
+func (fs *flights) underWay(q wire.Query) bool {
+	var room [wire.MaxKey]byte
+	key := q.AppendKey(room[:0])
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	_, ok := fs.open[string(key)]
+	return ok
+}
+
 // expect lets the leader of f wait for it too.
 func (fs *flights) expect(f *flight) {
 	fs.mu.Lock()

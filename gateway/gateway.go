@@ -54,6 +54,7 @@ type Gateway struct {
 	chaos    map[string]string // by name, in wire format and lower case
 	slots    slots
 	flights  flights
+	loops    loops
 	behind   sync.WaitGroup // exchanges that no client's goroutine makes
 	clients  connections
 	panics   panicLog
@@ -92,7 +93,7 @@ func New(r Resolver, o Options) (*Gateway, error) {
 	g.flights.open = make(map[string]*flight)
 	g.slots = slots{max: int64(o.MaxQueries), log: o.Log}
 	g.clients = connections{max: o.MaxConnections, open: make(map[*connection]struct{})}
-	g.panics.log = o.Log
+	g.panics.log, g.loops.log = o.Log, o.Log
 	return g, nil
 }
 

@@ -81,15 +81,15 @@ func NewPlain(o Options) (*Plain, error) {
 	p := &Plain{o: o, log: o.Log.With("upstream", o.Name), epoch: time.Now(), sockets: make(chan struct{}, plainSockets)}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	for _, a := range o.Addresses {
-		if isPublic(a.Addr()) {
+		if IsPublic(a.Addr()) {
 			p.log.Warn("asking a public server in clear text: anybody on the way can read and change it (upstreams: write tls:// if it speaks TLS)", "address", a)
 		}
 	}
 	return p, nil
 }
 
-// isPublic reports whether a is reached through networks of others.
-func isPublic(a netip.Addr) bool {
+// IsPublic reports whether a is reached through networks of others.
+func IsPublic(a netip.Addr) bool {
 	a = a.Unmap()
 	return a.IsGlobalUnicast() && !a.IsPrivate()
 }

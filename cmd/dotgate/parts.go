@@ -1,25 +1,41 @@
 package main
 
 import (
+	"net/netip"
+	"slices"
+
 	"dotgate/balancer"
 	"dotgate/cmd/dotgate/control"
 	"dotgate/configs"
+	"dotgate/gateway"
 	"dotgate/health"
 	"dotgate/upstreams"
 )
 
 // parts are the upstreams of a gateway and those who watch them.
 type parts struct {
-	monitors []*health.Monitor
-	members  []control.Member
-	retries  []func() // to be called when the network has changed
-	closers  []func() error
+	upstreams []upstream
+	monitors  []*health.Monitor
+	members   []control.Member
+	retries   []func() // to be called when the network has changed
 }
 
 func (p *parts) close() {
-	for _, c := range p.closers {
-		c()
+	for _, u := range p.upstreams {
+		u.Close()
 	}
+}
+
+// suspects returns the upstreams, by name, that may ask us in turn: those on this
+// host and in private networks.
+func (p *parts) suspects() map[string]gateway.Resolver {
+	found := make(map[string]gateway.Resolver)
+	for _, u := range p.upstreams {
+		if slices.ContainsFunc(u.Addresses(), func(a netip.AddrPort) bool { return !upstreams.IsPublic(a.Addr()) }) {
+			found[u.String()] = u
+		}
+	}
+	return found
 }
 
 // resolver returns a Balancer over list, whose members are then among the parts.
@@ -31,7 +47,7 @@ func (p *parts) resolver(config *configs.Config, list []configs.Upstream, o bala
 		if err != nil {
 			return nil, err
 		}
-		p.closers = append(p.closers, upstream.Close)
+		p.upstreams = append(p.upstreams, upstream)
 		monitor, err := health.New(upstream, watch)
 		if err != nil {
 			return nil, err

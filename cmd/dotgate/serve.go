@@ -66,6 +66,7 @@ func serve(ctx context.Context, config *configs.Config, _ io.Writer) error {
 	}
 	group.Go(func() error { watchNetwork(ctx, p.retries, log); return nil })
 	group.Go(func() error { return answers.Run(ctx) })
+	group.Go(func() error { return server.WatchLoops(ctx, p.suspects()) })
 	group.Go(func() error { return server.Serve(ctx) })
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("serve: %w", err)
