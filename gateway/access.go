@@ -74,6 +74,9 @@ func (g *Gateway) screen(dst []byte, q *wire.Query, from *client, refusal *wire.
 		return q.AppendError(dst, wire.BadCookie, wire.EDE{}), send
 	case refusal != nil && q.IsChaos():
 		return g.aboutSelf(dst, *q, t)
+	case refusal == nil && !g.setSubnet(q):
+		t.count(RefusedMalformed)
+		return q.AppendError(dst, wire.FormErr, wire.EDE{}), send
 	case refusal == nil && q.Type() == wire.TypeANY && from.via == wire.UDP:
 		return g.answerANY(dst, *q, t)
 	}
@@ -130,6 +133,19 @@ func (g *Gateway) addOptions(q *wire.Query, from *client) (state cookieState) {
 		*q = q.WithReplyOptions(options)
 	}
 	return state
+}
+
+// setSubnet gives q what upstreams get to know of the client's network. It reports
+// false if that is malformed.
+func (g *Gateway) setSubnet(q *wire.Query) (ok bool) {
+	switch {
+	case g.subnet != nil:
+		*q = q.WithSubnet(g.subnet)
+	case g.options.ECS == ecsForward:
+		*q, ok = q.WithClientSubnet()
+		return ok
+	}
+	return true
 }
 
 // keepalive is the time-out of a connection in units of 100 ms (RFC 7828).

@@ -51,7 +51,10 @@ func (g *Gateway) answerNow(dst, packet []byte, from *client, t *tally) (reply [
 		t.count(outcome)
 		return q.AppendError(dst, refusal.RCode, explanation(refusal)), q, send
 	}
-	reply, found := g.cache.Append(dst, q)
+	reply, found := dst, cache.Nothing
+	if !q.Scoped() {
+		reply, found = g.cache.Append(dst, q)
+	}
 	if found != cache.Nothing {
 		t.cached(reply[len(dst):], found)
 		if found == cache.Due {

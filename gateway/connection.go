@@ -17,6 +17,9 @@ import (
 )
 
 const (
+	// firstTimeout is how long a client may take to begin with its first message:
+	// whoever connects has something to say.
+	firstTimeout = 5 * time.Second
 	// messageTimeout is how long a message may take from its first octet to its
 	// last. Honest ones fit into one segment; this is for lossy links.
 	messageTimeout = 5 * time.Second
@@ -50,6 +53,7 @@ type connection struct {
 	// The read loop's
 	client client
 	in     *bufio.Reader
+	spoke  bool    // a message has come
 	used   int     // of what is buffered in it; the last message, or 0
 	batch  *[]byte // replies to be written before it waits for anything; or nil
 	held   int     // how many there are in batch
@@ -216,6 +220,7 @@ func (c *connection) next(ctx context.Context) ([]byte, ending) {
 		}
 		return nil, wasClosed
 	}
+	c.spoke = true
 	return message, wasClosed
 }
 
@@ -225,7 +230,7 @@ func (c *connection) next(ctx context.Context) ([]byte, ending) {
 func (c *connection) await(ctx context.Context) (ending, bool) {
 	for {
 		idle, _ := c.idleFor()
-		left := c.gateway.options.IdleTimeout - idle
+		left := c.patience() - idle
 		if left <= 0 {
 			return wasIdle, false
 		}
@@ -238,6 +243,14 @@ func (c *connection) await(ctx context.Context) (ending, bool) {
 			return wasClosed, false
 		}
 	}
+}
+
+// patience returns how long the connection may be idle.
+func (c *connection) patience() time.Duration {
+	if !c.spoke {
+		return min(firstTimeout, c.gateway.options.IdleTimeout)
+	}
+	return c.gateway.options.IdleTimeout
 }
 
 // whole reports whether a message is buffered in full.

@@ -67,21 +67,27 @@ func piped(t *testing.T, r Resolver, o Options, f func(client net.Conn)) (server
 }
 
 func TestSilentConnectionIsClosedPolitely(t *testing.T) {
-	server, end, took := piped(t, addressed, Options{IdleTimeout: 7 * time.Second}, func(net.Conn) {})
-	if end != wasIdle || server.halfClosed != 7*time.Second || took != 7*time.Second+linger {
-		t.Errorf("half-closed after %v, closed after %v, %d", server.halfClosed, took, end)
+	for idle, want := range map[time.Duration]time.Duration{2 * time.Second: 2 * time.Second, 7 * time.Second: firstTimeout} {
+		server, end, took := piped(t, addressed, Options{IdleTimeout: idle}, func(net.Conn) {})
+		if end != wasIdle || server.halfClosed != want || took != want+linger {
+			t.Errorf("half-closed after %v, closed after %v, %d", server.halfClosed, took, end)
+		}
+	}
+	server, end, _ := piped(t, addressed, Options{IdleTimeout: 7 * time.Second}, func(c net.Conn) { exchange(t, c, query("example.com.")) })
+	if end != wasIdle || server.halfClosed != 7*time.Second {
+		t.Errorf("after a query, half-closed after %v, %d", server.halfClosed, end)
 	}
 }
 
 func TestQueryThatCrossesTheEndIsNotResetAndEndsTheWait(t *testing.T) {
 	server, end, took := piped(t, addressed, Options{}, func(c net.Conn) {
-		time.Sleep(10*time.Second + 100*time.Millisecond)
+		time.Sleep(firstTimeout + 100*time.Millisecond)
 		if _, err := c.Write(numbered(1)); err != nil {
 			t.Error(err)
 		}
 		c.Close()
 	})
-	if end != wasIdle || server.halfClosed != 10*time.Second || took != 10*time.Second+100*time.Millisecond {
+	if end != wasIdle || server.halfClosed != firstTimeout || took != firstTimeout+100*time.Millisecond {
 		t.Errorf("half-closed after %v, closed after %v, %d", server.halfClosed, took, end)
 	}
 }

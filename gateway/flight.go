@@ -98,6 +98,11 @@ func (fs *flights) land(f *flight) {
 // landed, or is nil.
 func (g *Gateway) fetch(work context.Context, q wire.Query, t *tally) *flight {
 	deadline := time.Now().Add(g.options.Timeout)
+	if q.Scoped() { // for this client alone
+		f := new(flight)
+		g.fly(work, deadline, f, q)
+		return f
+	}
 	for {
 		f, leads := g.flights.join(q)
 		if !leads {
@@ -170,7 +175,9 @@ func (g *Gateway) fly(work context.Context, deadline time.Time, f *flight, q wir
 	case answer.IsZero():
 		f.err = errNothing
 	default:
-		g.cache.Put(q, answer)
+		if !q.Scoped() {
+			g.cache.Put(q, answer)
+		}
 		f.answer, f.terms = answer, g.cache.Terms(answer)
 	}
 }

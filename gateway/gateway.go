@@ -51,6 +51,7 @@ type Gateway struct {
 	cache    *cache.Cache // never nil
 	access   access
 	zones    zones
+	subnet   []byte            // an ECS option that all upstream queries have, or nil
 	chaos    map[string]string // by name, in wire format and lower case
 	slots    slots
 	flights  flights
@@ -90,9 +91,20 @@ func New(r Resolver, o Options) (*Gateway, error) {
 	if g.cache == nil {
 		g.cache = new(cache.Cache)
 	}
+	if g.subnet, err = parseECS(o.ECS); err != nil {
+		return nil, fmt.Errorf("gateway.ecs %w", err)
+	}
+	if o.BlockPrivate {
+		if g.resolver, err = newGuard(r, o.AllowPrivate); err != nil {
+			return nil, fmt.Errorf("gateway.allow_private: %w", err)
+		}
+	}
 	g.flights.open = make(map[string]*flight)
 	g.slots = slots{max: int64(o.MaxQueries), log: o.Log}
-	g.clients = connections{max: o.MaxConnections, open: make(map[*connection]struct{})}
+	g.clients = connections{
+		max: o.MaxConnections, maxPerClient: o.MaxPerClient,
+		open: make(map[*connection]struct{}), clients: make(map[netip.Prefix]int),
+	}
 	g.panics.log, g.loops.log = o.Log, o.Log
 	return g, nil
 }

@@ -26,6 +26,9 @@ type Options struct {
 	// MaxConnections is how many TCP connections clients may have open, all
 	// together. Default: 1024.
 	MaxConnections int `config:"max_connections"`
+	// MaxPerClient is how many of them one IPv4 address, or IPv6 /56, may have.
+	// Default: 256.
+	MaxPerClient int `config:"max_connections_per_client"`
 	// MaxPipelined is how many queries of one TCP connection are worked on at
 	// once; further ones wait unread. Default: 100.
 	MaxPipelined int `config:"max_pipelined"`
@@ -65,6 +68,16 @@ type Options struct {
 	// below them would be answered here: special names (RFC 6761) and those of
 	// private addresses (RFC 6303). Default: none.
 	ForwardLocal []string `config:"forward_local"`
+	// ECS is what upstreams get to know of a client's network (RFC 7871): strip,
+	// nothing; forward, what the client itself says, whose answers are then neither
+	// kept nor shared; or a prefix to name for all clients. Default: strip.
+	ECS string `config:"ecs"`
+	// BlockPrivate answers that a name has no address when it has a private one:
+	// a web page could reach into one's network by such a name. Default: false.
+	BlockPrivate bool `config:"block_private"`
+	// AllowPrivate are names that may have private addresses all the same, with all
+	// names below them. Default: none.
+	AllowPrivate []string `config:"allow_private"`
 	// NoApplicationDNS tells browsers, by use-application-dns.net not being there,
 	// not to use resolvers of their own. Default: false.
 	NoApplicationDNS bool `config:"no_application_dns"`
@@ -89,9 +102,11 @@ func (o Options) withDefaults() Options {
 		o.Allow = slices.Clone(nearby)
 	}
 	orDefault(&o.RateBurst, 500)
+	orDefault(&o.ECS, ecsStrip)
 	orDefault(&o.Timeout, 4*time.Second)
 	orDefault(&o.MaxQueries, 12000)
 	orDefault(&o.MaxConnections, 1024)
+	orDefault(&o.MaxPerClient, 256)
 	orDefault(&o.MaxPipelined, 100)
 	orDefault(&o.IdleTimeout, 10*time.Second)
 	orDefault(&o.Log, slog.Default())
@@ -144,7 +159,7 @@ func (o Options) Check(report func(option, problem string)) {
 	for _, n := range []struct {
 		option string
 		value  int
-	}{{"max_queries", o.MaxQueries}, {"max_connections", o.MaxConnections}, {"max_pipelined", o.MaxPipelined}} {
+	}{{"max_queries", o.MaxQueries}, {"max_connections", o.MaxConnections}, {"max_connections_per_client", o.MaxPerClient}, {"max_pipelined", o.MaxPipelined}} {
 		if n.value <= 0 {
 			report(n.option, "must be above 0")
 		}
@@ -182,11 +197,35 @@ func (o Options) checkClients(report func(option, problem string)) {
 			report(text.option, fmt.Sprintf("has %d octets; it must have %d at most", len(text.value), text.most))
 		}
 	}
-	for _, name := range o.ForwardLocal {
-		if _, err := wire.PackName(name); err != nil {
-			report("forward_local", err.Error())
+	if _, err := parseECS(o.ECS); err != nil {
+		report("ecs", err.Error())
+	}
+	for option, names := range map[string][]string{"forward_local": o.ForwardLocal, "allow_private": o.AllowPrivate} {
+		for _, name := range names {
+			if _, err := wire.PackName(name); err != nil {
+				report(option, err.Error())
+			}
 		}
 	}
+}
+
+// What Options.ECS may be besides a prefix.
+const (
+	ecsStrip   = "strip"
+	ecsForward = "forward"
+)
+
+// parseECS returns the option for the prefix in text, or nil if it has another
+// meaning.
+func parseECS(text string) ([]byte, error) {
+	if text == ecsStrip || text == ecsForward {
+		return nil, nil
+	}
+	p, err := netip.ParsePrefix(text)
+	if err != nil || p.Addr().Is4In6() || p != p.Masked() {
+		return nil, fmt.Errorf("%q is neither strip, forward nor a prefix such as 192.0.2.0/24", text)
+	}
+	return wire.AppendSubnet(nil, p), nil
 }
 
 const (

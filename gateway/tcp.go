@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -66,12 +67,15 @@ func (l *tcpListener) serve(ctx, work context.Context) {
 // When there are too many, the one that has been idle longest makes room: it
 // costs its client a handshake with the next query, whereas turning the
 // newcomer away costs an answer. It also means that a crowd that connects and
-// says nothing keeps nobody out (RFC 7766 section 6.2.3 permits it).
+// says nothing keeps nobody out (RFC 7766 section 6.2.3 permits it). If it is one
+// client that has too many, one of its own makes room.
 type connections struct {
-	max int
+	max          int
+	maxPerClient int
 
-	mu   sync.Mutex // guards all below; not held during I/O
-	open map[*connection]struct{}
+	mu      sync.Mutex // guards all below; not held during I/O
+	open    map[*connection]struct{}
+	clients map[netip.Prefix]int // how many of them each has
 	counts
 }
 
@@ -82,14 +86,18 @@ func (cs *connections) admit(c *connection) bool {
 	cs.mu.Lock()
 	var evicted *connection
 	cs.accepted++
-	if len(cs.open) >= cs.max {
-		if evicted = cs.removeIdle(); evicted == nil {
+	prefix := prefixOf(c.client.addr)
+	full := len(cs.open) >= cs.max
+	if crowded := cs.clients[prefix] >= cs.maxPerClient; full || crowded {
+		anybody := !crowded
+		if evicted = cs.removeIdle(func(other *connection) bool { return anybody || prefixOf(other.client.addr) == prefix }); evicted == nil {
 			cs.rejected++
 			cs.mu.Unlock()
 			return false
 		}
 	}
 	cs.open[c] = struct{}{}
+	cs.clients[prefix]++
 	cs.mu.Unlock()
 	if evicted != nil {
 		evicted.nc.Close()
@@ -100,29 +108,38 @@ func (cs *connections) admit(c *connection) bool {
 // evict closes the connection that has been idle longest, if there is any.
 func (cs *connections) evict() {
 	cs.mu.Lock()
-	evicted := cs.removeIdle()
+	evicted := cs.removeIdle(func(*connection) bool { return true })
 	cs.mu.Unlock()
 	if evicted != nil {
 		evicted.nc.Close()
 	}
 }
 
-// removeIdle returns the connection that has been idle longest, which is then
-// no longer among the open ones, or nil.
+// removeIdle returns the connection that has been idle longest, of those that may
+// go, which is then no longer among the open ones, or nil.
 //
 // It looks at all of them: a microsecond per hundred, and only when it is full.
-func (cs *connections) removeIdle() (idlest *connection) {
+func (cs *connections) removeIdle(may func(*connection) bool) (idlest *connection) {
 	var since time.Duration
 	for c := range cs.open {
-		if idle, ok := c.idleFor(); ok && (idlest == nil || idle > since) {
+		if idle, ok := c.idleFor(); ok && (idlest == nil || idle > since) && may(c) {
 			idlest, since = c, idle
 		}
 	}
 	if idlest != nil {
-		delete(cs.open, idlest)
+		cs.remove(idlest)
 		cs.evicted++
 	}
 	return idlest
+}
+
+// remove takes c out of the open connections.
+func (cs *connections) remove(c *connection) {
+	delete(cs.open, c)
+	prefix := prefixOf(c.client.addr)
+	if cs.clients[prefix]--; cs.clients[prefix] == 0 {
+		delete(cs.clients, prefix)
+	}
 }
 
 // leave counts why c ended. One that was evicted has been counted.
@@ -132,7 +149,7 @@ func (cs *connections) leave(c *connection) {
 	if _, ok := cs.open[c]; !ok {
 		return
 	}
-	delete(cs.open, c)
+	cs.remove(c)
 	switch c.end {
 	case wasIdle:
 		cs.idle++

@@ -82,6 +82,7 @@ func (p *parts) router(config *configs.Config, rest balancer.Resolver) (balancer
 		}
 		routes[r.Name] = resolver
 		config.Gateway.ForwardLocal = append(config.Gateway.ForwardLocal, r.Name)
+		config.Gateway.AllowPrivate = append(config.Gateway.AllowPrivate, r.Name)
 	}
 	return balancer.NewRouter(rest, routes)
 }

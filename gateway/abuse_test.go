@@ -1,0 +1,176 @@
+package gateway
+
+import (
+	"math/rand/v2"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"dotgate/gateway/wire"
+)
+
+// TestACrowdThatSaysNothingKeepsNobodyWaiting opens 10 000 connections from one
+// address, and asks from another meanwhile and afterwards.
+func TestACrowdThatSaysNothingKeepsNobodyWaiting(t *testing.T) {
+	const crowd, limit = 10_000, 100 * time.Millisecond
+	g, _ := start(t, addressed, Options{})
+	ask := func() {
+		t.Helper()
+		began := time.Now()
+		c := dialFrom(t, "tcp", "127.0.0.1", g.Addrs()[0])
+		defer c.Close()
+		if reply := exchange(t, c, query("example.com.")); len(reply.Answer) != 1 {
+			t.Errorf("got %v", reply)
+		}
+		if took := time.Since(began); took > limit {
+			t.Errorf("a query took %v", took)
+		}
+	}
+	for i := range crowd {
+		dialFrom(t, "tcp", "127.0.0.2", g.Addrs()[0])
+		if i%500 == 0 {
+			ask()
+		}
+	}
+	ask()
+	c := g.Counts().Connections
+	if c.Open > 256+1 || c.Evicted == 0 {
+		t.Errorf("got %+v", c)
+	}
+}
+
+func TestOneClientHasOnlySoManyConnections(t *testing.T) {
+	t.Parallel()
+	g, _ := start(t, silent, Options{MaxPerClient: 2, Timeout: time.Second})
+	busy := func() net.Conn {
+		c := dialFrom(t, "tcp", "127.0.0.2", g.Addrs()[0])
+		sendQuery(t, c, query("example.com."))
+		return c
+	}
+	first, second := busy(), busy()
+	for g.Counts().UnderWay < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	third := busy() // has no room, as none of its own is idle
+	if _, err := third.Read(make([]byte, 1)); err == nil {
+		t.Error("a third connection was served")
+	}
+	other := dialFrom(t, "tcp", "127.0.0.1", g.Addrs()[0])
+	for _, c := range []net.Conn{first, second, other} {
+		if c == other {
+			sendQuery(t, c, query("example.com."))
+		}
+		receive(t, c)
+	}
+	idle := dialFrom(t, "tcp", "127.0.0.2", g.Addrs()[0]) // now there is room
+	expectEOF(t, first)
+	sendQuery(t, idle, query("example.com."))
+	receive(t, idle)
+}
+
+// TestEveryPacketIsAccountedFor throws mutated packets and streams at all sockets,
+// with good ones between them. That the counts fit is checked when the gateway stops.
+func TestEveryPacketIsAccountedFor(t *testing.T) {
+	const rounds = 20_000
+	g, _ := start(t, addressed, Options{Cache: newCache(t, nil)})
+	udp := dial(t, "udp", g.Addrs()[0])
+	random := rand.New(rand.NewPCG(1, 2))
+	seeds := [][]byte{
+		packed(query("example.com."), nil), packed(withEDNS(query("www.example.com."), 1232), nil),
+		packed(withCookie(query("example.com."), "0011223344556677"), nil), unwanted["chaos"].packet, unwanted["response"].packet,
+	}
+	for i := range rounds {
+		udp.Write(mutated(random, seeds[i%len(seeds)]))
+		if i%500 != 0 {
+			continue
+		}
+		if reply := exchange(t, dial(t, "udp", g.Addrs()[0]), query("example.com.")); len(reply.Answer) != 1 {
+			t.Fatalf("after %d packets, got %v", i, reply)
+		}
+		c := dial(t, "tcp", g.Addrs()[0])
+		for range 20 {
+			c.Write(mutated(random, framed(seeds[random.IntN(len(seeds))])))
+		}
+		c.Close()
+	}
+	if n := g.Counts().Outcomes[Crashed][wire.UDP] + g.Counts().Outcomes[Crashed][wire.TCP]; n > 0 {
+		t.Errorf("%d packets caused a panic", n)
+	}
+}
+
+// mutated returns packet with a few octets changed, left out or put in.
+func mutated(random *rand.Rand, packet []byte) []byte {
+	out := append([]byte(nil), packet...)
+	for range random.IntN(4) {
+		at := random.IntN(len(out))
+		switch random.IntN(4) {
+		case 0:
+			out[at] = byte(random.Uint32())
+		case 1:
+			out[at] ^= 1 << random.IntN(8)
+		case 2:
+			out = append(out[:at+1], out[at:]...)
+		case 3:
+			if out = out[:at]; len(out) == 0 {
+				return out
+			}
+		}
+	}
+	return out
+}
+
+// FuzzStream reads whatever comes over a TCP connection, in pieces of any size. All
+// that is well-formed is answered, and all that comes back is.
+func FuzzStream(f *testing.F) {
+	f.Add(numbered(3), uint8(1))
+	f.Add(framed(packed(query("example.com."), nil))[:5], uint8(3))
+	f.Add([]byte{0, 0, 0, 1, 0}, uint8(2))
+	f.Add([]byte{0xff, 0xff, 1}, uint8(2))
+	f.Add(append(numbered(1), framed(unwanted["response"].packet)...), uint8(20))
+	g, err := New(addressed, Options{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, stream []byte, size uint8) {
+		if len(stream) > 4096 {
+			t.Skip("no more to be learnt")
+		}
+		checkStream(t, g, stream, max(1, int(size)))
+	})
+}
+
+// checkStream serves a connection on which stream comes in pieces of this size.
+func checkStream(t *testing.T, g *Gateway, stream []byte, size int) {
+	ours, theirs := net.Pipe()
+	var count tally
+	c := newConnection(g, &pipe{Conn: ours, opened: time.Now()}, &count)
+	var serving sync.WaitGroup
+	serving.Go(func() { c.serve(t.Context(), t.Context()) })
+	serving.Go(func() {
+		defer theirs.Close()
+		replies := &dns.Conn{Conn: theirs}
+		for {
+			if _, err := replies.ReadMsg(); err != nil {
+				return // the end: a reply that can't be read would leave the rest unread, and so block
+			}
+		}
+	})
+	for rest := stream; len(rest) > 0; {
+		piece := rest[:min(size, len(rest))]
+		if _, err := theirs.Write(piece); err != nil {
+			break // closed, for good reasons
+		}
+		rest = rest[len(piece):]
+	}
+	theirs.Close()
+	serving.Wait()
+	var counts Counts
+	count.addTo(&counts, wire.TCP)
+	checkCounts(t, counts)
+	if n := counts.Outcomes[Crashed][wire.TCP]; n > 0 {
+		t.Errorf("%d messages caused a panic", n)
+	}
+}
