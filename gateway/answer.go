@@ -131,6 +131,8 @@ var (
 func failure(err error) (Outcome, wire.EDE) {
 	outcome, ede := Failed, wire.EDE{Code: wire.EDENoReachable, Text: "no upstream answered"}
 	switch {
+	case errors.Is(err, errDomain):
+		outcome, ede.Text = Shed, "the servers of this domain don't answer"
 	case errors.Is(err, errCrashed):
 		outcome, ede = Crashed, wire.EDE{Text: "internal error"}
 	case errors.Is(err, context.DeadlineExceeded):

@@ -167,8 +167,16 @@ func (g *Gateway) fly(work context.Context, deadline time.Time, f *flight, q wir
 			f.answer, f.err = wire.Answer{}, errCrashed
 		}
 	}()
+	domain, err := g.domains.enter(q)
+	if err != nil {
+		f.err = err
+		return
+	}
+	answered := false
+	defer func() { g.domains.leave(domain, answered) }()
 	f.limit = limit{work, deadline}
 	answer, err := g.resolver.Exchange(&f.limit, q)
+	answered = err == nil && answer.Kind() != wire.Failure
 	switch {
 	case err != nil:
 		f.err = err

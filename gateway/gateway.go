@@ -55,6 +55,7 @@ type Gateway struct {
 	chaos    map[string]string // by name, in wire format and lower case
 	slots    slots
 	flights  flights
+	domains  domains
 	loops    loops
 	behind   sync.WaitGroup // exchanges that no client's goroutine makes
 	clients  connections
@@ -99,6 +100,7 @@ func New(r Resolver, o Options) (*Gateway, error) {
 			return nil, fmt.Errorf("gateway.allow_private: %w", err)
 		}
 	}
+	g.domains = domains{log: o.Log, known: make(map[string]*domain)}
 	g.flights.open = make(map[string]*flight)
 	g.slots = slots{max: int64(o.MaxQueries), log: o.Log}
 	g.clients = connections{
