@@ -34,12 +34,14 @@ var errDomain = errors.New("too many queries under way for a domain whose server
 // thousands of new names a second below one whose servers are silent, each of which
 // takes seconds to fail, would otherwise fill all that there is for everybody.
 //
-// As long as a domain's names are answered, there is no bound.
+// As long as a domain's names are answered, there is no bound; nor while nobody
+// else's are, for then it is not the domain.
 type domains struct {
 	log *slog.Logger
 
 	mu    sync.Mutex // guards the rest
 	known map[string]*domain
+	good  time.Time // of the last answer for any of them
 }
 
 // A domain is one with queries under way, or with failures lately.
@@ -71,7 +73,7 @@ func (ds *domains) enter(q wire.Query) (*domain, error) {
 	}
 	if d.underWay < domainShare {
 		d.good = now
-	} else if d.bad >= domainBad || now.Sub(d.good) > domainPatience {
+	} else if stuck := d.bad >= domainBad || now.Sub(d.good) > domainPatience; stuck && now.Sub(ds.good) < domainPatience {
 		if !d.held {
 			d.held = true
 			ds.log.Warn("holding back queries for a domain whose servers don't answer", "domain", name, "under_way", d.underWay)
@@ -90,7 +92,7 @@ func (ds *domains) leave(d *domain, answered bool) {
 	d.underWay--
 	d.used = now
 	if answered {
-		d.good = now
+		d.good, ds.good = now, now
 		d.bad = max(0, d.bad-domainGood)
 	} else {
 		d.bad = min(d.bad+1, domainBadMax)

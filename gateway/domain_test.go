@@ -125,6 +125,23 @@ func TestADomainWithServersIsNotHeldBack(t *testing.T) {
 	})
 }
 
+// While no upstream answers anything, it is not the domain.
+func TestADomainIsNotHeldBackInAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ds := domains{log: slog.New(slog.DiscardHandler), known: make(map[string]*domain)}
+		q, err := wire.NewQuery("www.example.com", "A")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 10 * domainShare {
+			if _, err := ds.enter(q); err != nil {
+				t.Fatalf("query %d: %v", i, err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+}
+
 func TestDomainsAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ds := domains{log: slog.New(slog.DiscardHandler), known: make(map[string]*domain)}
