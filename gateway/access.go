@@ -74,7 +74,7 @@ func (g *Gateway) screen(dst []byte, q *wire.Query, from *client, refusal *wire.
 		return q.AppendError(dst, wire.BadCookie, wire.EDE{}), send
 	case refusal != nil && q.IsChaos():
 		return g.aboutSelf(dst, *q, t)
-	case refusal == nil && !g.setSubnet(q):
+	case refusal == nil && !g.setSubnet(q, from):
 		t.count(RefusedMalformed)
 		return q.AppendError(dst, wire.FormErr, wire.EDE{}), send
 	case refusal == nil && q.Type() == wire.TypeANY && from.via == wire.UDP:
@@ -112,6 +112,7 @@ const (
 // what its cookie is worth.
 func (g *Gateway) addOptions(q *wire.Query, from *client) (state cookieState) {
 	options := from.options[:0]
+	from.extras = wire.Extras{}
 	if client, server := q.Cookie(); client != nil {
 		var room [serverCookieLen]byte
 		cookie, ok := g.access.cookies.check(room[:0], client, server, from.addr, time.Now())
@@ -130,20 +131,25 @@ func (g *Gateway) addOptions(q *wire.Query, from *client) (state cookieState) {
 		options = wire.AppendKeepalive(options, g.keepalive())
 	}
 	if len(options) > 0 {
-		*q = q.WithReplyOptions(options)
+		from.extras.Reply = options
+		*q = q.With(&from.extras)
 	}
 	return state
 }
 
 // setSubnet gives q what upstreams get to know of the client's network. It reports
 // false if that is malformed.
-func (g *Gateway) setSubnet(q *wire.Query) (ok bool) {
-	switch {
-	case g.subnet != nil:
-		*q = q.WithSubnet(g.subnet)
-	case g.options.ECS == ecsForward:
-		*q, ok = q.WithClientSubnet()
-		return ok
+func (g *Gateway) setSubnet(q *wire.Query, from *client) (ok bool) {
+	subnet, own := g.subnet, false
+	if g.options.ECS == ecsForward {
+		if subnet, ok = q.ClientSubnet(); !ok {
+			return false
+		}
+		own = subnet != nil
+	}
+	if subnet != nil {
+		from.extras.Subnet, from.extras.Scoped = subnet, own
+		*q = q.With(&from.extras)
 	}
 	return true
 }

@@ -12,6 +12,7 @@ import (
 type client struct {
 	addr    netip.Addr // never an IPv4 address in IPv6 form; invalid if it is unknown
 	via     wire.Transport
+	extras  wire.Extras
 	options [maxReplyOptions]byte
 }
 

@@ -255,7 +255,7 @@ func (q Query) keptOptions(rdata []byte) func(yield func([]byte) bool) {
 	return func(yield func([]byte) bool) {
 		for len(rdata) > 0 {
 			code, n := binary.BigEndian.Uint16(rdata), 4+int(binary.BigEndian.Uint16(rdata[2:]))
-			kept := code == ednsOptionEDE && n >= 6 || code == ednsOptionSubnet && q.scoped
+			kept := code == ednsOptionEDE && n >= 6 || code == ednsOptionSubnet && q.Scoped()
 			if kept && !yield(rdata[:n]) {
 				return
 			}
@@ -313,7 +313,7 @@ func (a Answer) AppendReply(dst []byte, q Query, t Terms) []byte {
 	room := q.room()
 	optLen := 0
 	if q.edns {
-		optLen = optFixedLen + len(q.extra)
+		optLen = optFixedLen + len(q.extra())
 	}
 	flags := q.replyFlags() | q.rcodeFlags(a.rcode)
 	if q.wantsAD() {
@@ -353,8 +353,8 @@ func (a Answer) appendOPT(dst []byte, q Query, options []byte, ours EDE) []byte 
 	if !q.edns {
 		return dst
 	}
-	dst = appendOPT(dst, a.rcode, q.do, len(q.extra)+ours.size()+len(options))
-	dst = append(dst, q.extra...)
+	dst = appendOPT(dst, a.rcode, q.do, len(q.extra())+ours.size()+len(options))
+	dst = append(dst, q.extra()...)
 	if ours != (EDE{}) {
 		dst = appendEDE(dst, ours)
 	}

@@ -61,7 +61,7 @@ func (q Query) appendOwnOPT(dst []byte) []byte {
 	if !q.edns {
 		return dst
 	}
-	return append(appendOPT(dst, NoError, q.do, len(q.extra)), q.extra...)
+	return append(appendOPT(dst, NoError, q.do, len(q.extra())), q.extra()...)
 }
 
 // IsChaos reports whether q asks in the class CHAOS, which ParseQuery refuses:

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -44,24 +45,59 @@ var (
 // packet. It is small and meant to be passed by value.
 type Query struct {
 	packet      []byte
-	extra       []byte // options for the reply's OPT record, whole; meaningful with edns only
-	subnet      []byte // an ECS option for upstreams, whole, or nil
-	questionEnd uint16 // headerLen if there is no question to echo
-	udpSize     uint16 // as advertised; meaningful with edns only
-	cookie      span   // the data of its COOKIE option
-	ecs         span   // its Client Subnet option, whole
+	extras      *Extras // or nil
+	questionEnd uint16  // headerLen if there is no question to echo
+	udpSize     uint16  // as advertised; meaningful with edns only
+	cookieAt    uint16  // where its COOKIE option is, or 0
+	subnetAt    uint16  // where its Client Subnet option is, or 0
 	via         Transport
 	edns        bool // an OPT record came with it
 	do          bool
 	nsid        bool // asked for
 	keepalive   bool // asked for
-	scoped      bool // subnet is the client's own: the answer is for it alone
 }
 
-// A span is where something is in a packet. The zero span is nowhere.
-type span struct{ from, to uint16 }
+// Extras are EDNS options that a Query has on its way besides those that each has.
+// They are few, and rare, so that a Query, which is copied a lot, stays small.
+type Extras struct {
+	// Reply goes into the OPT record of the reply: options as AppendCookie and its
+	// like make them. Without an OPT record in the query, there is none in the reply,
+	// and nowhere for them to go.
+	Reply []byte
+	// Subnet is a Client Subnet option for upstreams, as AppendSubnet makes it, or as
+	// Query.ClientSubnet returns it.
+	Subnet []byte
+	// Scoped tells that Subnet is the client's own: the answer is for it alone.
+	Scoped bool
+}
 
-func (s span) of(packet []byte) []byte { return packet[s.from:s.to] }
+// With returns q with extras, which it borrows until it is cloned.
+func (q Query) With(e *Extras) Query {
+	q.extras = e
+	return q
+}
+
+// Scoped reports whether the answer to q is for its client alone.
+func (q Query) Scoped() bool { return q.extras != nil && q.extras.Scoped }
+
+func (q Query) extra() []byte {
+	if q.extras == nil {
+		return nil
+	}
+	return q.extras.Reply
+}
+
+func (q Query) subnet() []byte {
+	if q.extras == nil {
+		return nil
+	}
+	return q.extras.Subnet
+}
+
+// option returns the EDNS option at an offset, with its code and length.
+func (q Query) option(at uint16) []byte {
+	return q.packet[at : int(at)+4+int(binary.BigEndian.Uint16(q.packet[at+2:]))]
+}
 
 // ParseQuery verifies packet, which came in over via, and borrows it.
 //
@@ -168,15 +204,15 @@ func (q *Query) noteOptions(at, end int) (ok bool) {
 			if n := next - data; n != clientCookieLen && (n < clientCookieLen+8 || n > clientCookieLen+32) {
 				return false
 			}
-			if q.cookie == (span{}) { // section 5.2.2: the first counts
-				q.cookie = span{uint16(data), uint16(next)}
+			if q.cookieAt == 0 { // section 5.2.2: the first counts
+				q.cookieAt = uint16(at)
 			}
 		case ednsOptionNSID:
 			q.nsid = true
 		case ednsOptionKeepalive:
 			q.keepalive = true
 		case ednsOptionSubnet:
-			q.ecs = span{uint16(at), uint16(next)}
+			q.subnetAt = uint16(at)
 		}
 		at = next
 	}
@@ -207,13 +243,16 @@ func NewQuery(name, recordType string) (Query, error) {
 
 // Clone returns a Query that borrows nothing from whoever made q.
 func (q Query) Clone() Query {
-	n := len(q.packet)
-	own := append(make([]byte, 0, n+len(q.extra)), q.packet...)
-	own = append(own, q.extra...)
-	q.packet, q.extra = own[:n:n], own[n:]
-	if q.scoped {
-		q.subnet = q.ecs.of(q.packet)
+	q.packet = bytes.Clone(q.packet)
+	if q.extras == nil {
+		return q
 	}
+	own := *q.extras
+	own.Reply = bytes.Clone(own.Reply)
+	if own.Scoped {
+		own.Subnet = q.option(q.subnetAt)
+	}
+	q.extras = &own
 	return q
 }
 
@@ -289,16 +328,16 @@ func (q Query) keyBits() (bits byte) {
 // set so that the answer says whether it was validated (RFC 6840 section 5.7),
 // and an OPT record of ours, padded to a multiple of 128 octets (RFC 8467).
 // Nothing of the client's OPT record but DO goes along (RFC 6891 section 6.2.1:
-// it is hop by hop), unless WithSubnet or WithClientSubnet says otherwise.
+// it is hop by hop), unless there are Extras.
 func (q Query) AppendUpstream(dst []byte, id uint16) []byte {
 	flags := uint16(flagRD|flagAD) | flagsOf(q.packet)&flagCD
 	start := len(dst)
 	dst = appendHeader(dst, id, flags, [4]uint16{1, 0, 0, 1})
 	dst = append(dst, q.question()...)
-	bare := len(dst) - start + optFixedLen + len(q.subnet) + 4
+	bare := len(dst) - start + optFixedLen + len(q.subnet()) + 4
 	pad := (padding - bare%padding) % padding
-	dst = appendOPT(dst, NoError, q.do, len(q.subnet)+4+pad)
-	dst = append(dst, q.subnet...)
+	dst = appendOPT(dst, NoError, q.do, len(q.subnet())+4+pad)
+	dst = append(dst, q.subnet()...)
 	dst = append(dst, 0, ednsOptionPadding, 0, byte(pad))
 	return append(dst, zeros[:pad]...)
 }
@@ -359,11 +398,11 @@ func (q Query) AppendError(dst []byte, rcode RCode, ede EDE) []byte {
 	case !q.edns:
 		return dst
 	case ede == (EDE{}):
-		return append(appendOPT(dst, rcode, q.do, len(q.extra)), q.extra...)
+		return append(appendOPT(dst, rcode, q.do, len(q.extra())), q.extra()...)
 	}
 	// Even 512 octets leave more than 200 behind the longest question.
-	left := q.room() - (len(dst) - start) - optFixedLen - len(q.extra) - edeFixedLen
+	left := q.room() - (len(dst) - start) - optFixedLen - len(q.extra()) - edeFixedLen
 	ede.Text = cutText(ede.Text, left)
-	dst = appendOPT(dst, rcode, q.do, len(q.extra)+edeFixedLen+len(ede.Text))
-	return appendEDE(append(dst, q.extra...), ede)
+	dst = appendOPT(dst, rcode, q.do, len(q.extra())+edeFixedLen+len(ede.Text))
+	return appendEDE(append(dst, q.extra()...), ede)
 }

@@ -11,10 +11,10 @@ const clientCookieLen = 8 // RFC 7873 section 4.1
 // the server cookie that the client has of us, or of somebody. Both are nil if
 // there is none.
 func (q Query) Cookie() (client, server []byte) {
-	if q.cookie == (span{}) {
+	if q.cookieAt == 0 {
 		return nil, nil
 	}
-	cookie := q.cookie.of(q.packet)
+	cookie := q.option(q.cookieAt)[4:]
 	return cookie[:clientCookieLen:clientCookieLen], cookie[clientCookieLen:]
 }
 
@@ -24,14 +24,6 @@ func (q Query) WantsNSID() bool { return q.nsid }
 // WantsKeepalive reports whether q asks how long its connection may idle
 // (RFC 7828). Over UDP, that has no meaning.
 func (q Query) WantsKeepalive() bool { return q.keepalive && q.via == TCP }
-
-// WithReplyOptions returns q with EDNS options for its reply, as AppendCookie and
-// its like make them. They are borrowed until q is cloned. Without an OPT record
-// in q, there is none in the reply, and nowhere for them to go.
-func (q Query) WithReplyOptions(options []byte) Query {
-	q.extra = options
-	return q
-}
 
 // AppendCookie appends a COOKIE option (RFC 7873 section 4).
 func AppendCookie(dst, client, server []byte) []byte {
@@ -95,6 +87,6 @@ func (q Query) SameSpelling(message []byte) bool {
 func (q Query) AppendPlain(dst []byte, id uint16) []byte {
 	dst = appendHeader(dst, id, uint16(flagRD|flagAD)|flagsOf(q.packet)&flagCD, [4]uint16{1, 0, 0, 1})
 	dst = append(dst, q.question()...)
-	dst = appendOPT(dst, NoError, q.do, len(q.subnet))
-	return append(dst, q.subnet...)
+	dst = appendOPT(dst, NoError, q.do, len(q.subnet()))
+	return append(dst, q.subnet()...)
 }

@@ -63,7 +63,7 @@ func TestReplyOptionsGoIntoEachKindOfReply(t *testing.T) {
 	f := func(text string, via wire.Transport, reply func(wire.Query) []byte, want string) {
 		t.Helper()
 		original := mustQuery(t, text, via)
-		q := original.WithReplyOptions(options).Clone()
+		q := original.With(&wire.Extras{Reply: options}).Clone()
 		got := reply(q)
 		if got := show(t, got); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
@@ -106,7 +106,7 @@ func TestReplyOptionsGoIntoEachKindOfReply(t *testing.T) {
 func TestReplyOptionsFit(t *testing.T) {
 	options := wire.AppendNSID(nil, strings.Repeat("n", 100))
 	for size := range 400 {
-		q := mustQuery(t, "question a. TXT; opt 512", wire.UDP).WithReplyOptions(options)
+		q := mustQuery(t, "question a. TXT; opt 512", wire.UDP).With(&wire.Extras{Reply: options})
 		text := "flags qr; question a. TXT; answer a. 60 IN TXT"
 		for rest := size; rest > 0; rest -= 200 {
 			text += " " + strings.Repeat("x", min(rest, 200))
@@ -149,10 +149,12 @@ func TestReplyOptionsDoNotAllocate(t *testing.T) {
 	q := mustQuery(t, "question a. A; opt 10:0011223344556677 3:", wire.UDP)
 	buf, room := make([]byte, 0, 2048), make([]byte, 0, 128)
 	records := []wire.Record{{Type: wire.TypeA, TTL: 7, Data: []byte{192, 0, 2, 9}}}
+	extras := new(wire.Extras)
 	if n := testing.AllocsPerRun(100, func() {
 		client, _ := q.Cookie()
 		options := wire.AppendNSID(wire.AppendCookie(room, client, client), "ns1")
-		with := q.WithReplyOptions(options)
+		extras.Reply = options
+		with := q.With(extras)
 		with.AppendError(buf, wire.ServFail, wire.EDE{})
 		with.AppendRecords(buf, records)
 		with.AppendNegative(buf, wire.NXDomain, 0)
@@ -160,7 +162,7 @@ func TestReplyOptionsDoNotAllocate(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("got %v allocations", n)
 	}
-	clone := q.WithReplyOptions(wire.AppendNSID(room, "ns1")).Clone()
+	clone := q.With(&wire.Extras{Reply: wire.AppendNSID(room, "ns1")}).Clone()
 	clear(room[:cap(room)])
 	if !bytes.Contains(clone.AppendError(nil, wire.ServFail, wire.EDE{}), []byte("ns1")) {
 		t.Error("a clone borrows its options")

@@ -19,25 +19,16 @@ func AppendSubnet(dst []byte, p netip.Prefix) []byte {
 	return append(dst, p.Addr().AsSlice()[:octets]...)
 }
 
-// WithSubnet returns q with a Client Subnet option, as AppendSubnet makes it, that
-// upstreams get to see in place of the client's own. It is borrowed for good.
-func (q Query) WithSubnet(option []byte) Query {
-	q.subnet = option
-	return q
-}
-
-// WithClientSubnet returns q so that upstreams get to see the Client Subnet option
-// that came with it; the answer is then for this client alone. Without one, or if
-// it says that the client's address is nobody's business (RFC 7871 section 7.1.2),
-// that is q itself. Ok is false if the option is malformed, which deserves FORMERR
-// (section 7.1.2, too).
-func (q Query) WithClientSubnet() (scoped Query, ok bool) {
-	if q.ecs == (span{}) {
-		return q, true
+// ClientSubnet returns the Client Subnet option that came with q, or nil if there is
+// none, or if it says that the client's address is nobody's business (RFC 7871
+// section 7.1.2). Ok is false if it is malformed, which deserves FORMERR (the same).
+func (q Query) ClientSubnet() (option []byte, ok bool) {
+	if q.subnetAt == 0 {
+		return nil, true
 	}
-	option := q.ecs.of(q.packet)
+	option = q.option(q.subnetAt)
 	if len(option) < 8 {
-		return q, false
+		return nil, false
 	}
 	bits, scope, most := int(option[6]), option[7], -1
 	switch binary.BigEndian.Uint16(option[4:]) { // the family
@@ -49,18 +40,14 @@ func (q Query) WithClientSubnet() (scoped Query, ok bool) {
 	address := option[8:]
 	switch {
 	case bits > most || scope != 0 || len(address) != (bits+7)/8:
-		return q, false
+		return nil, false
 	case bits%8 != 0 && address[len(address)-1]<<(bits%8) != 0:
-		return q, false // bits behind the prefix
+		return nil, false // bits behind the prefix
 	case bits == 0:
-		return q, true
+		return nil, true
 	}
-	q.subnet, q.scoped = option, true
-	return q, true
+	return option, true
 }
-
-// Scoped reports whether the answer to q is for its client alone.
-func (q Query) Scoped() bool { return q.scoped }
 
 const (
 	typeSVCB  = 64

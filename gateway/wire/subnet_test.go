@@ -19,8 +19,8 @@ func TestWhichSubnetUpstreamsSee(t *testing.T) {
 		if got := show(t, q.AppendUpstream(nil, testID)); got != "flags rd ad; question a. A; opt 1232 padding" {
 			t.Errorf("by default, upstreams see %s", got)
 		}
-		q, ok := q.WithClientSubnet()
-		q = q.Clone()
+		own, ok := q.ClientSubnet()
+		q = q.With(&wire.Extras{Subnet: own, Scoped: own != nil}).Clone()
 		got := fmt.Sprintf("%t %t", ok, q.Scoped())
 		if m := mustUnpackOptions(t, q.AppendUpstream(nil, testID)); m != "" {
 			got += " " + m
@@ -47,11 +47,11 @@ func TestWhichSubnetUpstreamsSee(t *testing.T) {
 	f("8:00012100c000020100", "false false")
 	f("8:00031800c00002", "false false")
 
-	q := mustQuery(t, "question a. A; opt 8:00011800cb0071", wire.UDP).WithSubnet(wire.AppendSubnet(nil, netip.MustParsePrefix("192.0.2.77/25")))
+	q := mustQuery(t, "question a. A; opt 8:00011800cb0071", wire.UDP).With(&wire.Extras{Subnet: wire.AppendSubnet(nil, netip.MustParsePrefix("192.0.2.77/25"))})
 	if got := mustUnpackOptions(t, q.AppendUpstream(nil, testID)); got != "192.0.2.0/25/0" || q.Scoped() {
 		t.Errorf("got %s", got)
 	}
-	q = q.WithSubnet(wire.AppendSubnet(nil, netip.MustParsePrefix("2001:db8::/33")))
+	q = q.With(&wire.Extras{Subnet: wire.AppendSubnet(nil, netip.MustParsePrefix("2001:db8::/33"))})
 	if got := mustUnpackOptions(t, q.AppendUpstream(nil, testID)); got != "[2001:db8::]/33/0" {
 		t.Errorf("got %s", got)
 	}
@@ -79,7 +79,9 @@ func wholeMessage(t *testing.T, message []byte) *dns.Msg {
 
 // What the answer says about the client's subnet is for that client.
 func TestTheScopeOfAnAnswerReachesItsClient(t *testing.T) {
-	q, _ := mustQuery(t, "question a. A; opt 8:00011800c00002", wire.UDP).WithClientSubnet()
+	q := mustQuery(t, "question a. A; opt 8:00011800c00002", wire.UDP)
+	option, _ := q.ClientSubnet()
+	q = q.With(&wire.Extras{Subnet: option, Scoped: true})
 	const text = "flags qr; question a. A; answer a. 60 IN A 192.0.2.1; opt 8:00011814c00002 10:0011223344556677 ede=3:"
 	if got := show(t, mustAnswer(t, q, text).AppendReply(nil, q, wire.Terms{})); !strings.HasSuffix(got, "opt 1232 option=8 ede=3") {
 		t.Errorf("got %s", got)
