@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"dotgate/gateway/wire"
 )
 
 const (
@@ -12,6 +14,9 @@ const (
 	// it, for whoever wants a connection then: its packets may have been lost, and
 	// the system sends them again after a second only.
 	lost = 250 * time.Millisecond
+	// waitMax is how long a query waits for a connection that others were faster to
+	// get.
+	waitMax = time.Second
 	// dialsMax is how many dials are under way at most for one connection.
 	dialsMax = 5
 )
@@ -138,10 +143,40 @@ func (u *Upstream) runDial(ctx context.Context, d *dial, first bool) {
 func (u *Upstream) endDial(d *dial) {
 	d.cancel()
 	close(d.done)
-	for _, call := range d.calls {
+	calls := d.calls
+	if limit := int(u.allowance.limit.Load()); d.conn != nil && limit > 0 && len(calls) > limit {
+		u.awaitAnother(calls[limit:])
+		calls = calls[:limit]
+	}
+	for _, call := range calls {
 		if d.conn != nil {
 			u.enter(d.conn, call)
 		} else {
+			u.fail(call, d.err)
+		}
+	}
+}
+
+// awaitAnother has calls, the oldest first, entered on connections after the one
+// that they waited for. Those that have waited for too long won't be: their
+// clients would not get to see the answers.
+func (u *Upstream) awaitAnother(calls []*call) {
+	now, late := u.now(), 0
+	for late < len(calls) && time.Duration(now-calls[late].sent) > waitMax {
+		late++
+	}
+	u.mu.Lock()
+	d := u.dialLocked()
+	over := d.over()
+	if !over {
+		d.calls = append(calls[late:], d.calls...)
+	}
+	u.mu.Unlock()
+	for i, call := range calls {
+		switch {
+		case i < late:
+			call.complete(wire.Answer{}, fmt.Errorf("%s: %w", u.o.Name, ErrBusy))
+		case over:
 			u.fail(call, d.err)
 		}
 	}

@@ -273,6 +273,9 @@ func (u *Upstream) await(call *call) {
 	d := u.dialLocked()
 	over := d.over()
 	if !over {
+		if call.sent == 0 {
+			call.sent = u.now()
+		}
 		d.calls = append(d.calls, call)
 	}
 	u.mu.Unlock()
