@@ -367,7 +367,7 @@ func (r *race) hopeless(nobody bool) bool {
 		return false
 	}
 	for _, m := range r.order {
-		if m.Up() && m.Alive(r.begin.Add(r.keenest)) {
+		if m.Up() && m.Alive(r.begin.Add(r.keenest)) && m.Silent() < despair/2 {
 			return len(r.weak) > 0
 		}
 	}
