@@ -182,7 +182,7 @@ func sign(t *testing.T, dir string) (anchor string) {
 // startValidator starts an Unbound that validates what the gateway says.
 func startValidator(t *testing.T, gateway netip.AddrPort, anchor string) netip.AddrPort {
 	t.Helper()
-	dir, addr := t.TempDir(), freeAddr(t)
+	dir, addr := t.TempDir(), ownAddr()
 	config := fmt.Sprintf(`server:
 	directory: %[1]q
 	pidfile: "%[1]s/unbound.pid"
