@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"syscall"
 )
 
@@ -37,6 +38,40 @@ func (g *Gateway) Listen() error {
 		return errors.Join(problems...)
 	}
 	return nil
+}
+
+// Adopt takes over sockets that somebody else has opened, in place of Listen: those
+// of a service manager, which opens ports that we may not. Options.Listen is then of
+// no matter. All of them are closed by Serve, or at once if there is an error.
+func (g *Gateway) Adopt(listeners []*net.TCPListener, conns []*net.UDPConn) error {
+	if len(g.addrs) > 0 {
+		return errors.New("adopt: already listening")
+	}
+	var problems []error
+	for _, ln := range listeners {
+		addr := ln.Addr().(*net.TCPAddr).AddrPort()
+		g.tcp = append(g.tcp, &tcpListener{gateway: g, ln: ln})
+		g.addrs = append(g.addrs, netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()))
+	}
+	for _, conn := range conns {
+		addr := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+		s, err := adoptUDPSocket(g, conn, addr.Addr().Is6(), addr)
+		if err != nil {
+			problems = append(problems, explain(err, "UDP", addr))
+			continue
+		}
+		g.udp = append(g.udp, s)
+		if addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()); !slices.Contains(g.addrs, addr) {
+			g.addrs = append(g.addrs, addr)
+		}
+	}
+	if len(g.udp) == 0 || len(g.tcp) == 0 {
+		problems = append(problems, fmt.Errorf("adopt: there are %d UDP sockets and %d TCP sockets; clients need both", len(g.udp), len(g.tcp)))
+	}
+	if len(problems) > 0 {
+		g.closeSockets()
+	}
+	return errors.Join(problems...)
 }
 
 func noIPv6(err error) bool {

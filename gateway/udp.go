@@ -80,9 +80,12 @@ func newUDPSocket(g *Gateway, config net.ListenConfig, network string, addr neti
 	if err != nil {
 		return nil, err
 	}
-	conn := pc.(*net.UDPConn)
+	return adoptUDPSocket(g, pc.(*net.UDPConn), network != "udp4", addr)
+}
+
+// adoptUDPSocket takes over a socket that is open at addr.
+func adoptUDPSocket(g *Gateway, conn *net.UDPConn, v6 bool, addr netip.AddrPort) (*udpSocket, error) {
 	setReceiveBuffer(conn, receiveBuffer)
-	v6 := network != "udp4"
 	if addr.Addr().IsUnspecified() {
 		if err := noteDestination(conn, v6); err != nil {
 			conn.Close()
@@ -90,6 +93,7 @@ func newUDPSocket(g *Gateway, config net.ListenConfig, network string, addr neti
 		}
 	}
 	s := &udpSocket{gateway: g, conn: conn}
+	var err error
 	s.batch, err = newBatchConn(conn)
 	if err == nil {
 		s.late.conn, err = newBatchConn(conn)

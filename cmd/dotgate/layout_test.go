@@ -37,6 +37,7 @@ var owners = map[string]string{
 	"github.com/spf13/viper":         "configs",
 	"go.yaml.in/yaml/v3":             "configs",
 	"github.com/spf13/cobra":         "cmd/dotgate",
+	"github.com/coreos/go-systemd":   "cmd/dotgate",
 	"golang.org/x/net":               "gateway",
 	"go4.org/netipx":                 "gateway",
 	"github.com/dchest/siphash":      "gateway",

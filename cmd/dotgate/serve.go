@@ -48,7 +48,7 @@ func serve(ctx context.Context, config *configs.Config, _ io.Writer) error {
 	if socket != nil {
 		defer socket.Close()
 	}
-	if err := server.Listen(); err != nil {
+	if err := listen(server); err != nil {
 		return err
 	}
 	log.Info("dotgate is serving", "on", joined(server.Addrs(), netip.AddrPort.String),
@@ -68,6 +68,7 @@ func serve(ctx context.Context, config *configs.Config, _ io.Writer) error {
 	group.Go(func() error { return answers.Run(ctx) })
 	group.Go(func() error { return server.WatchLoops(ctx, p.suspects()) })
 	group.Go(func() error { return server.Serve(ctx) })
+	group.Go(func() error { return reportToManager(ctx, server.Addrs(), log) })
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}

@@ -1,0 +1,126 @@
+//go:build linux && e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestUnderAServiceManager hands over sockets as systemd does, and listens to what
+// dotgate tells it.
+func TestUnderAServiceManager(t *testing.T) {
+	_, urls := startUpstreams(t, time.Millisecond)
+	addr := freeAddr(t)
+	ln, err := net.Listen("tcp", addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	pc, err := net.ListenPacket("udp", addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	tcp, err := ln.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	udp, err := pc.(*net.UDPConn).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(t.TempDir(), "notify.sock")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+
+	// LISTEN_PID has to be the program's own.
+	cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ WATCHDOG_PID=$$ exec "$0" serve`, dotgate)
+	cmd.Env = environment(freeAddr(t), urls, "LISTEN_FDS=2", "NOTIFY_SOCKET="+socket, "WATCHDOG_USEC=300000")
+	cmd.ExtraFiles = []*os.File{udp, tcp}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var said output
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	var told []string
+	await := func(state string, times int) {
+		t.Helper()
+		buffer := make([]byte, 512)
+		_ = manager.SetReadDeadline(time.Now().Add(startLimit))
+		for count := 0; count < times; {
+			n, err := manager.Read(buffer)
+			if err != nil {
+				t.Fatalf("the manager was told %q, and not %s: %v\n%s", told, state, err, said.tail(20))
+			}
+			told = append(told, string(buffer[:n]))
+			if string(buffer[:n]) == state {
+				count++
+			}
+		}
+	}
+	await("READY=1", 1)
+	for _, network := range []string{"+notcp", "+tcp"} {
+		if p := dig.ask(t, addr, "www.example.com", network); p.status != "NOERROR" || len(p.answers) != 1 {
+			t.Errorf("dig %s: %s", network, p.text)
+		}
+	}
+	await("WATCHDOG=1", 3)
+	// Who is stopped tells nothing, and would be started again.
+	_ = cmd.Process.Signal(syscall.SIGSTOP)
+	time.Sleep(50 * time.Millisecond)
+	_ = manager.SetReadDeadline(time.Now().Add(400 * time.Millisecond))
+	silent := 0
+	for buffer := make([]byte, 512); ; silent++ {
+		if _, err := manager.Read(buffer); err != nil {
+			break
+		}
+	}
+	if silent > 1 { // what it had told before
+		t.Errorf("who is stopped tells %d times that it is well", silent)
+	}
+	_ = cmd.Process.Signal(syscall.SIGCONT)
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	await("STOPPING=1", 1)
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTheUnitIsSound has systemd look at the unit, where it is installed.
+func TestTheUnitIsSound(t *testing.T) {
+	text, err := os.ReadFile("../../../docker/dotgate.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Type=notify", "WatchdogSec=", "CapabilityBoundingSet=CAP_NET_BIND_SERVICE\n", "NoNewPrivileges=yes", "ProtectSystem=strict", "DynamicUser=yes"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("%s is missing", want)
+		}
+	}
+	path, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Log("NOT RUN: systemd-analyze verify, because there is no systemd here")
+		return
+	}
+	out, err := exec.Command(path, "verify", "--man=no", "../../../docker/dotgate.service").CombinedOutput()
+	lines := slices.DeleteFunc(strings.Split(strings.TrimSpace(string(out)), "\n"), func(line string) bool {
+		return line == "" || strings.Contains(line, "/usr/local/bin/dotgate is not executable")
+	})
+	if len(lines) > 0 {
+		t.Errorf("systemd-analyze: %v\n%s", err, fmt.Sprint(lines))
+	}
+}
