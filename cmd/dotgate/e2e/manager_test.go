@@ -19,7 +19,7 @@ import (
 // dotgate tells it.
 func TestUnderAServiceManager(t *testing.T) {
 	_, urls := startUpstreams(t, time.Millisecond)
-	addr := freeAddr(t)
+	addr := ownAddr()
 	ln, err := net.Listen("tcp", addr.String())
 	if err != nil {
 		t.Fatal(err)
@@ -47,7 +47,7 @@ func TestUnderAServiceManager(t *testing.T) {
 
 	// LISTEN_PID has to be the program's own.
 	cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ WATCHDOG_PID=$$ exec "$0" serve`, dotgate)
-	cmd.Env = environment(freeAddr(t), urls, "LISTEN_FDS=2", "NOTIFY_SOCKET="+socket, "WATCHDOG_USEC=300000")
+	cmd.Env = environment(ownAddr(), urls, "LISTEN_FDS=2", "NOTIFY_SOCKET="+socket, "WATCHDOG_USEC=300000")
 	cmd.ExtraFiles = []*os.File{udp, tcp}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var said output
