@@ -12,6 +12,8 @@ type zone struct {
 	records []wire.Record // of its name
 	// asAbove is that names below it are as it is. Otherwise there are none.
 	asAbove bool
+	// gone is that not even itself is there.
+	gone bool
 	// forwarded is that it is not answered here after all.
 	forwarded bool
 }
@@ -83,7 +85,7 @@ func newZones(forwarded []string, noApplicationDNS bool) (zones, error) {
 	add(strings.Repeat("0.", 31)+"0.ip6.arpa", zone{})
 	add("1."+strings.Repeat("0.", 31)+"ip6.arpa", zone{records: []wire.Record{pointer}})
 	if noApplicationDNS {
-		add(canary, zone{})
+		add(canary, zone{gone: true})
 	}
 	return zs, zs.forward(forwarded)
 }
@@ -119,7 +121,7 @@ func (g *Gateway) answerHere(dst []byte, q wire.Query, t *tally) ([]byte, step) 
 		return dst, pass
 	}
 	t.count(AnsweredLocally)
-	if below > 0 && !z.asAbove {
+	if z.gone || below > 0 && !z.asAbove {
 		return q.AppendNegative(dst, wire.NXDomain, below), send
 	}
 	var found [2]wire.Record
