@@ -53,6 +53,10 @@ func (s *shard) layOut(mem []byte) {
 	}
 	s.index = index{slots: take(n * slotSize), n: uint32(n)}
 	s.ghosts = take(n / 2 * 4)
+	// These are written all over from the start. The system gives each page when
+	// it is first written to, which a query should not have to wait for.
+	clear(s.index.slots)
+	clear(s.ghosts)
 	s.arena = take(len(mem))
 	s.probation.mem = s.arena[:len(s.arena)/8&^7]
 	s.main.mem, s.main.base = s.arena[len(s.probation.mem):], len(s.probation.mem)
