@@ -61,7 +61,13 @@ func TestAThousandClientsWhoAskOneNameCostOneQuery(t *testing.T) {
 	var conns []*dns.Conn
 	var queries []*dns.Msg
 	for i := range n {
-		c, err := net.Dial([]string{"udp", "tcp"}[i%2], g.addr.String())
+		var from net.Dialer
+		network := "udp"
+		if i%2 == 1 { // from several addresses, as one may have so many connections only
+			network = "tcp"
+			from.LocalAddr = &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i%8))}
+		}
+		c, err := from.Dial(network, g.addr.String())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -48,7 +48,7 @@ func TestCheckTellsWhetherTheConfigurationCanBeUsed(t *testing.T) {
 	if code, said := command(t, environment(addr, []string{"tls://192.0.2.1#dns.example.com"}), "check"); code != 0 || !strings.Contains(said, addr.String()) {
 		t.Errorf("exit code %d: %s", code, said)
 	}
-	if code, said := command(t, environment(addr, []string{"udp://192.0.2.1"}), "check"); code != 2 || !strings.Contains(said, "DOTGATE_UPSTREAMS") {
+	if code, said := command(t, environment(addr, []string{"http://192.0.2.1"}), "check"); code != 2 || !strings.Contains(said, "DOTGATE_UPSTREAMS") {
 		t.Errorf("exit code %d, should be 2: %s", code, said)
 	}
 }
