@@ -19,12 +19,13 @@ var imports = map[string][]string{
 	"cmd/dotgate":         {"balancer", "cmd/dotgate/control", "configs", "gateway", "gateway/cache", "gateway/wire", "health", "upstreams"},
 	"cmd/dotgate/control": {"balancer", "gateway", "gateway/cache", "gateway/wire", "health", "upstreams"},
 	"configs":             {"balancer", "gateway", "gateway/cache", "gateway/wire", "health", "upstreams"},
-	"gateway":             {"gateway/cache", "gateway/wire"},
+	"gateway":             {"gateway/cache", "gateway/latency", "gateway/wire"},
 	"gateway/cache":       {"gateway/wire"},
+	"gateway/latency":     {},
 	"gateway/wire":        {},
 	"balancer":            {"gateway/wire"},
 	"health":              {"gateway/wire"},
-	"upstreams":           {"gateway/wire"},
+	"upstreams":           {"gateway/latency", "gateway/wire"},
 	"upstreams/dottest":   {"gateway/wire"},
 }
 
