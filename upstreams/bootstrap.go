@@ -99,7 +99,7 @@ func (d *dialer) lookUp(ctx context.Context) ([]netip.AddrPort, error) {
 		}
 		return addrs, nil
 	}
-	return nil, fmt.Errorf("resolve %s through %s (setting bootstrap): %w", d.o.Host, strings.Join(d.o.Bootstrap, ", "), last)
+	return nil, &failure{Bootstrapping, fmt.Errorf("resolve %s through %s (setting bootstrap): %w", d.o.Host, strings.Join(d.o.Bootstrap, ", "), last)}
 }
 
 // dialBootstrap connects to b. The resolver speaks TCP to whatever is no packet

@@ -86,11 +86,15 @@ type conn struct {
 // A call is a query under way. It moves from connection to connection, and is
 // in the table of one at most.
 type call struct {
-	query  wire.Query
-	done   func(wire.Answer, error)
-	id     uint16
-	sent   int64 // instant
-	resent int   // how often its connection has died
+	query wire.Query
+	done  func(wire.Answer, error)
+	// Upstream counts what becomes of it; nil: nobody does.
+	upstream *Upstream
+	began    int64     // instant of Ask
+	from     *endpoint // where it was sent last, or nil
+	id       uint16
+	sent     int64 // instant
+	resent   int   // how often its connection has died
 
 	settled atomic.Bool // done was called
 
@@ -106,6 +110,9 @@ func (call *call) complete(a wire.Answer, err error) {
 		call = call.of
 	}
 	if call.settled.CompareAndSwap(false, true) {
+		if call.upstream != nil {
+			call.upstream.record(call, a, err)
+		}
 		call.done(a, err)
 	}
 }
@@ -138,6 +145,7 @@ func (c *conn) enter(call *call) error {
 	now := c.upstream.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	call.from = c.from
 	if c.err != nil {
 		return c.err
 	}
@@ -291,7 +299,7 @@ func (c *conn) writeLoop() {
 			continue
 		}
 		if _, err := c.tls.Write(frames); err != nil {
-			c.close(fmt.Errorf("write: %w", err))
+			c.close(fmt.Errorf("%w: %w", errWrite, err))
 			return
 		}
 		if writes < acknowledged {

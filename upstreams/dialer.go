@@ -14,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"dotgate/gateway/wire"
 )
 
 const (
@@ -40,6 +42,8 @@ type dialer struct {
 	noSessions                 atomic.Int64 // until when no session is offered, in Unix nanoseconds
 	dials, handshakes, resumed atomic.Uint64
 	drill                      atomic.Pointer[rehearsal] // under way, or nil
+	notAfter                   atomic.Int64              // of the latest certificate, in Unix seconds, or 0
+	nowhere                    endpoint                  // counts what came to no address
 
 	mu        sync.Mutex
 	endpoints []*endpoint
@@ -50,6 +54,8 @@ type dialer struct {
 type endpoint struct {
 	addr   netip.AddrPort
 	failed atomic.Pointer[time.Time] // when it last failed, nil if it works
+
+	attempts, dials tally
 }
 
 // suspect puts the address behind the others for a while.
@@ -120,6 +126,11 @@ func (d *dialer) setAddresses(addrs []netip.AddrPort) {
 			d.endpoints = append(d.endpoints, old[i])
 		} else {
 			d.endpoints = append(d.endpoints, &endpoint{addr: addr})
+		}
+	}
+	for _, e := range old {
+		if !slices.Contains(d.endpoints, e) {
+			d.nowhere.inherit(e)
 		}
 	}
 }
@@ -224,9 +235,11 @@ func (d *dialer) dialOne(ctx context.Context, e *endpoint, limit time.Duration) 
 	if err != nil {
 		if ctx.Err() == nil {
 			e.suspect()
+			e.dials[outcomeOf(wire.Answer{}, err)].Add(1)
 		}
-		return dialed{from: e, err: fmt.Errorf("%s: %w", e.addr, err)}
+		return dialed{from: e, err: &addressError{e, err}}
 	}
+	e.dials[GotNoError].Add(1)
 	e.failed.Store(nil)
 	return dialed{conn: conn, from: e}
 }
@@ -278,7 +291,7 @@ func (d *dialer) secure(ctx context.Context, addr netip.AddrPort, config *tls.Co
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, d.o.HandshakeTimeout,
-		fmt.Errorf("no TLS handshake within %v (setting handshake_timeout)", d.o.HandshakeTimeout))
+		&failure{TLSTimedOut, fmt.Errorf("no TLS handshake within %v (setting handshake_timeout)", d.o.HandshakeTimeout)})
 	defer cancel()
 	socket, err := newSocket(tcp.(*net.TCPConn))
 	if err != nil {
@@ -294,6 +307,7 @@ func (d *dialer) secure(ctx context.Context, addr netip.AddrPort, config *tls.Co
 		return nil, explain(err)
 	}
 	d.handshakes.Add(1)
+	d.notAfter.Store(conn.ConnectionState().PeerCertificates[0].NotAfter.Unix())
 	if conn.ConnectionState().DidResume {
 		d.resumed.Add(1)
 	}
@@ -312,9 +326,9 @@ func connect(ctx context.Context, addr netip.AddrPort, limit time.Duration) (net
 
 func noConnection(limit time.Duration) error {
 	if limit == paced { // longer than is set, as it could not be reached for a while
-		return fmt.Errorf("no connection within %v", limit)
+		return &failure{DialTimedOut, fmt.Errorf("no connection within %v", limit)}
 	}
-	return fmt.Errorf("no connection within %v (setting connect_timeout)", limit)
+	return &failure{DialTimedOut, fmt.Errorf("no connection within %v (setting connect_timeout)", limit)}
 }
 
 // explain adds to a certificate's failure what its text leaves open.

@@ -123,5 +123,5 @@ func (p *pace) succeeded() {
 func (p *pace) refusal() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return fmt.Errorf("not reached since %s, dialled every %v only: %w", p.since.Format(time.TimeOnly), paced, p.problem)
+	return &failure{DialPaced, fmt.Errorf("not reached since %s, dialled every %v only: %w", p.since.Format(time.TimeOnly), paced, p.problem)}
 }

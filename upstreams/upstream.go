@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"dotgate/gateway/latency"
 	"dotgate/gateway/wire"
 )
 
@@ -88,6 +89,9 @@ type Upstream struct {
 	open       atomic.Int32               // len(conns)
 	allowance  allowance
 	counts     counters
+
+	took, failing latency.Histogram       // attempts that were answered, and that failed
+	lastFailure   atomic.Pointer[Failure] // or nil
 
 	// mu guards the pool. Nothing blocks while it is held.
 	mu     sync.Mutex
@@ -198,8 +202,9 @@ func (u *Upstream) learnIdleLimit(idle time.Duration) {
 // upstream: then the query is sent once more, on a connection known to be alive,
 // and if that dies too, as all do when a server restarts, on fresh ones.
 func (u *Upstream) Ask(q wire.Query, done func(wire.Answer, error)) {
-	u.waiting.CompareAndSwap(0, u.now())
-	u.send(&call{query: q, done: done}, 0, 0)
+	began := u.now()
+	u.waiting.CompareAndSwap(0, began)
+	u.send(&call{query: q, done: done, upstream: u, began: began}, 0, 0)
 }
 
 // Exchange is Ask for those who wait. It returns when ctx is done at the latest.

@@ -1,0 +1,163 @@
+package upstreams
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"dotgate/gateway/wire"
+	"dotgate/upstreams/dottest"
+)
+
+// Each attempt is counted once, whatever becomes of it: that is what keeps an
+// error path from being forgotten by everybody who counts.
+func TestEveryAttemptIsCountedOnceByItsReason(t *testing.T) {
+	wrongName := func(ca *dottest.CA) dottest.Options {
+		return dottest.Options{CA: ca, Certificate: ca.Issue(dottest.CertOptions{Names: []string{"other.example.com"}})}
+	}
+	expired := func(ca *dottest.CA) dottest.Options {
+		return dottest.Options{CA: ca, Certificate: ca.Issue(dottest.CertOptions{
+			Names: []string{dottest.ServerName}, NotAfter: time.Now().Add(-time.Hour),
+		})}
+	}
+	for _, f := range []struct {
+		name  string
+		fault dottest.Fault
+		serve func(*dottest.CA) dottest.Options
+		drill *Drill
+		gone  bool // nobody listens
+		limit time.Duration
+		want  Outcome
+	}{
+		{name: "well", want: GotNoError},
+		{name: "NXDOMAIN", fault: dottest.Fault{RCode: wire.NXDomain}, want: GotNXDomain},
+		{name: "SERVFAIL", fault: dottest.Fault{RCode: wire.ServFail}, want: GotServFail},
+		{name: "REFUSED", fault: dottest.Fault{RCode: wire.Refused}, want: GotRefused},
+		{name: "FORMERR", fault: dottest.Fault{RCode: wire.FormErr}, want: GotFormErr},
+		{name: "NOTIMP", fault: dottest.Fault{RCode: wire.NotImp}, want: GotNotImp},
+		{name: "another code", fault: dottest.Fault{RCode: 9}, want: GotOther},
+		{name: "another question", fault: dottest.Fault{Mangle: dottest.WrongQuestion}, want: WrongQuestion},
+		{name: "truncated", fault: dottest.Fault{Mangle: dottest.Truncated}, want: Unparsable},
+		{name: "the query itself", fault: dottest.Fault{Mangle: dottest.Echo}, want: Unparsable},
+		{name: "silent, and left", fault: dottest.Fault{Never: true}, limit: 150 * time.Millisecond, want: WentSilent},
+		{name: "silent", fault: dottest.Fault{Never: true}, limit: 5 * time.Second, want: WentSilent},
+		{name: "cut in a frame", fault: dottest.Fault{Mangle: dottest.LengthLong, CloseAfter: 1, Closing: dottest.FIN}, want: ShortFrame},
+		{name: "nobody listens", gone: true, want: DialRefused},
+		{name: "closed at once", fault: dottest.Fault{Greeting: dottest.ClosedWhenNew}, want: TLSFailed},
+		{name: "reset", fault: dottest.Fault{Greeting: dottest.HandshakeReset}, want: TLSFailed},
+		{name: "no TLS", fault: dottest.Fault{Greeting: dottest.PlainText}, want: TLSFailed},
+		{name: "alert", fault: dottest.Fault{Greeting: dottest.HandshakeAlert}, want: TLSAlert},
+		{name: "stalls", fault: dottest.Fault{Greeting: dottest.HandshakeStalls}, limit: 5 * time.Second, want: TLSTimedOut},
+		{name: "silence", fault: dottest.Fault{Greeting: dottest.Silence}, limit: 5 * time.Second, want: TLSTimedOut},
+		{name: "another's certificate", serve: wrongName, want: TLSCertificate},
+		{name: "an old certificate", serve: expired, want: TLSCertificate},
+		{name: "no way there", drill: &Drill{Fault: Blackhole}, limit: 5 * time.Second, want: DialTimedOut},
+		{name: "closed", drill: &Drill{Fault: Hangup}, want: ClosedByPeer},
+	} {
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			ca := dottest.NewCA()
+			options := dottest.Options{CA: ca, Faults: []dottest.Fault{f.fault}}
+			if f.serve != nil {
+				options = f.serve(ca)
+			}
+			server := dottest.NewServer(t, options)
+			o := trusting(t, server)
+			o.ConnectTimeout, o.HandshakeTimeout = 400*time.Millisecond, 400*time.Millisecond
+			if f.gone {
+				server.Close()
+			}
+			u := open(t, o)
+			if f.drill != nil {
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error)
+				go func() { done <- u.Drill(ctx, *f.drill) }()
+				defer func() { cancel(); <-done }()
+				eventually(t, "the drill begins", func() bool { return u.dialer.drill.Load() != nil })
+			}
+			const attempts = 3
+			var asking sync.WaitGroup
+			for i := range attempts {
+				asking.Go(func() { _ = askWithin(u, fmt.Sprintf("name%d.example.com", i), max(f.limit, time.Second)) })
+			}
+			asking.Wait()
+			h := u.History()
+			// Whoever left, an attempt ends by itself.
+			for deadline := time.Now().Add(2 * answerLimit); h.Answered.Count()+h.Failed.Count() < attempts && time.Now().Before(deadline); {
+				time.Sleep(10 * time.Millisecond)
+				h = u.History()
+			}
+			total := uint64(0)
+			for _, a := range h.Addresses {
+				for o, n := range a.Attempts {
+					total += n
+					if n > 0 && (Outcome(o) != f.want || a.Address != server.Addr()) {
+						t.Errorf("%d attempts at %v are %v, want %v at %v", n, a.Address, Outcome(o), f.want, server.Addr())
+					}
+				}
+			}
+			answered, failed := h.Attempts()
+			if total != attempts || h.Answered.Count() != answered || h.Failed.Count() != failed || answered+failed != attempts {
+				t.Errorf("%d attempts counted as %d: %d answered (%d measured), %d failed (%d measured)",
+					attempts, total, answered, h.Answered.Count(), failed, h.Failed.Count())
+			}
+			last := u.LastFailure()
+			if (last.Err == nil) != f.want.Answered() || last.Err != nil && last.Outcome != f.want {
+				t.Errorf("the last failure is %v, %v", last.Outcome, last.Err)
+			}
+		})
+	}
+}
+
+func TestReasonsThatNoServerCanShow(t *testing.T) {
+	t.Parallel()
+	f := func(err error, want Outcome) {
+		t.Helper()
+		for _, err := range []error{err, fmt.Errorf("quad9: %w", err)} {
+			if got := outcomeOf(wire.Answer{}, err); got != want {
+				t.Errorf("%v: got %v, want %v", err, got, want)
+			}
+		}
+	}
+	call := func(op string, number syscall.Errno) error {
+		return &net.OpError{Op: op, Net: "tcp", Err: os.NewSyscallError("connect", number)}
+	}
+	ended := func(err error) error { return &connError{err: err, reused: true} }
+	f(call("dial", syscall.EHOSTUNREACH), DialUnreachable)
+	f(call("dial", syscall.ENETUNREACH), DialUnreachable)
+	f(call("dial", syscall.ETIMEDOUT), DialTimedOut)
+	f(call("dial", syscall.EMFILE), DialFailed)
+	f(ended(fmt.Errorf("%w: %w", errWrite, call("write", syscall.EPIPE))), WriteFailed)
+	f(ended(fmt.Errorf("read: %w", call("read", syscall.ECONNRESET))), Reset)
+	f(ended(fmt.Errorf("read: %w", call("read", syscall.EHOSTUNREACH))), ReadFailed)
+	f(ended(fmt.Errorf("read: %w", io.EOF)), ClosedByPeer)
+	f(ended(errBad), ImproperPeer)
+	f(ended(ErrClosed), Abandoned)
+	f(ErrBusy, Overloaded)
+	f(errExpired, TimedOut)
+	f(fmt.Errorf("still connecting: %w", context.DeadlineExceeded), TimedOut)
+	at := func(err error) error { return &addressError{new(endpoint), err} }
+	f(fmt.Errorf("%w; %w", at(call("dial", syscall.ECONNREFUSED)), at(errHandshake)), DialRefused)
+	f(fmt.Errorf("%w; %w", at(errHandshake), at(noConnection(time.Second))), TLSFailed)
+	f(&failure{DialPaced, fmt.Errorf("not reached: %w", at(call("dial", syscall.ECONNREFUSED)))}, DialPaced)
+	f(errors.New("something new"), DialFailed)
+}
+
+func TestOutcomesHaveNamesOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	seen := make(map[string]bool)
+	for _, o := range Outcomes() {
+		if name := o.String(); name == "" || seen[name] || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz_") != "" {
+			t.Errorf("outcome %d is named %q", o, name)
+		}
+		seen[o.String()] = true
+	}
+}
