@@ -72,12 +72,13 @@ type Monitor struct {
 	wake     chan struct{} // one place: something to settle
 
 	up         atomic.Bool
-	failures   atomic.Int32 // in a row
-	lastAnswer atomic.Int64 // instant
-	answers    atomic.Int64 // in this window
-	condemned  atomic.Bool  // the next failing vote opens the breaker
-	liar       atomic.Bool  // it is down for what it answered, so answers don't speak for it
-	recheck    atomic.Bool  // somebody has reason to think that it is back
+	order      atomic.Uint32 // an Order of the operator
+	failures   atomic.Int32  // in a row
+	lastAnswer atomic.Int64  // instant
+	answers    atomic.Int64  // in this window
+	condemned  atomic.Bool   // the next failing vote opens the breaker
+	liar       atomic.Bool   // it is down for what it answered, so answers don't speak for it
+	recheck    atomic.Bool   // somebody has reason to think that it is back
 
 	// mu guards what follows.
 	mu      sync.Mutex
@@ -85,6 +86,9 @@ type Monitor struct {
 	opened  time.Time           // the window
 	reason  error               // why it is down, or was
 	changed time.Time           // when it last went up or down
+	history []Change            // of that, the latest last
+
+	counts counters
 }
 
 var errWeakProbe = errors.New("probe was answered with an error")
@@ -151,7 +155,15 @@ func (m *Monitor) Alive(since time.Time) bool {
 }
 
 // Up reports whether the upstream should get live queries.
-func (m *Monitor) Up() bool { return m.up.Load() }
+func (m *Monitor) Up() bool {
+	switch Order(m.order.Load()) {
+	case Drained, ForcedDown:
+		return false
+	case ForcedUp:
+		return true
+	}
+	return m.up.Load()
+}
 
 // Suspect reports whether something seems wrong with an upstream that is up: a
 // sign of life is overdue, or several exchanges failed in a row. A probe settles
@@ -161,7 +173,7 @@ func (m *Monitor) Suspect() bool {
 		return false
 	}
 	m.nudge()
-	return true
+	return Order(m.order.Load()) != ForcedUp
 }
 
 func (m *Monitor) overdue() bool {
@@ -205,7 +217,7 @@ func (m *Monitor) Ask(q wire.Query, done func(wire.Answer, error)) {
 func (m *Monitor) answered() {
 	m.lastAnswer.Store(m.now())
 	m.answers.Add(1)
-	if !m.Up() {
+	if !m.up.Load() {
 		if !m.liar.Load() {
 			m.nudge() // a probe, not a client's query, tells whether it is back
 		}
@@ -219,7 +231,7 @@ func (m *Monitor) answered() {
 
 // failed takes note of a failure of live traffic.
 func (m *Monitor) failed(err error) {
-	if !m.Up() {
+	if !m.up.Load() {
 		return
 	}
 	m.vote(err)
@@ -253,7 +265,7 @@ func (m *Monitor) Blame(q wire.Query, err error) {
 	}
 	names := len(m.faulty)
 	m.mu.Unlock()
-	if !m.Up() {
+	if !m.up.Load() {
 		return
 	}
 	share := float64(names) / float64(max(m.answers.Load(), 1))
@@ -273,7 +285,7 @@ func (m *Monitor) condemn(why error) {
 	m.condemned.Store(true)
 	m.vote(why)
 	m.condemned.Store(false)
-	if !m.Up() {
+	if !m.up.Load() {
 		m.changedState()
 		m.nudge() // so that Run starts to wait for its return
 	}
@@ -292,9 +304,10 @@ func (m *Monitor) changedState() {
 	m.changed = time.Now()
 	clear(m.faulty)
 	reason := m.reason
+	m.noteLocked(lasted)
 	m.mu.Unlock()
 	m.answers.Store(0)
-	if m.Up() {
+	if m.up.Load() {
 		m.liar.Store(false)
 		m.log.Info("upstream is up again", "after", lasted.Round(time.Millisecond))
 	} else {
@@ -322,7 +335,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		var tried time.Duration
 		rechecked := m.recheck.Swap(false)
 		switch {
-		case m.Up():
+		case m.up.Load():
 			m.settle(ctx, woken)
 		case down && woken && !rechecked && !m.answeredSince(m.since()):
 			continue // an echo of what brought it down; the timer runs on
@@ -332,9 +345,9 @@ func (m *Monitor) Run(ctx context.Context) error {
 			tried = time.Since(begun)
 		}
 		switch {
-		case m.Up() && down:
+		case m.up.Load() && down:
 			down, upSince = false, time.Now()
-		case !m.Up() && !down:
+		case !m.up.Load() && !down:
 			down = true
 			if time.Since(upSince) > settled {
 				wait.Reset()

@@ -15,7 +15,7 @@ func (m *Monitor) settle(ctx context.Context, woken bool) {
 	if !woken && m.failures.Load() == 0 && m.now()-m.lastAnswer.Load() < int64(m.o.Interval) {
 		return // a live answer came while we waited
 	}
-	if !m.Up() { // condemned meanwhile
+	if !m.up.Load() { // condemned meanwhile
 		return
 	}
 	accused := woken && m.accused()
@@ -28,7 +28,7 @@ func (m *Monitor) settle(ctx context.Context, woken bool) {
 	err := m.probe(ctx, limit)
 	weak := errors.Is(err, errWeakProbe)
 	switch {
-	case ctx.Err() != nil || !m.Up():
+	case ctx.Err() != nil || !m.up.Load():
 	case err == nil:
 		m.failures.Store(0)
 	case weak && !accused:
@@ -67,7 +67,7 @@ func (m *Monitor) tryAgain(ctx context.Context) {
 		m.setReason(fmt.Errorf("probe for %s: %w", m.query, err))
 	}
 	m.vote(err)
-	if m.Up() {
+	if m.up.Load() {
 		m.failures.Store(0)
 		m.changedState()
 	}
@@ -93,6 +93,7 @@ func (m *Monitor) probe(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	a, err := m.upstream.Exchange(ctx, m.query)
+	m.counts.probed(err)
 	if err != nil {
 		if ctx.Err() != nil {
 			// Not wrapped: the context's error would be excused.

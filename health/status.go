@@ -36,12 +36,15 @@ type Status struct {
 	Silent   time.Duration // how long it has owed a sign of life; 0 if it owes none
 	Usual    time.Duration // how long an answer takes; 0 if unknown
 	Patience time.Duration // how long one is waited for before something seems wrong
+
+	Order   Order   // of the operator, Auto if there is none
+	Breaker Breaker // what it rests upon otherwise
 }
 
 // Status returns what m knows. It only looks: no probe is made for being asked.
 func (m *Monitor) Status() Status {
 	m.mu.Lock()
-	s := Status{Since: m.changed}
+	s := Status{Since: m.changed, Order: Order(m.order.Load()), Breaker: m.breakerNow()}
 	reason := m.reason
 	m.mu.Unlock()
 	s.Silent = m.upstream.Silent()
@@ -50,10 +53,16 @@ func (m *Monitor) Status() Status {
 		s.Answered = m.epoch.Add(time.Duration(at))
 	}
 	switch {
+	case s.Order == Drained || s.Order == ForcedDown:
+		s.State, s.Reason = Down, "set to "+s.Order.String()+" by hand"
 	case !m.Up():
 		s.State = Down
 		if reason != nil {
 			s.Reason = reason.Error()
+		}
+	case s.Order == ForcedUp:
+		if s.Reason = "set to up by hand"; !m.up.Load() && reason != nil {
+			s.Reason += "; else it would be down: " + reason.Error()
 		}
 	case s.Silent > s.Patience:
 		s.State, s.Since = Suspect, time.Now().Add(-s.Silent)
