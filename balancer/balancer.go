@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,10 +55,8 @@ type Candidate struct {
 
 // A Balancer asks its members. Make one with New.
 type Balancer struct {
-	o       Options
 	log     *slog.Logger
-	policy  policy
-	members []*member
+	roster  atomic.Pointer[roster]
 	hedges  bucket
 	retries bucket
 	doubts  bucket
@@ -68,11 +67,23 @@ type Balancer struct {
 	counts  counters
 }
 
+// A roster is whom to ask, and how to choose. It never changes.
+type roster struct {
+	members []*member
+	policy  policy
+	tell    func(Story) // or nil
+}
+
 // member is a candidate with what the balancer itself knows about it.
 type member struct {
 	Candidate
-	index       int
-	hash        uint64       // of its name
+	index int
+	hash  uint64 // of its name
+	*record
+}
+
+// A record is what the balancer learns about a member. It outlives rosters.
+type record struct {
 	outstanding atomic.Int32 // attempts open
 	losses      share        // attempts lately that brought nothing
 	comeback    comeback
@@ -82,6 +93,19 @@ type member struct {
 // the configuration.
 func New(candidates []Candidate, o Options) (*Balancer, error) {
 	o = o.withDefaults()
+	b := &Balancer{
+		log: o.Log, hedges: newBucket(hedgeShare, hedgeBurst), retries: newBucket(retryShare, retryBurst), doubts: newBucket(doubtShare, doubtBurst),
+	}
+	b.roster.Store(new(roster))
+	return b, b.Replace(candidates, o)
+}
+
+// Replace has other members asked from now on, or by other options. Queries
+// under way end as they began. Members that were there already, the very same,
+// keep what was learnt about them. On an error, nothing has changed. It may not
+// be called twice at once.
+func (b *Balancer) Replace(candidates []Candidate, o Options) error {
+	o = o.withDefaults()
 	var problems []error
 	o.Check(func(option, problem string) {
 		problems = append(problems, fmt.Errorf("balancer: %s %s", option, problem))
@@ -89,8 +113,7 @@ func New(candidates []Candidate, o Options) (*Balancer, error) {
 	if len(candidates) == 0 {
 		problems = append(problems, errors.New("balancer: there is no upstream to ask"))
 	}
-	b := &Balancer{o: o, log: o.Log, policy: policies[o.Policy],
-		hedges: newBucket(hedgeShare, hedgeBurst), retries: newBucket(retryShare, retryBurst), doubts: newBucket(doubtShare, doubtBurst)}
+	old, next := b.roster.Load(), &roster{policy: policies[o.Policy], tell: o.Tell}
 	for i, c := range candidates {
 		if c.Weight < 0 || c.Tier < 0 {
 			problems = append(problems, fmt.Errorf("upstream %s: weight and tier can't be negative", c))
@@ -98,9 +121,17 @@ func New(candidates []Candidate, o Options) (*Balancer, error) {
 		c.Weight = max(c.Weight, 1)
 		hash := fnv.New64a()
 		hash.Write([]byte(c.String()))
-		b.members = append(b.members, &member{Candidate: c, index: i, hash: hash.Sum64()})
+		m := &member{Candidate: c, index: i, hash: hash.Sum64(), record: new(record)}
+		if j := slices.IndexFunc(old.members, func(o *member) bool { return o.Member == c.Member }); j >= 0 {
+			m.record = old.members[j].record
+		}
+		next.members = append(next.members, m)
 	}
-	return b, errors.Join(problems...)
+	if err := errors.Join(problems...); err != nil {
+		return err
+	}
+	b.roster.Store(next)
+	return nil
 }
 
 // Exchange asks as many members as it takes, and returns the best answer. It
@@ -108,12 +139,21 @@ func New(candidates []Candidate, o Options) (*Balancer, error) {
 // done, or its deadline has come, be it done or not. Attempts that it leaves
 // behind end by themselves.
 func (b *Balancer) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
+	r := b.newRace(ctx, q)
+	a, err := r.run()
+	if err != nil || len(r.all) > 1 {
+		b.tell(r, a, err)
+	}
+	return a, err
+}
+
+func (b *Balancer) newRace(ctx context.Context, q wire.Query) *race {
 	r := &race{balancer: b, ctx: ctx, query: q, begin: time.Now()}
 	r.deadline, _ = ctx.Deadline()
 	r.order = b.order(r.room.order[:0], q)
-	r.open = r.room.open[:0]
+	r.open, r.all = r.room.open[:0], r.room.all[:0]
 	r.asked = append(r.room.asked[:0], make([]int8, len(r.order))...)
-	return r.run()
+	return r
 }
 
 // A counters' fields count what the balancer did beyond asking once.

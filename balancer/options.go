@@ -10,6 +10,10 @@ type Options struct {
 	// Policy orders the members for a query. Default: latency.
 	Policy string `config:"policy"`
 
+	// Tell gets the story of each query that failed, or was sent to more than one
+	// member, when it is over. It must not block, nor keep anything up. Nil: nobody
+	// is told.
+	Tell func(Story) `config:"-"`
 	// Log takes what an operator should see. Default: slog.Default.
 	Log *slog.Logger `config:"-"`
 }

@@ -56,14 +56,15 @@ func Policies() []string {
 // before those that are suspect before those that are down, lower tiers before
 // higher ones, and by policy among equals.
 func (b *Balancer) order(dst []*member, q wire.Query) []*member {
-	order := append(dst, b.members...)
+	now := b.roster.Load()
+	order := append(dst, now.members...)
 	if len(order) == 1 {
 		return order
 	}
-	b.policy(b, q, order)
+	now.policy(b, q, order)
 	var room [8]int
 	ranks := room[:0]
-	for _, m := range b.members {
+	for _, m := range now.members {
 		ranks = append(ranks, m.rank())
 	}
 	slices.SortStableFunc(order, func(x, y *member) int { return cmp.Compare(ranks[x.index], ranks[y.index]) })

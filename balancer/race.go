@@ -54,9 +54,12 @@ type race struct {
 	keenest  time.Duration // the least patience anybody deserves
 	grace    time.Duration // see hopeless
 	results  chan *attempt // as many places as there can be attempts
+	all      []*attempt    // as they began
 	open     []*attempt
 	weak     []*attempt // those whose answer was an error
 	problems []error
+
+	explained bool // somebody wants to know how it goes
 
 	// Room for what nearly every race needs, so that it is made in one piece.
 	room struct {
@@ -64,6 +67,7 @@ type race struct {
 		asked [few]int8
 		first attempt
 		open  [2]*attempt
+		all   [2]*attempt
 	}
 }
 
@@ -74,8 +78,11 @@ const few = 4
 type attempt struct {
 	race   *race
 	member *member
+	reason Reason
 	began  time.Time
 	late   bool // it outlived its patience
+	ended  bool // the rest is set
+	took   time.Duration
 	answer wire.Answer
 	err    error
 }
@@ -113,10 +120,10 @@ func (r *race) run() (wire.Answer, error) {
 	}
 	r.results = make(chan *attempt, 2*len(r.order))
 	r.keenest = keenest(r.order)
-	r.start(r.order[0])
+	r.start(r.order[0], First)
 	if nobody { // whoever is back first
 		for _, m := range r.order[1:] {
-			r.start(m)
+			r.start(m, Outage)
 		}
 	}
 	timer := b.newTimer(r.wait(nobody))
@@ -170,16 +177,20 @@ func (r *race) leave(why error) (wire.Answer, error) {
 }
 
 // start asks m.
-func (r *race) start(m *member) {
+func (r *race) start(m *member, why Reason) {
 	r.asked[slices.Index(r.order, m)]++
 	a := &r.room.first
 	if a.member != nil {
 		a = new(attempt)
 	}
-	a.race, a.member, a.began = r, m, time.Now()
-	r.open = append(r.open, a)
+	a.race, a.member, a.reason, a.began = r, m, why, time.Now()
+	r.open, r.all = append(r.open, a), append(r.all, a)
 	m.outstanding.Add(1)
 	r.balancer.counts.attempts.Add(1)
+	if r.explained {
+		m.askFor(r.ctx, r.query, a.end)
+		return
+	}
 	m.Ask(r.query, a.end)
 }
 
@@ -222,6 +233,7 @@ func (r *race) again() *member {
 
 // settle takes note of an attempt that ended. It reports whether the race is won.
 func (r *race) settle(a *attempt) (answer wire.Answer, won bool) {
+	a.ended, a.took = true, time.Since(a.began)
 	r.open = slices.DeleteFunc(r.open, func(o *attempt) bool { return o == a })
 	next := r.other()
 	switch {
@@ -229,7 +241,7 @@ func (r *race) settle(a *attempt) (answer wire.Answer, won bool) {
 		r.problems = append(r.problems, a.err)
 		if next != nil && (len(r.open) == 0 || next.Up()) && r.mayRetry() {
 			r.balancer.counts.retries.Add(1)
-			r.start(next)
+			r.start(next, Retry)
 		}
 		return wire.Answer{}, false
 	case acceptable(a.answer):
@@ -247,7 +259,7 @@ func (r *race) settle(a *attempt) (answer wire.Answer, won bool) {
 		return r.weak[0].answer, true
 	}
 	r.balancer.counts.seconds.Add(1)
-	r.start(next)
+	r.start(next, SecondOpinion)
 	return wire.Answer{}, false
 }
 
@@ -403,7 +415,7 @@ func (r *race) hedge() {
 		return
 	}
 	r.balancer.counts.hedges.Add(1)
-	r.start(next)
+	r.start(next, Hedge)
 }
 
 // mayDoubt reports whether to ask a third one, in case that two that are well

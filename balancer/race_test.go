@@ -261,7 +261,7 @@ func TestAMachineThatIsTooBusyToLookHasNotSeenSilence(t *testing.T) {
 			t.Fatal(err)
 		}
 		looks := func(after ...time.Duration) (hopeless []bool) {
-			r := race{balancer: b, begin: time.Now(), order: b.members}
+			r := race{balancer: b, begin: time.Now(), order: b.roster.Load().members}
 			for _, d := range after {
 				time.Sleep(d) // fake time
 				hopeless = append(hopeless, r.hopeless(false))

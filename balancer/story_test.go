@@ -1,0 +1,121 @@
+package balancer
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func candidatesOf(log *journal, lines ...string) []Candidate {
+	var all []Candidate
+	for _, line := range lines {
+		all = append(all, Candidate{Member: parseFake(line, log)})
+	}
+	return all
+}
+
+func TestTheStoryOfAQueryIsToldIfThereIsOne(t *testing.T) {
+	f := func(script, want string) {
+		t.Helper()
+		synctest.Test(t, func(t *testing.T) {
+			var told []string
+			tell := func(s Story) {
+				var words []string
+				for _, a := range s.Attempts {
+					word := fmt.Sprintf("%s(%v)@%v", a.Name, a.Reason, a.After)
+					switch {
+					case !a.Ended:
+						word += "=open"
+					case a.Err != nil:
+						word += "=failed+" + a.Took.String()
+					default:
+						word += "=" + a.RCode.String() + "+" + a.Took.String()
+					}
+					words = append(words, word)
+				}
+				told = append(told, strings.Join(words, " ")+fmt.Sprintf(" %d candidates, failed %v", len(s.Candidates), s.Err != nil))
+			}
+			b, err := New(candidatesOf(&journal{begin: time.Now()}, strings.Split(script, "\n")...), Options{Policy: "ordered", Tell: tell})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = b.Exchange(t.Context(), query(t, "www.example.com"))
+			if got := strings.Join(told, "\n"); got != want {
+				t.Errorf("members:\n%s\n got %s\nwant %s", script, got, want)
+			}
+			time.Sleep(10 * time.Second) // fake time, for what was left behind
+		})
+	}
+	f("a 10ms NOERROR\nb 10ms NOERROR", "") // nothing worth to tell
+	f("a 500ms NOERROR\nb 10ms NOERROR", "a(first)@0s=open b(hedge)@40ms=NOERROR+10ms 2 candidates, failed false")
+	f("a 1ms fail\nb 10ms NOERROR", "a(first)@0s=failed+1ms b(retry)@1ms=NOERROR+10ms 2 candidates, failed false")
+	f("a 1ms SERVFAIL\nb 10ms NOERROR", "a(first)@0s=SERVFAIL+1ms b(second opinion)@1ms=NOERROR+10ms 2 candidates, failed false")
+	f("a 1ms fail", "a(first)@0s=failed+1ms 1 candidates, failed true")
+}
+
+func TestExplainTellsEvenWhatWentWell(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, err := New(candidatesOf(&journal{begin: time.Now()}, "a 10ms NOERROR", "b suspect 10ms NOERROR", "c down 10ms NOERROR"), Options{Policy: "ordered"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, s := b.Explain(t.Context(), query(t, "www.example.com"))
+		if a.IsZero() || s.Err != nil || s.Took != 10*time.Millisecond || len(s.Attempts) != 1 {
+			t.Errorf("%v, %+v", a, s)
+		}
+		var states []string
+		for _, c := range s.Candidates {
+			states = append(states, fmt.Sprintf("%s up=%v suspect=%v asked=%v", c.Name, c.Up, c.Suspect, c.Asked))
+		}
+		want := "a up=true suspect=false asked=true, b up=true suspect=true asked=false, c up=false suspect=false asked=false"
+		if got := strings.Join(states, ", "); got != want {
+			t.Errorf("got %s", got)
+		}
+	})
+}
+
+func TestMembersThatStayKeepWhatWasLearntAboutThem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &journal{begin: time.Now()}
+		first := candidatesOf(log, "a 1ms fail", "b 1ms NOERROR")
+		b, err := New(first, Options{Policy: "ordered"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask := func() {
+			t.Helper()
+			if _, err := b.Exchange(t.Context(), query(t, "www.example.com")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ask()
+		losses := b.Candidates()[0].Losses
+		if losses == 0 {
+			t.Fatal("a lost nothing")
+		}
+		// b leaves, c comes first, a stays.
+		next := append(candidatesOf(log, "c 1ms NOERROR"), first[0])
+		if err := b.Replace(next, Options{Policy: "ordered"}); err != nil {
+			t.Fatal(err)
+		}
+		if all := b.Candidates(); len(all) != 2 || all[0].Name != "c" || all[0].Losses != 0 || all[1].Losses != losses {
+			t.Errorf("%+v", all)
+		}
+		ask()
+		if got := log.String(); got != "a@0s b@1ms c@2ms" {
+			t.Errorf("asked %s", got)
+		}
+		if c := b.Counts(); c.Queries != 2 {
+			t.Errorf("%+v", c)
+		}
+		// What can't be is refused whole.
+		if b.Replace(nil, Options{}) == nil || b.Replace(first, Options{Policy: "luck"}) == nil {
+			t.Error("nobody, or no policy, will do")
+		}
+		if all := b.Candidates(); len(all) != 2 {
+			t.Errorf("%+v", all)
+		}
+	})
+}
