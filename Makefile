@@ -3,7 +3,7 @@
 
 GO ?= go
 
-.PHONY: build test e2e e2e-long soak vuln lab lab-short figures pair fuzz bench bench-load
+.PHONY: reference build test e2e e2e-long soak vuln lab lab-short figures pair fuzz bench bench-load
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o dotgate ./cmd/dotgate
@@ -20,7 +20,8 @@ test:
 	$(GO) test ./gateway/...
 
 # The real program between real Unbound servers and real clients (packages
-# unbound, bind9-dnsutils, bind9-utils, knot-dnsutils, python3-dnspython).
+# unbound, bind9-dnsutils, bind9-utils, knot-dnsutils, python3-dnspython,
+# chromium, prometheus, dnstap-ldns, fstrm-bin).
 e2e:
 	$(GO) test -tags e2e -count=1 -timeout 10m ./cmd/dotgate/e2e
 
@@ -62,6 +63,10 @@ fuzz:
 	$(GO) test -run '^$$' -fuzz '^FuzzStream$$' -fuzztime 60s ./gateway
 	$(GO) test -run '^$$' -fuzz '^FuzzLoad$$' -fuzztime 60s ./configs
 	$(GO) test -run '^$$' -fuzz '^FuzzLoad$$' -fuzztime 60s ./gateway/cache
+
+# What is made from the code: options, metrics, commands, exit codes.
+reference:
+	$(GO) run ./cmd/dotgate reference > cmd/dotgate/REFERENCE.new && mv cmd/dotgate/REFERENCE.new cmd/dotgate/REFERENCE.md
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./...

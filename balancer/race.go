@@ -304,7 +304,7 @@ func acceptable(a wire.Answer) bool {
 
 func (m *member) blame(q wire.Query, rcode wire.RCode) {
 	m.losses.add(true)
-	m.Blame(q, fmt.Errorf("%v for %v", rcode, q))
+	m.Blame(q, errors.New(rcode.String())) // without the name: it may be shown to anybody
 }
 
 // keenest returns the least patience of members that are well.

@@ -16,8 +16,10 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"dotgate/balancer"
+	"dotgate/cmd/dotgate/admin"
 	"dotgate/gateway"
 	"dotgate/gateway/cache"
+	"dotgate/gateway/querylog"
 	"dotgate/health"
 	"dotgate/upstreams"
 )
@@ -36,7 +38,10 @@ type Config struct {
 	Bootstrap []string         `config:"bootstrap"`
 	Balancer  balancer.Options `config:"balancer"`
 	Health    health.Options   `config:"health"`
+	Admin     admin.Options    `config:"admin"`
 	Control   Control          `config:"control"`
+	Reload    Reload           `config:"reload"`
+	QueryLog  querylog.Options `config:"query_log"`
 	Log       Log              `config:"log"`
 
 	sources map[string]source // of each key: where its value is from
@@ -72,12 +77,22 @@ type Log struct {
 	Format string `config:"format"`
 }
 
+// Reload is how another configuration comes into effect.
+type Reload struct {
+	// Watch has the file read again when it changes, and those that it names.
+	// Default: true.
+	Watch bool `config:"watch"`
+}
+
 // Check reports every option that can't be used, by its name.
 func (l Log) Check(report func(option, problem string)) {
 	if l.Format != "text" && l.Format != "json" {
 		report("format", fmt.Sprintf("%q does not exist; there are text, json", l.Format))
 	}
 }
+
+// IsDefault reports whether nobody has set the key.
+func (c *Config) IsDefault(key string) bool { return c.sources[key].isDefault() }
 
 // Sources are what Load reads, each laid over the one before: the defaults,
 // the file, the environment, the flags.
@@ -139,7 +154,10 @@ func defaults() *Config {
 		Cache:    cache.Defaults(),
 		Balancer: balancer.Defaults(),
 		Health:   health.Defaults(),
+		Admin:    admin.Defaults(),
 		Control:  Control{Socket: SocketAuto},
+		Reload:   Reload{Watch: true},
+		QueryLog: querylog.Defaults(),
 		Log:      Log{Level: slog.LevelInfo, Format: "text"},
 		sources:  make(map[string]source),
 	}
@@ -206,6 +224,8 @@ func (l *loader) check() {
 	l.checkBootstrap()
 	c.Balancer.Check(l.reporter("balancer"))
 	c.Health.Check(l.reporter("health"))
+	c.Admin.Check(l.reporter("admin"))
 	c.Control.Check(l.reporter("control"))
+	c.QueryLog.Check(l.reporter("query_log"))
 	c.Log.Check(l.reporter("log"))
 }

@@ -1,13 +1,20 @@
 package configs
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"log/slog"
+	"math/big"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -77,6 +84,13 @@ func upstreamNames(c *Config) (names []string) {
 // Each layer hides those before it, for every key there is.
 func TestPrecedence(t *testing.T) {
 	t.Parallel()
+	token, cert, key := adminFiles(t)
+	// What an option can't do without.
+	needs := map[string][]string{
+		"admin.cert_file":      {"DOTGATE_ADMIN_KEY_FILE=" + key[0]},
+		"admin.key_file":       {"DOTGATE_ADMIN_CERT_FILE=" + cert[0]},
+		"admin.client_ca_file": {"DOTGATE_ADMIN_CERT_FILE=" + cert[0], "DOTGATE_ADMIN_KEY_FILE=" + key[0]},
+	}
 	values := map[string][3]string{ // in the file, the environment, a flag
 		"gateway.listen":                     {`[127.0.0.1:1]`, "127.0.0.1:2", "127.0.0.1:3"},
 		"gateway.timeout":                    {"1s", "2s", "3s"},
@@ -120,6 +134,24 @@ func TestPrecedence(t *testing.T) {
 		"control.socket":                     {"/run/a.sock", "/run/b.sock", "/run/c.sock"},
 		"log.level":                          {"debug", "warn", "error"},
 		"log.format":                         {"json", "json", "json"},
+		"gateway.lameduck":                   {"1s", "2s", "3s"},
+		"admin.listen":                       {"127.0.0.1:1", "127.0.0.1:2", "off"},
+		"admin.token":                        {"0123456789abcdef", "123456789abcdef0", "23456789abcdef01"}, // and none of it is shown
+		"admin.token_file":                   token,
+		"admin.cert_file":                    cert,
+		"admin.key_file":                     key,
+		"admin.client_ca_file":               cert,
+		"admin.objectives.availability":      {"90", "99", "99.5"},
+		"admin.objectives.latency":           {"1s", "2s", "3s"},
+		"admin.objectives.latency_share":     {"90", "99", "99.5"},
+		"reload.watch":                       {"false", "true", "false"},
+		"query_log.output":                   {"/var/a.log", "/var/b.log", "/var/c.log"},
+		"query_log.format":                   {"json", "dnstap", "json"},
+		"query_log.sample":                   {"2", "3", "4"},
+		"query_log.clients":                  {"none", "full", "prefix"},
+		"query_log.key_file":                 {"/etc/a.key", "/etc/b.key", "/etc/c.key"},
+		"query_log.max_size":                 {"1000000", "2000000", "3000000"},
+		"query_log.keep":                     {"1", "2", "0"},
 	}
 	for _, s := range newLoader("").settings {
 		v, ok := values[s.key]
@@ -129,7 +161,7 @@ func TestPrecedence(t *testing.T) {
 		}
 		file := filepath.Join(t.TempDir(), "dotgate.yaml")
 		writeFile(t, file, underSections(s.key, v[0]))
-		sources := Sources{File: file}
+		sources := Sources{File: file, Environ: needs[s.key]}
 		f := func(want source, value string) {
 			t.Helper()
 			c, err := Load(sources)
@@ -139,12 +171,18 @@ func TestPrecedence(t *testing.T) {
 			if got := c.sources[s.key]; got != want {
 				t.Errorf("%s: is from %v, want %v", s.key, got, want)
 			}
+			if s.key == "admin.token" {
+				if string(c.Admin.Token) != value {
+					t.Errorf("the token is %s, want %s", string(c.Admin.Token), value)
+				}
+				value = "(hidden)"
+			}
 			if got := effectiveLine(t, c, s.key, want); !strings.Contains(got, strings.Trim(value, "[]")) {
 				t.Errorf("%s: %q does not have %s", s.key, got, value)
 			}
 		}
 		f(source{name: file, line: 1 + strings.Count(s.key, ".")}, v[0])
-		sources.Environ = []string{"PATH=/bin", variable(s.key) + "=" + v[1]}
+		sources.Environ = append([]string{"PATH=/bin", variable(s.key) + "=" + v[1]}, needs[s.key]...)
 		f(source{name: variable(s.key)}, v[1])
 		sources.Flags = map[string][]string{s.key: {v[2]}, "log.unused": nil}
 		f(source{name: flagName(s.key)}, v[2])
@@ -155,11 +193,39 @@ func TestPrecedence(t *testing.T) {
 
 // underSections writes "a.b" and a value as YAML.
 func underSections(key, value string) string {
-	section, name, ok := strings.Cut(key, ".")
-	if !ok {
-		return key + ": " + value + "\n"
+	text, indent := "", ""
+	names := strings.Split(key, ".")
+	for _, name := range names[:len(names)-1] {
+		text += indent + name + ":\n"
+		indent += "  "
 	}
-	return section + ":\n  " + name + ": " + value + "\n"
+	return text + indent + names[len(names)-1] + ": " + value + "\n"
+}
+
+// adminFiles returns three files each of tokens, certificates and keys.
+func adminFiles(t *testing.T) (token, cert, key [3]string) {
+	t.Helper()
+	dir := t.TempDir()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, new(x509.Certificate{SerialNumber: big.NewInt(1)}), new(x509.Certificate), private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		name := func(suffix string) string { return filepath.Join(dir, strconv.Itoa(i)+suffix) }
+		token[i], cert[i], key[i] = name(".token"), name(".crt"), name(".key")
+		writeFile(t, token[i], "0123456789abcdef\n")
+		writeFile(t, cert[i], string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+		writeFile(t, key[i], string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})))
+	}
+	return token, cert, key
 }
 
 func writeFile(t *testing.T, name, text string) {

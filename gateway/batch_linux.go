@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"os"
@@ -26,6 +27,12 @@ func (p *peer) addr() netip.Addr {
 		return netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(&p.name)).Addr)
 	}
 	return netip.AddrFrom16(p.name.Addr).Unmap()
+}
+
+// addrPort returns where p is.
+func (p *peer) addrPort() netip.AddrPort {
+	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&p.name.Port))[:])
+	return netip.AddrPortFrom(p.addr(), port)
 }
 
 // A batchConn reads and writes many packets with one system call: recvmmsg and

@@ -16,6 +16,9 @@ func (p *peer) hasPort() bool { return p.name.Port() != 0 }
 // addr returns the IP address of p.
 func (p *peer) addr() netip.Addr { return p.name.Addr().Unmap().WithZone("") }
 
+// addrPort returns where p is.
+func (p *peer) addrPort() netip.AddrPort { return p.addr }
+
 // A batchConn reads and writes one packet at a time, for elsewhere there are no
 // calls for many.
 type batchConn struct{ conn *net.UDPConn }

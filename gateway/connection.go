@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"sync"
@@ -162,6 +163,13 @@ func (c *connection) take(work context.Context, message []byte) bool {
 	start := len(*c.batch)
 	reply, q, next := c.gateway.answerNow(append(*c.batch, 0, 0), message, &c.client, c.tally)
 	*c.batch = reply[:start]
+	log, from := c.gateway.options.QueryLog, netip.AddrPort{}
+	if log != nil {
+		from = c.nc.RemoteAddr().(*net.TCPAddr).AddrPort()
+		if next == send || next == sendAndRenew {
+			log.Note(from, wire.TCP, message, reply[start+2:], 0)
+		}
+	}
 	switch next {
 	case send, sendAndRenew:
 		if next == sendAndRenew {
@@ -177,7 +185,11 @@ func (c *connection) take(work context.Context, message []byte) bool {
 		c.queries.Go(func() {
 			defer c.gateway.slots.release()
 			buffer := buffers.Get().(*[]byte)
+			began := time.Now()
 			*buffer = c.gateway.answerLater(work, (*buffer)[:0], q, c.tally)
+			if log != nil {
+				log.Note(from, wire.TCP, q.Packet(), *buffer, time.Since(began))
+			}
 			c.replies <- buffer
 		})
 	case ignore:

@@ -75,6 +75,7 @@ type Counts struct {
 	Undelivered PerTransport           // replies that were made but not taken
 	ServFails   PerTransport           // of those Answered: that the answer was SERVFAIL
 	UnderWay    int                    // queries that wait for the Resolver now
+	Dropped     uint64                 // packets that the system dropped for want of room in a socket; 0 where it does not tell
 
 	// Cache is about queries that were neither refused nor ignored.
 	Cache struct {
@@ -162,6 +163,7 @@ func (g *Gateway) Counts() Counts {
 	var c Counts
 	for _, s := range g.udp {
 		s.tally.addTo(&c, wire.UDP)
+		c.Dropped += dropped(s.conn)
 	}
 	for _, l := range g.tcp {
 		l.tally.addTo(&c, wire.TCP)

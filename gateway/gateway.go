@@ -30,6 +30,8 @@ const (
 	// lastCall is how long sockets are still read when the gateway stops: what
 	// had already reached this host is not lost.
 	lastCall = 50 * time.Millisecond
+	// drain is how long a socket is read that gets no more packets.
+	drain = 5 * time.Millisecond
 )
 
 // A Resolver answers queries. It is the only thing that a Gateway needs.

@@ -105,9 +105,20 @@ func (g *Gateway) listen(addr netip.AddrPort) error {
 	}
 }
 
+// listenTCP opens a socket that the next gateway may share. Unless this one is to
+// share somebody's, it looks first whether anybody is there.
 func (g *Gateway) listenTCP(addr netip.AddrPort) (*tcpListener, error) {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false) // its handshake is longer, and a query never lives long enough to profit
+	if !g.options.Share {
+		alone, err := config.Listen(context.Background(), "tcp"+g.family(addr), addr.String())
+		if err != nil {
+			return nil, err
+		}
+		addr = netip.AddrPortFrom(addr.Addr(), uint16(alone.Addr().(*net.TCPAddr).Port))
+		alone.Close()
+	}
+	config.Control = sharePort
 	ln, err := config.Listen(context.Background(), "tcp"+g.family(addr), addr.String())
 	if err != nil {
 		return nil, err

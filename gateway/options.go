@@ -35,6 +35,10 @@ type Options struct {
 	// IdleTimeout is how long a TCP connection may stay without a query before
 	// it is closed (RFC 7766 section 6.2.3). Default: 10 s.
 	IdleTimeout time.Duration `config:"idle_timeout"`
+	// Lameduck is for how long whoever runs the Gateway should let it go on after
+	// it was asked to stop, and tell everybody that it will: those who follow its
+	// readiness then have the time to ask elsewhere. Default: 0.
+	Lameduck time.Duration `config:"lameduck"`
 
 	// Allow are the clients that are served; all others are refused, and past a
 	// few queries a second ignored. Default: this host, private addresses
@@ -82,10 +86,22 @@ type Options struct {
 	// not to use resolvers of their own. Default: false.
 	NoApplicationDNS bool `config:"no_application_dns"`
 
+	// Share has the gateway serve beside another process at the same addresses,
+	// of the same user, which is about to stop. Without, that is an error.
+	Share bool `config:"-"`
+	// QueryLog takes note of what clients ask and get. Nil: nobody does.
+	QueryLog QueryLog `config:"-"`
 	// Cache has the answers that need not be asked for. Nil: there is none.
 	Cache *cache.Cache `config:"-"`
 	// Log takes what an operator should see. Default: slog.Default.
 	Log *slog.Logger `config:"-"`
+}
+
+// A QueryLog takes note of queries.
+type QueryLog interface {
+	// Note is told of a reply to a packet, and how long it took; 0 if it could be
+	// had at once. It must not wait, nor keep packet and reply.
+	Note(client netip.AddrPort, via wire.Transport, packet, reply []byte, took time.Duration)
 }
 
 // Defaults returns the options that zero fields stand for.
@@ -119,6 +135,9 @@ var nearby = []netip.Prefix{
 	netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
 	netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("fc00::/7"),
 }
+
+// lameduckMax is more than anybody should need who follows readiness.
+const lameduckMax = 5 * time.Minute
 
 func orDefault[T comparable](field *T, value T) {
 	if *field == *new(T) {
@@ -155,6 +174,9 @@ func (o Options) Check(report func(option, problem string)) {
 		if d.value <= 0 {
 			report(d.option, "must be above 0")
 		}
+	}
+	if o.Lameduck < 0 || o.Lameduck > lameduckMax {
+		report("lameduck", "must be between 0s and "+lameduckMax.String())
 	}
 	for _, n := range []struct {
 		option string

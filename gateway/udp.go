@@ -136,6 +136,7 @@ func (s *udpSocket) readLoop(ctx, work context.Context) {
 	stop := context.AfterFunc(ctx, func() { s.conn.SetReadDeadline(time.Now().Add(lastCall)) })
 	defer stop()
 	failing := setback{log: s.gateway.options.Log, doing: "read UDP"}
+	left := false
 	for {
 		err := s.batch.read(s.in, func(in []datagram) bool {
 			failing.over()
@@ -143,10 +144,16 @@ func (s *udpSocket) readLoop(ctx, work context.Context) {
 			s.handle(work, in)
 			return true
 		})
-		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded) && !left && leaveGroup(s.conn):
+			// What had been given to this socket is still there.
+			left = true
+			s.conn.SetReadDeadline(time.Now().Add(drain))
+		case errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed):
 			return
+		default:
+			failing.wait(ctx, err)
 		}
-		failing.wait(ctx, err)
 	}
 }
 
@@ -166,6 +173,9 @@ func (s *udpSocket) handle(work context.Context, in []datagram) {
 		case send, sendAndRenew:
 			out.packet, out.control, out.peer = reply, source, d.peer
 			n++
+			if log := s.gateway.options.QueryLog; log != nil {
+				log.Note(d.peer.addrPort(), wire.UDP, d.packet, reply, 0)
+			}
 		case ask:
 			s.queries.Add(1)
 			go s.later(work, q.Clone(), slices.Clone(source), d.peer)
@@ -182,7 +192,11 @@ func (s *udpSocket) later(work context.Context, q wire.Query, source []byte, to 
 	defer s.queries.Done()
 	defer s.gateway.slots.release()
 	buffer := buffers.Get().(*[]byte)
+	began := time.Now()
 	*buffer = s.gateway.answerLater(work, (*buffer)[:0], q, &s.tally)
+	if log := s.gateway.options.QueryLog; log != nil {
+		log.Note(to.addrPort(), wire.UDP, q.Packet(), *buffer, time.Since(began))
+	}
 	s.sendLate(udpReply{buffer, source, to})
 }
 

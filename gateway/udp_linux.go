@@ -2,7 +2,9 @@ package gateway
 
 import (
 	"net"
+	"net/netip"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,6 +23,39 @@ func sharePort(_, _ string, c syscall.RawConn) error {
 	return err
 }
 
+// leaveGroup has the socket get no more packets, if it can: those that share its
+// port get them, such as the next gateway's. It is connected to where nobody is,
+// which keeps the system from choosing it, and still sends to everybody.
+func leaveGroup(conn *net.UDPConn) bool {
+	local := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	addr := local.Addr()
+	if addr.Zone() != "" {
+		return false
+	}
+	var nobody unix.Sockaddr
+	switch {
+	case addr.Is4() && addr.IsUnspecified():
+		nobody = &unix.SockaddrInet4{Port: discard, Addr: [4]byte{127, 0, 0, 1}}
+	case addr.Is4():
+		nobody = &unix.SockaddrInet4{Port: discard, Addr: addr.As4()}
+	case addr.IsUnspecified():
+		nobody = &unix.SockaddrInet6{Port: discard, Addr: netip.IPv6Loopback().As16()}
+	default:
+		nobody = &unix.SockaddrInet6{Port: discard, Addr: addr.As16()}
+	}
+	c, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	if e := c.Control(func(fd uintptr) { err = unix.Connect(int(fd), nobody) }); e != nil {
+		return false
+	}
+	return err == nil
+}
+
+// discard is a port from which nobody sends queries (RFC 863).
+const discard = 9
+
 // setReceiveBuffer asks for size octets. With CAP_NET_ADMIN it gets them,
 // otherwise as much as net.core.rmem_max allows; less is no reason not to serve.
 func setReceiveBuffer(conn *net.UDPConn, size int) {
@@ -33,4 +68,20 @@ func setReceiveBuffer(conn *net.UDPConn, size int) {
 			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, size)
 		}
 	})
+}
+
+// dropped returns how many packets the system dropped because the socket was
+// full (SO_MEMINFO, the ninth number).
+func dropped(conn *net.UDPConn) uint64 {
+	c, err := conn.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	var info [9]uint32
+	c.Control(func(fd uintptr) {
+		size := uint32(unsafe.Sizeof(info))
+		unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO,
+			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+	})
+	return uint64(info[8])
 }

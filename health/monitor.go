@@ -202,14 +202,35 @@ func (m *Monitor) now() int64 { return int64(time.Since(m.epoch)) }
 // Ask asks the upstream, and votes on the outcome before it passes it on.
 func (m *Monitor) Ask(q wire.Query, done func(wire.Answer, error)) {
 	m.upstream.Ask(q, func(a wire.Answer, err error) {
-		switch {
-		case err == nil:
-			m.answered()
-		case !excused(err):
-			m.failed(err)
-		}
+		m.judge(err)
 		done(a, err)
 	})
+}
+
+// AskFor is Ask for who wants to know: if the upstream can tell what it does, it
+// does so to what is in ctx.
+func (m *Monitor) AskFor(ctx context.Context, q wire.Query, done func(wire.Answer, error)) {
+	telling, ok := m.upstream.(interface {
+		AskFor(ctx context.Context, q wire.Query, done func(wire.Answer, error))
+	})
+	if !ok {
+		m.Ask(q, done)
+		return
+	}
+	telling.AskFor(ctx, q, func(a wire.Answer, err error) {
+		m.judge(err)
+		done(a, err)
+	})
+}
+
+// judge votes on the outcome of an exchange.
+func (m *Monitor) judge(err error) {
+	switch {
+	case err == nil:
+		m.answered()
+	case !excused(err):
+		m.failed(err)
+	}
 }
 
 // answered takes note of an answer. A SERVFAIL is one: it takes a second

@@ -31,6 +31,14 @@ func (o Order) String() string {
 	return fmt.Sprintf("Order(%d)", uint8(o))
 }
 
+// Orders returns all there are.
+func Orders() []Order { return []Order{Auto, Drained, ForcedDown, ForcedUp} }
+
+// BreakerStates returns all that a Breaker's State may be.
+func BreakerStates() []string {
+	return []string{gobreaker.StateClosed.String(), gobreaker.StateHalfOpen.String(), gobreaker.StateOpen.String()}
+}
+
 // ParseOrder reads what String returns.
 func ParseOrder(text string) (Order, error) {
 	if i := slices.Index(orderNames[:], text); i >= 0 {
@@ -112,8 +120,8 @@ func stateOf(up bool) State {
 	return Down
 }
 
-// History returns the latest changes, at most a hundred, the newest last.
-func (m *Monitor) History() []Change {
+// Changes returns the latest changes, at most a hundred, the newest last.
+func (m *Monitor) Changes() []Change {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.history)
@@ -135,7 +143,6 @@ type Counts struct {
 	Downs        uint64 // times that the upstream went down
 }
 
-// Counts returns the totals.
-func (m *Monitor) Counts() Counts {
-	return Counts{Probes: m.counts.probes.Load(), FailedProbes: m.counts.failedProbes.Load(), Downs: m.counts.downs.Load()}
+func (c *counters) now() Counts {
+	return Counts{Probes: c.probes.Load(), FailedProbes: c.failedProbes.Load(), Downs: c.downs.Load()}
 }

@@ -35,13 +35,13 @@ func TestAnOrderOfTheOperatorGoesOverWhatIsKnown(t *testing.T) {
 		u.set(well)
 		until(t, 15*time.Second, "it returns", m.Up)
 		var states []State
-		for _, c := range m.History() {
+		for _, c := range m.Changes() {
 			states = append(states, c.State)
 		}
 		if n := len(states); n < 3 || states[n-1] != Up {
 			t.Errorf("history: %v", states)
 		}
-		if c := m.Counts(); c.Downs != 1 || c.Probes == 0 || c.FailedProbes == 0 || c.FailedProbes >= c.Probes {
+		if c := m.Status().Counts; c.Downs != 1 || c.Probes == 0 || c.FailedProbes == 0 || c.FailedProbes >= c.Probes {
 			t.Errorf("%+v", c)
 		}
 	})

@@ -39,12 +39,13 @@ type Status struct {
 
 	Order   Order   // of the operator, Auto if there is none
 	Breaker Breaker // what it rests upon otherwise
+	Counts  Counts  // totals since New
 }
 
 // Status returns what m knows. It only looks: no probe is made for being asked.
 func (m *Monitor) Status() Status {
 	m.mu.Lock()
-	s := Status{Since: m.changed, Order: Order(m.order.Load()), Breaker: m.breakerNow()}
+	s := Status{Since: m.changed, Order: Order(m.order.Load()), Breaker: m.breakerNow(), Counts: m.counts.now()}
 	reason := m.reason
 	m.mu.Unlock()
 	s.Silent = m.upstream.Silent()

@@ -59,6 +59,7 @@ type conn struct {
 	upstream *Upstream
 	tls      *tls.Conn
 	from     *endpoint
+	dialled  string        // how it was made, for people
 	born     int64         // instant
 	wake     chan struct{} // one place: out is not empty
 	gone     chan struct{} // closed with the connection
@@ -92,6 +93,7 @@ type call struct {
 	upstream *Upstream
 	began    int64     // instant of Ask
 	from     *endpoint // where it was sent last, or nil
+	trace    *Trace    // or nil
 	id       uint16
 	sent     int64 // instant
 	resent   int   // how often its connection has died

@@ -124,6 +124,7 @@ func (u *Upstream) runDial(ctx context.Context, d *dial, first bool) {
 		err = ErrClosed
 	default:
 		c = newConn(u, secured, from)
+		c.dialled = u.dialer.course(secured, from)
 		u.conns = append(u.conns, c)
 		u.open.Store(int32(len(u.conns)))
 		u.wg.Go(c.readLoop)

@@ -42,6 +42,7 @@ type dialer struct {
 	noSessions                 atomic.Int64 // until when no session is offered, in Unix nanoseconds
 	dials, handshakes, resumed atomic.Uint64
 	drill                      atomic.Pointer[rehearsal] // under way, or nil
+	tcpTook, tlsTook           atomic.Int64              // of the latest connection, in nanoseconds
 	notAfter                   atomic.Int64              // of the latest certificate, in Unix seconds, or 0
 	nowhere                    endpoint                  // counts what came to no address
 
@@ -286,10 +287,12 @@ func (d *dialer) secure(ctx context.Context, addr netip.AddrPort, config *tls.Co
 	if err := d.drill.Load().stall(ctx, limit); err != nil {
 		return nil, err
 	}
+	began := time.Now()
 	tcp, err := connect(ctx, addr, limit)
 	if err != nil {
 		return nil, err
 	}
+	connected := time.Now()
 	ctx, cancel := context.WithTimeoutCause(ctx, d.o.HandshakeTimeout,
 		&failure{TLSTimedOut, fmt.Errorf("no TLS handshake within %v (setting handshake_timeout)", d.o.HandshakeTimeout)})
 	defer cancel()
@@ -307,11 +310,25 @@ func (d *dialer) secure(ctx context.Context, addr netip.AddrPort, config *tls.Co
 		return nil, explain(err)
 	}
 	d.handshakes.Add(1)
+	d.tcpTook.Store(int64(connected.Sub(began)))
+	d.tlsTook.Store(int64(time.Since(connected)))
 	d.notAfter.Store(conn.ConnectionState().PeerCertificates[0].NotAfter.Unix())
 	if conn.ConnectionState().DidResume {
 		d.resumed.Add(1)
 	}
 	return conn, nil
+}
+
+// course tells how the latest connection was made.
+func (d *dialer) course(conn *tls.Conn, from *endpoint) string {
+	state := conn.ConnectionState()
+	kind := "full handshake"
+	if state.DidResume {
+		kind = "session resumed"
+	}
+	return fmt.Sprintf("connected to %v: TCP in %v, %s in %v (%s)", from.addr,
+		time.Duration(d.tcpTook.Load()).Round(10*time.Microsecond), tls.VersionName(state.Version),
+		time.Duration(d.tlsTook.Load()).Round(10*time.Microsecond), kind)
 }
 
 func connect(ctx context.Context, addr netip.AddrPort, limit time.Duration) (net.Conn, error) {

@@ -94,6 +94,9 @@ func (o Outcome) String() string {
 // Answered reports whether it is an answer, be it an error.
 func (o Outcome) Answered() bool { return o <= GotOther }
 
+// OfDial reports whether it may become of a dial.
+func (o Outcome) OfDial() bool { return o >= DialRefused && o <= DialPaced }
+
 // Excused reports whether it says nothing about the upstream.
 func (o Outcome) Excused() bool { return o == Overloaded || o == Abandoned }
 
@@ -237,16 +240,35 @@ func (u *Upstream) record(call *call, a wire.Answer, err error) {
 		from = &u.dialer.nowhere
 	}
 	from.attempts[outcome].Add(1)
-	took := time.Duration(u.now() - call.began)
+	if call.trace != nil && err != nil {
+		u.note(call.trace, "%v: %v", outcome, err)
+	} else if call.trace != nil {
+		u.note(call.trace, "answer came and verified: %v", a.RCode())
+	}
+	u.ledger.enter(outcome, time.Duration(u.now()-call.began), err)
+}
+
+// A ledger has what became of attempts, wherever they went.
+type ledger struct {
+	took, failing latency.Histogram       // attempts that were answered, and that failed
+	lastFailure   atomic.Pointer[Failure] // or nil
+}
+
+func (l *ledger) enter(outcome Outcome, took time.Duration, err error) {
 	switch {
 	case outcome.Answered():
-		u.took.Add(took)
+		l.took.Add(took)
 	case !outcome.Excused():
-		u.failing.Add(took)
+		l.failing.Add(took)
 	}
 	if err != nil && !outcome.Excused() {
-		u.lastFailure.Store(&Failure{At: time.Now(), Outcome: outcome, Err: err})
+		l.lastFailure.Store(&Failure{At: time.Now(), Outcome: outcome, Err: err})
 	}
+}
+
+func (l *ledger) addTo(h *History) {
+	h.Answered.Include(&l.took)
+	h.Failed.Include(&l.failing)
 }
 
 // A Failure is an attempt that got no answer.
@@ -257,8 +279,8 @@ type Failure struct {
 }
 
 // LastFailure returns the latest attempt that failed; its Err is nil if none did.
-func (u *Upstream) LastFailure() Failure {
-	if f := u.lastFailure.Load(); f != nil {
+func (l *ledger) LastFailure() Failure {
+	if f := l.lastFailure.Load(); f != nil {
 		return *f
 	}
 	return Failure{}
@@ -300,8 +322,7 @@ func (h *History) Attempts() (answered, failed uint64) {
 // History returns what became of all attempts and dials.
 func (u *Upstream) History() History {
 	h := History{Addresses: u.dialer.history()}
-	h.Answered.Include(&u.took)
-	h.Failed.Include(&u.failing)
+	u.ledger.addTo(&h)
 	if at := u.dialer.notAfter.Load(); at != 0 {
 		h.NotAfter = time.Unix(at, 0)
 	}

@@ -52,6 +52,8 @@ type Plain struct {
 	sockets chan struct{}
 	counts  counters
 	dials   atomic.Uint64
+	ledger
+	attempts tally // at all addresses
 
 	wg   sync.WaitGroup
 	ctx  context.Context // ends with Close
@@ -143,6 +145,7 @@ func (p *Plain) Ask(q wire.Query, done func(wire.Answer, error)) {
 	select {
 	case p.sockets <- struct{}{}:
 	default:
+		p.attempts[Overloaded].Add(1)
 		done(wire.Answer{}, fmt.Errorf("%s: %w", p.o.Name, ErrBusy))
 		return
 	}
@@ -151,6 +154,9 @@ func (p *Plain) Ask(q wire.Query, done func(wire.Answer, error)) {
 		began := time.Now()
 		a, err := p.ask(q)
 		<-p.sockets
+		outcome := outcomeOf(a, err)
+		p.attempts[outcome].Add(1)
+		p.ledger.enter(outcome, time.Since(began), err)
 		if err != nil {
 			done(wire.Answer{}, fmt.Errorf("%s: %w", p.o.Name, err))
 			return
@@ -160,6 +166,14 @@ func (p *Plain) Ask(q wire.Query, done func(wire.Answer, error)) {
 		p.counts.answered.Add(1)
 		done(a, nil)
 	})
+}
+
+// History returns what became of all queries; it doesn't tell addresses apart.
+func (p *Plain) History() History {
+	h := History{Addresses: make([]AddressHistory, 1)}
+	p.attempts.addTo(&h.Addresses[0].Attempts)
+	p.ledger.addTo(&h)
+	return h
 }
 
 // Exchange is Ask for those who wait. It returns when ctx is done at the latest.

@@ -17,7 +17,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"dotgate/gateway/latency"
 	"dotgate/gateway/wire"
 )
 
@@ -90,8 +89,7 @@ type Upstream struct {
 	allowance  allowance
 	counts     counters
 
-	took, failing latency.Histogram       // attempts that were answered, and that failed
-	lastFailure   atomic.Pointer[Failure] // or nil
+	ledger
 
 	// mu guards the pool. Nothing blocks while it is held.
 	mu     sync.Mutex
@@ -201,10 +199,12 @@ func (u *Upstream) learnIdleLimit(idle time.Duration) {
 // A connection that was in use and dies under the query says little about the
 // upstream: then the query is sent once more, on a connection known to be alive,
 // and if that dies too, as all do when a server restarts, on fresh ones.
-func (u *Upstream) Ask(q wire.Query, done func(wire.Answer, error)) {
+func (u *Upstream) Ask(q wire.Query, done func(wire.Answer, error)) { u.ask(q, done, nil) }
+
+func (u *Upstream) ask(q wire.Query, done func(wire.Answer, error), trace *Trace) {
 	began := u.now()
 	u.waiting.CompareAndSwap(0, began)
-	u.send(&call{query: q, done: done, upstream: u, began: began}, 0, 0)
+	u.send(&call{query: q, done: done, upstream: u, began: began, trace: trace}, 0, 0)
 }
 
 // Exchange is Ask for those who wait. It returns when ctx is done at the latest.
@@ -237,6 +237,7 @@ func (u *Upstream) send(call *call, since int64, trust time.Duration) {
 	c, silent := u.pick(since, trust)
 	switch {
 	case c == nil:
+		u.note(call.trace, "no connection is open, dialling")
 		u.await(call)
 	case silent:
 		u.enter(c, call)
@@ -247,6 +248,7 @@ func (u *Upstream) send(call *call, since int64, trust time.Duration) {
 }
 
 func (u *Upstream) enter(c *conn, call *call) {
+	u.note(call.trace, "sent with %d more under way, %s", c.pending.Load(), c.dialled)
 	if err := c.enter(call); err != nil {
 		u.fail(call, err)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"log/slog"
@@ -14,8 +15,9 @@ import (
 
 // sources are the flags that say where the configuration comes from.
 type sources struct {
-	file   string
-	listen []string
+	file     string
+	listen   []string
+	takeover bool // of serve
 }
 
 func (s *sources) addFlags(flags *pflag.FlagSet) {
@@ -34,11 +36,11 @@ func (s *sources) with(run func(context.Context, *configs.Config, io.Writer) err
 	}
 }
 
+// path returns the name of the file, empty if there is none.
+func (s *sources) path() string { return cmp.Or(s.file, os.Getenv("DOTGATE_CONFIG")) }
+
 func (s *sources) load() (*configs.Config, error) {
-	from := configs.Sources{File: s.file, Environ: os.Environ()}
-	if from.File == "" {
-		from.File = os.Getenv("DOTGATE_CONFIG")
-	}
+	from := configs.Sources{File: s.path(), Environ: os.Environ()}
 	if len(s.listen) > 0 {
 		from.Flags = map[string][]string{"gateway.listen": s.listen}
 	}
@@ -50,10 +52,13 @@ func check(_ context.Context, config *configs.Config, out io.Writer) error {
 	return config.WriteEffective(out)
 }
 
-func newLogger(l configs.Log) *slog.Logger {
-	options := &slog.HandlerOptions{Level: l.Level}
+// newLogger returns a logger, and what changes its level.
+func newLogger(l configs.Log) (*slog.Logger, *slog.LevelVar) {
+	level := new(slog.LevelVar)
+	level.Set(l.Level)
+	options := &slog.HandlerOptions{Level: level}
 	if l.Format == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+		return slog.New(slog.NewJSONHandler(os.Stderr, options)), level
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, options))
+	return slog.New(slog.NewTextHandler(os.Stderr, options)), level
 }

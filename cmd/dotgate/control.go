@@ -14,13 +14,17 @@ import (
 )
 
 // listenControl makes the control socket. It returns nil if there is to be none,
-// or none is possible and nobody asked for it.
-func listenControl(c configs.Control, log *slog.Logger) (*control.Listener, error) {
+// or none is possible and nobody asked for it; unless patient, for then another
+// try may help.
+func listenControl(c configs.Control, patient bool, log *slog.Logger) (*control.Listener, error) {
 	switch c.Socket {
 	case configs.SocketOff:
 		return nil, nil
 	case configs.SocketAuto:
 		l, err := control.ListenSomewhere(control.Places())
+		if err != nil && patient && errors.Is(err, control.ErrInUse) {
+			return nil, err
+		}
 		if err != nil {
 			log.Warn("serving without status, drill and cache; another path or off may help", "error", err)
 			return nil, nil

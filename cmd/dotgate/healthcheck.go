@@ -3,13 +3,16 @@ package main
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"time"
 
+	"dotgate/cmd/dotgate/admin"
 	"dotgate/configs"
 	"dotgate/gateway/wire"
 )
@@ -37,8 +40,34 @@ func healthcheck(ctx context.Context, config *configs.Config, out io.Writer) err
 		}
 		asked = append(asked, where.String())
 	}
-	fmt.Fprintf(out, "ok: %s answered over UDP and TCP\n", strings.Join(asked, ", "))
+	ready, err := askReady(ctx, config)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "ok: %s answered over UDP and TCP%s\n", strings.Join(asked, ", "), ready)
 	return nil
+}
+
+// askReady returns an error if the gateway says that it is not ready, as it does
+// first when it is about to stop. That nobody says anything is one too, unless
+// nobody asked for anybody there.
+func askReady(ctx context.Context, config *configs.Config) (text string, err error) {
+	if !config.Admin.Listen.IsValid() {
+		return "", nil
+	}
+	for _, addr := range reachable(config.Admin.Listen.AddrPort) {
+		var ready bool
+		if ready, text, err = admin.AskReady(ctx, config.Admin, addr); err == nil && !ready {
+			return "", fmt.Errorf("%s says %s", addr, text)
+		}
+		if err == nil {
+			return "; " + text, nil
+		}
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) && config.IsDefault("admin.listen") {
+		return "", nil
+	}
+	return "", fmt.Errorf("ask whether it is ready (setting admin.listen): %w", err)
 }
 
 // reachable returns the addresses at which to ask who listens at addr: any of

@@ -16,12 +16,14 @@ import (
 // imports is the picture of who may import whom, tests aside. The four siblings
 // gateway, balancer, health and upstreams never meet but here, in the command.
 var imports = map[string][]string{
-	"cmd/dotgate":         {"balancer", "cmd/dotgate/control", "configs", "gateway", "gateway/cache", "gateway/wire", "health", "upstreams"},
+	"cmd/dotgate":         {"balancer", "cmd/dotgate/admin", "cmd/dotgate/control", "configs", "gateway", "gateway/cache", "gateway/querylog", "gateway/wire", "health", "upstreams"},
+	"cmd/dotgate/admin":   {"balancer", "cmd/dotgate/control", "gateway", "gateway/cache", "gateway/latency", "gateway/querylog", "gateway/wire", "health", "upstreams"},
 	"cmd/dotgate/control": {"balancer", "gateway", "gateway/cache", "gateway/wire", "health", "upstreams"},
-	"configs":             {"balancer", "gateway", "gateway/cache", "gateway/wire", "health", "upstreams"},
+	"configs":             {"balancer", "cmd/dotgate/admin", "gateway", "gateway/cache", "gateway/querylog", "gateway/wire", "health", "upstreams"},
 	"gateway":             {"gateway/cache", "gateway/latency", "gateway/wire"},
 	"gateway/cache":       {"gateway/wire"},
 	"gateway/latency":     {},
+	"gateway/querylog":    {"gateway/wire"},
 	"gateway/wire":        {},
 	"balancer":            {"gateway/wire"},
 	"health":              {"gateway/wire"},
@@ -39,6 +41,9 @@ var owners = map[string]string{
 	"go.yaml.in/yaml/v3":             "configs",
 	"github.com/spf13/cobra":         "cmd/dotgate",
 	"github.com/coreos/go-systemd":   "cmd/dotgate",
+	"github.com/fsnotify/fsnotify":   "cmd/dotgate",
+	"github.com/prometheus":          "cmd/dotgate/admin",
+	"google.golang.org/protobuf":     "gateway/querylog",
 	"golang.org/x/net":               "gateway",
 	"go4.org/netipx":                 "gateway",
 	"github.com/dchest/siphash":      "gateway",

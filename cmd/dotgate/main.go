@@ -60,19 +60,29 @@ Without a command it serves. Without a configuration it listens on
 		Args:          noArguments,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		RunE:          s.with(serve),
+		RunE:          s.with(s.serve),
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 	})
 	s.addFlags(root.PersistentFlags())
+	serve := &cobra.Command{Use: "serve", Short: "Answer queries until told to stop (the default)", Args: noArguments, RunE: s.with(s.serve)}
+	serve.Flags().BoolVar(&s.takeover, "takeover", false, "take over from the gateway that runs here, without losing a query; start as usual if there is none")
 	root.AddCommand(
-		&cobra.Command{Use: "serve", Short: "Answer queries until told to stop (the default)", Args: noArguments, RunE: s.with(serve)},
+		serve,
 		&cobra.Command{Use: "check", Short: "Check the configuration and print what is in effect, and from where", Args: noArguments, RunE: s.with(check)},
-		&cobra.Command{Use: "healthcheck", Short: "Ask the running gateway a real question over UDP and TCP", Args: noArguments, RunE: s.with(healthcheck)},
+		&cobra.Command{Use: "healthcheck", Short: "Ask the running gateway a real question over UDP and TCP, and whether it is ready", Args: noArguments, RunE: s.with(healthcheck)},
 		statusCommand(&s),
+		upstreamsCommand(&s),
+		reloadCommand(&s),
+		explainCommand(&s),
+		queryCommand(&s),
+		probeCommand(&s),
+		topCommand(&s),
 		drillCommand(&s),
 		cacheCommand(&s),
+		referenceCommand(),
+		manCommand(),
 		&cobra.Command{Use: "version", Short: "Print the version", Args: noArguments, Run: printVersion},
 	)
 	return root

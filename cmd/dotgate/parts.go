@@ -12,7 +12,7 @@ import (
 	"dotgate/upstreams"
 )
 
-// parts are the upstreams of a gateway and those who watch them.
+// parts are the upstreams of routes and those who watch them.
 type parts struct {
 	upstreams []upstream
 	monitors  []*health.Monitor
@@ -26,11 +26,18 @@ func (p *parts) close() {
 	}
 }
 
+// recheck retries upstreams, as the network has changed.
+func (p *parts) recheck() {
+	for _, retry := range p.retries {
+		retry()
+	}
+}
+
 // suspects returns the upstreams, by name, that may ask us in turn: those on this
 // host and in private networks.
-func (p *parts) suspects() map[string]gateway.Resolver {
+func suspects(all []upstream) map[string]gateway.Resolver {
 	found := make(map[string]gateway.Resolver)
-	for _, u := range p.upstreams {
+	for _, u := range all {
 		if slices.ContainsFunc(u.Addresses(), func(a netip.AddrPort) bool { return !upstreams.IsPublic(a.Addr()) }) {
 			found[u.String()] = u
 		}

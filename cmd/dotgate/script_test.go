@@ -40,8 +40,10 @@ func TestMain(m *testing.M) {
 //	                           and says its name
 //	load RATE                  asks for so many names a second, until unload, which
 //	                           prints how many, and how many were lost
+//	get PATH [CODE] [TOKEN]    asks for a page of $ADMIN, and prints it
+//	becomes PATH CODE          asks for it until that is its code, and prints it
 //
-// $GATEWAY is an address of the story's own, and $SSL_CERT_FILE trusts the upstreams. No other
+// $GATEWAY and $ADMIN are addresses of the story's own, and $SSL_CERT_FILE trusts the upstreams. No other
 // variable is passed on.
 func TestStories(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -60,6 +62,8 @@ func TestStories(t *testing.T) {
 			"load":     scriptLoad,
 			"unload":   scriptUnload,
 			"plain":    scriptPlain,
+			"get":      scriptGet,
+			"becomes":  scriptBecomes,
 		},
 	})
 }
@@ -86,7 +90,10 @@ func setUpStory(env *testscript.Env) error {
 	}
 	env.Setenv("SSL_CERT_FILE", file)
 	env.Setenv("SSL_CERT_DIR", filepath.Join(dir, "none"))
-	env.Setenv("GATEWAY", netip.AddrPortFrom(dottest.Loopback(), 5300).String())
+	own := dottest.Loopback()
+	env.Setenv("GATEWAY", netip.AddrPortFrom(own, 5300).String())
+	env.Setenv("ADMIN", netip.AddrPortFrom(own, 8053).String())
+	env.Setenv("DOTGATE_ADMIN_LISTEN", netip.AddrPortFrom(own, 8053).String())
 	env.Setenv("DOTGATE_CONTROL_SOCKET", filepath.Join(dir, "control.sock")) // its own, as stories run at once
 	env.Setenv("GORACE", "atexit_sleep_ms=0")                                // or the race detector sleeps for a second after each dotgate
 	return nil

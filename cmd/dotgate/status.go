@@ -56,17 +56,7 @@ func writeStatus(out io.Writer, s control.Status, now time.Time) error {
 		fmt.Fprintf(out, "DRILL of %s: %s, in the phase %q, %s\n", d.Upstream, d.Fault, d.Phase, left)
 	}
 	fmt.Fprintln(out)
-	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "UPSTREAM\tSTATE\tFOR\tUSUAL\tPATIENCE\tCONNECTIONS\tSENT\tANSWERED\tRESENT\tREASON")
-	for _, u := range s.Upstreams {
-		since := "-"
-		if !u.Since.IsZero() {
-			since = ago(now.Sub(u.Since))
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", u.Name, u.State, since,
-			milliseconds(u.Usual), milliseconds(u.Patience), u.Open, u.Counts["sent"], u.Counts["answered"], u.Counts["resent"], u.Reason)
-	}
-	if err := t.Flush(); err != nil {
+	if err := writeUpstreams(out, s.Upstreams, now); err != nil {
 		return err
 	}
 	c, b := s.Clients, s.Balancer
@@ -79,6 +69,21 @@ func writeStatus(out io.Writer, s control.Status, now time.Time) error {
 	_, err := fmt.Fprintf(out, "balancer  %d queries, %d attempts: %d hedges, %d retries, %d second opinions; %d failures\n",
 		b["queries"], b["attempts"], b["hedges"], b["retries"], b["seconds"], b["failures"])
 	return err
+}
+
+// writeUpstreams writes a table.
+func writeUpstreams(out io.Writer, upstreams []control.UpstreamStatus, now time.Time) error {
+	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "UPSTREAM\tSTATE\tFOR\tUSUAL\tPATIENCE\tCONNECTIONS\tSENT\tANSWERED\tRESENT\tREASON")
+	for _, u := range upstreams {
+		since := "-"
+		if !u.Since.IsZero() {
+			since = ago(now.Sub(u.Since))
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", u.Name, u.State, since,
+			milliseconds(u.Usual), milliseconds(u.Patience), u.Open, u.Counts["sent"], u.Counts["answered"], u.Counts["resent"], u.Reason)
+	}
+	return t.Flush()
 }
 
 func sum(counts map[string]uint64, prefix string) uint64 {

@@ -130,10 +130,11 @@ func (c *Cache) usable(r record, now time.Duration) bool {
 	return left > 0 || c.mayBeStale(r.answer().Kind(), left)
 }
 
-// copyTo makes a copy for those who want to look at a shard at leisure.
+// copyTo makes a copy for those who want to look at a shard at leisure. Readers
+// count what they use, so it shuts them out too.
 func (s *shard) copyTo(to *shard) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	to.arena = append(to.arena[:0], s.arena...)
 	to.probation, to.main = s.probation, s.main
 	to.probation.mem = to.arena[:len(s.probation.mem)]

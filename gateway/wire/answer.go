@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/miekg/dns"
@@ -375,4 +376,13 @@ func (a Answer) setTTLs(reply []byte, t Terms) {
 		ttl = min(max(ttl, t.MinTTL), most)
 		binary.BigEndian.PutUint32(field, ttl-min(ttl, seconds))
 	}
+}
+
+// Padded reports whether a message has an option for padding (RFC 7830).
+func Padded(message []byte) bool {
+	var m dns.Msg
+	if m.Unpack(message) != nil || m.IsEdns0() == nil {
+		return false
+	}
+	return slices.ContainsFunc(m.IsEdns0().Option, func(o dns.EDNS0) bool { return o.Option() == dns.EDNS0PADDING })
 }

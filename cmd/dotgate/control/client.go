@@ -9,8 +9,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
+
+	"dotgate/health"
 )
 
 // A Client talks to the gateway of this machine.
@@ -59,6 +62,58 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 		return status, fmt.Errorf("read the gateway's status: %w", err)
 	}
 	return status, nil
+}
+
+// Order sets what the operator wants of an upstream, and returns the status then.
+func (c *Client) Order(ctx context.Context, upstream string, o health.Order) (Status, error) {
+	var status Status
+	body, err := c.do(ctx, http.MethodPost, "/upstreams/"+url.PathEscape(upstream)+"/"+o.String(), nil)
+	if err != nil {
+		return status, err
+	}
+	defer body.Close()
+	return status, json.NewDecoder(body).Decode(&status)
+}
+
+// Reload has the configuration read again.
+func (c *Client) Reload(ctx context.Context) (Reloaded, error) {
+	var done Reloaded
+	body, err := c.do(ctx, http.MethodPost, "/reload", nil)
+	if err != nil {
+		return done, err
+	}
+	defer body.Close()
+	return done, json.NewDecoder(body).Decode(&done)
+}
+
+// Explain has a name asked for, and explained.
+func (c *Client) Explain(ctx context.Context, name, recordType string) (e Explanation, err error) {
+	asked := url.Values{"name": {name}, "type": {recordType}}
+	return e, c.get(ctx, "/explain?"+asked.Encode(), &e)
+}
+
+// Stories asks for those of queries that failed or were sent more than once.
+func (c *Client) Stories(ctx context.Context) (all []Explanation, err error) {
+	return all, c.get(ctx, "/explain", &all)
+}
+
+// Yield has the gateway stop, because another one serves already.
+func (c *Client) Yield(ctx context.Context) (pid int, err error) {
+	body, err := c.do(ctx, http.MethodPost, "/yield", nil)
+	if err != nil {
+		return 0, err
+	}
+	defer body.Close()
+	return pid, json.NewDecoder(body).Decode(&pid)
+}
+
+func (c *Client) get(ctx context.Context, path string, value any) error {
+	body, err := c.do(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	return json.NewDecoder(body).Decode(value)
 }
 
 // Drill asks for a drill and blocks until it is over. When ctx is done the drill
@@ -119,7 +174,7 @@ func (c *Client) do(ctx context.Context, method, path string, what any) (io.Read
 	}
 	defer response.Body.Close()
 	var f failure
-	if json.NewDecoder(io.LimitReader(response.Body, requestSize)).Decode(&f) != nil || f.Error == "" {
+	if json.NewDecoder(io.LimitReader(response.Body, answerSize)).Decode(&f) != nil || f.Error == "" {
 		f.Error = "the gateway says " + response.Status
 	}
 	return nil, errors.New(f.Error)

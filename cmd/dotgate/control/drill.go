@@ -129,7 +129,7 @@ func (s *Server) newSession(r Request) (*session, error) {
 		return nil, fmt.Errorf("before: %v must not be below 0 nor above %v", time.Duration(r.Before), watchMax)
 	}
 	var names []string
-	for _, m := range s.o.Members {
+	for _, m := range s.o.Members() {
 		if m.String() == r.Upstream {
 			return &session{Request: r, drill: d, member: m}, nil
 		}
@@ -164,7 +164,7 @@ func (s *Server) enter(d *session, phase string, left time.Duration) {
 
 // alone reports whether nobody but m is up.
 func (s *Server) alone(m Member) bool {
-	for _, other := range s.o.Members {
+	for _, other := range s.o.Members() {
 		if other.Upstream != m.Upstream && other.Status().State != health.Down {
 			return false
 		}

@@ -27,6 +27,7 @@ type world struct {
 	drilled string // the fault under way, with its upstream
 	clients gateway.Counts
 	told    []string
+	ordered string // the last Order
 }
 
 func newWorld(names ...string) *world {
@@ -37,7 +38,7 @@ func newWorld(names ...string) *world {
 		u := &fake{w, name}
 		members = append(members, Member{u, u})
 	}
-	w.Server = New(Options{Version: "v1", Gateway: w, Balancer: counting{}, Members: members, Log: slog.New(slog.DiscardHandler)})
+	w.Server = New(Options{Version: "v1", Gateway: w, Process: w, Balancer: counting{}, Members: func() []Member { return members }, Log: slog.New(slog.DiscardHandler)})
 	return w
 }
 
@@ -49,6 +50,29 @@ func (w *world) Counts() gateway.Counts {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.clients
+}
+
+func (w *world) Reload() (Reloaded, error) { return Reloaded{Changed: []string{"upstreams"}}, nil }
+
+func (w *world) Explain(_ context.Context, name, recordType string) (Explanation, error) {
+	return Explanation{Query: name + " " + recordType}, nil
+}
+
+func (w *world) Stories() *Stories { return new(Stories) }
+
+func (w *world) Yield() {}
+
+func (w *world) Order(upstream string, o health.Order) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, ok := w.states[upstream]; !ok {
+		return fmt.Errorf("upstream: %q %w", upstream, ErrUnknown)
+	}
+	if o == health.ForcedDown {
+		return errors.New("it is the last one")
+	}
+	w.ordered = upstream + " " + o.String()
+	return nil
 }
 
 func (w *world) Latency() gateway.Latency { return gateway.Latency{} }
@@ -66,6 +90,15 @@ type fake struct {
 func (f *fake) String() string              { return f.name }
 func (f *fake) Addresses() []netip.AddrPort { return nil }
 func (f *fake) Counts() upstreams.Counts    { return upstreams.Counts{Sent: 7, Open: 2} }
+func (f *fake) History() upstreams.History {
+	return upstreams.History{NotAfter: time.Unix(1e9, 0).UTC()}
+}
+func (f *fake) Changes() []health.Change {
+	return []health.Change{{At: time.Unix(1e9, 0).UTC(), State: health.Down, Lasted: time.Second, Reason: "why"}}
+}
+func (f *fake) LastFailure() upstreams.Failure {
+	return upstreams.Failure{At: time.Unix(1e9, 0).UTC(), Outcome: upstreams.TLSAlert, Err: errors.New("no")}
+}
 
 func (f *fake) Drill(ctx context.Context, d upstreams.Drill) error {
 	f.world.fault(f.name + " " + d.String())
@@ -277,7 +310,7 @@ func TestWhatCannotBeDrilledIsRefused(t *testing.T) {
 	}
 	w.set("two", health.Suspect)
 	w.set("one", health.Down)
-	if w.alone(w.o.Members[0]) || !w.alone(w.o.Members[1]) {
+	if w.alone(w.o.Members()[0]) || !w.alone(w.o.Members()[1]) {
 		t.Error("an upstream that is suspect is up, one that is down is not")
 	}
 }

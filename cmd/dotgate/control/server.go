@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
@@ -21,6 +22,9 @@ const (
 	// requestLimit is how long a request may take to arrive, and its size.
 	requestLimit = 5 * time.Second
 	requestSize  = 4 << 10
+	// answerSize is the size of an error, which may have a line for each mistake in
+	// a file.
+	answerSize = 1 << 20
 	// farewell is how long answers may take to leave when the gateway stops.
 	farewell = 500 * time.Millisecond
 )
@@ -37,11 +41,36 @@ type Balancer interface {
 	Counts() balancer.Counts
 }
 
+// ErrUnknown means that there is no upstream of a name.
+var ErrUnknown = errors.New("does not exist")
+
+// A Process is what runs the gateway: what an operator may have it do.
+type Process interface {
+	// Order sets what the operator wants of an upstream. It may refuse.
+	Order(upstream string, o health.Order) error
+	// Reload reads the configuration again. If it can't be used, nothing changes.
+	Reload() (Reloaded, error)
+	// Yield makes room for another process, which serves already.
+	Yield()
+	// Explain asks for a name and tells how that went.
+	Explain(ctx context.Context, name, recordType string) (Explanation, error)
+	// Stories are those of queries that failed or were sent more than once.
+	Stories() *Stories
+}
+
+// Reloaded is what a reload changed, by key.
+type Reloaded struct {
+	Changed []string `json:"changed"` // in effect
+	Restart []string `json:"restart"` // in effect after a restart
+}
+
 // Upstream is what an *upstreams.Upstream tells and does.
 type Upstream interface {
 	String() string
 	Addresses() []netip.AddrPort
 	Counts() upstreams.Counts
+	History() upstreams.History
+	LastFailure() upstreams.Failure
 	// Drill makes it have the fault until ctx is done, and blocks until then.
 	Drill(ctx context.Context, d upstreams.Drill) error
 }
@@ -49,6 +78,7 @@ type Upstream interface {
 // Monitor is what a *health.Monitor tells.
 type Monitor interface {
 	Status() health.Status
+	Changes() []health.Change
 }
 
 // A Member is an upstream, and what is thought of it.
@@ -63,7 +93,8 @@ type Options struct {
 	Gateway  Gateway
 	Balancer Balancer
 	Cache    Cache
-	Members  []Member
+	Members  func() []Member // those of now
+	Process  Process
 	Log      *slog.Logger
 }
 
@@ -84,7 +115,7 @@ func New(o Options) *Server { return &Server{o: o, started: time.Now()} }
 // queries, so it logs that and returns too.
 func (s *Server) Serve(ctx context.Context, l net.Listener) {
 	web := &http.Server{
-		Handler:           s.routes(ctx),
+		Handler:           s.Handler(ctx),
 		ReadHeaderTimeout: requestLimit,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ErrorLog:          slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
@@ -108,7 +139,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) {
 	closing.Wait()
 }
 
-func (s *Server) routes(stopping context.Context) http.Handler {
+// Handler returns what Serve serves, for who has other ways to know who asks.
+// Whoever reaches it may do everything. Drills end when stopping is done.
+func (s *Server) Handler(stopping context.Context) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, s.Status()) })
 	mux.HandleFunc("GET /cache", s.serveCache)
@@ -119,7 +152,38 @@ func (s *Server) routes(stopping context.Context) http.Handler {
 			writeError(w, http.StatusNotFound, errNoDrill)
 		}
 	})
+	mux.HandleFunc("POST /upstreams/{name}/{order}", s.serveOrder)
+	mux.HandleFunc("GET /explain", s.serveExplain)
+	mux.HandleFunc("POST /yield", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, os.Getpid())
+		s.o.Process.Yield()
+	})
+	mux.HandleFunc("POST /reload", func(w http.ResponseWriter, _ *http.Request) {
+		done, err := s.o.Process.Reload()
+		if err != nil {
+			writeError(w, http.StatusUnprocessableEntity, err)
+			return
+		}
+		writeJSON(w, http.StatusOK, done)
+	})
 	return mux
+}
+
+// serveOrder sets what the operator wants of an upstream.
+func (s *Server) serveOrder(w http.ResponseWriter, r *http.Request) {
+	order, err := health.ParseOrder(r.PathValue("order"))
+	if err != nil {
+		writeError(w, http.StatusBadRequest, err)
+		return
+	}
+	switch err := s.o.Process.Order(r.PathValue("name"), order); {
+	case errors.Is(err, ErrUnknown):
+		writeError(w, http.StatusNotFound, err)
+	case err != nil:
+		writeError(w, http.StatusConflict, err)
+	default:
+		writeJSON(w, http.StatusOK, s.Status())
+	}
 }
 
 var (

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"dotgate/balancer"
 	"dotgate/health"
 )
 
@@ -82,6 +84,49 @@ func TestStatusTravels(t *testing.T) {
 		if !strings.Contains(string(has), part) {
 			t.Errorf("there is no %s in %s", part, has)
 		}
+	}
+}
+
+func TestOrdersTravel(t *testing.T) {
+	t.Parallel()
+	w := newWorld("one", "a/b c")
+	client, _ := start(t, w)
+	for _, name := range []string{"one", "a/b c"} {
+		if _, err := client.Order(t.Context(), name, health.Drained); err != nil || w.ordered != name+" drain" {
+			t.Errorf("%v, %q", err, w.ordered)
+		}
+	}
+	if _, err := client.Order(t.Context(), "one", health.ForcedDown); err == nil || err.Error() != "it is the last one" {
+		t.Errorf("got %v", err)
+	}
+	if _, err := client.Order(t.Context(), "two", health.Auto); err == nil || err.Error() != `upstream: "two" does not exist` {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestStoriesAreKeptUpToAThousandNewestFirst(t *testing.T) {
+	t.Parallel()
+	var kept Stories
+	for i := range storiesMax + 3 {
+		kept.Keep(balancer.Story{Took: time.Duration(i) * time.Millisecond, Attempts: []balancer.AttemptStory{{Name: "one", Err: errors.New("no"), Ended: true}}})
+	}
+	all := kept.Latest()
+	if len(all) != storiesMax || all[0].Took != Millis((storiesMax+2)*time.Millisecond) || all[storiesMax-1].Took != Millis(3*time.Millisecond) {
+		t.Errorf("%d, from %v to %v", len(all), all[0].Took, all[len(all)-1].Took)
+	}
+	if a := all[0].Attempts[0]; a.Outcome != "failed" || a.Error != "no" {
+		t.Errorf("%+v", a)
+	}
+}
+
+func TestExplanationsTravel(t *testing.T) {
+	t.Parallel()
+	client, _ := start(t, newWorld("one"))
+	if e, err := client.Explain(t.Context(), "www.example.com", ""); err != nil || e.Query != "www.example.com A" {
+		t.Errorf("%+v, %v", e, err)
+	}
+	if all, err := client.Stories(t.Context()); err != nil || len(all) != 0 {
+		t.Errorf("%+v, %v", all, err)
 	}
 }
 

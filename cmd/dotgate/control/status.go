@@ -54,6 +54,40 @@ type UpstreamStatus struct {
 	// Counts has sent, answered, resent, dials, handshakes, resumed, unasked,
 	// mismatched and malformed.
 	Counts map[string]uint64 `json:"counts"`
+	// Attempts has what became of the queries that it was asked, by outcome, as
+	// far as there were any.
+	Attempts map[string]uint64 `json:"attempts"`
+
+	Order       string         `json:"order"`             // auto, or what the operator wants
+	Answered    time.Time      `json:"answered,omitzero"` // when it last did; zero if never
+	Breaker     BreakerStatus  `json:"breaker"`
+	Certificate time.Time      `json:"certificate_not_after,omitzero"` // when it ends; zero if none was seen
+	Failure     *FailureStatus `json:"last_failure,omitempty"`         // nil if there was none
+	Changes     []ChangeStatus `json:"changes,omitempty"`              // the latest, the newest last
+}
+
+// A BreakerStatus is about a circuit breaker.
+type BreakerStatus struct {
+	State     string `json:"state"` // closed, half-open or open
+	Votes     uint32 `json:"votes"` // since it last changed
+	Failures  uint32 `json:"failures"`
+	InARow    uint32 `json:"failures_in_a_row"`
+	Abstained uint32 `json:"abstained"` // outcomes that said nothing about the upstream
+}
+
+// A FailureStatus is about an attempt that got no answer.
+type FailureStatus struct {
+	At      time.Time `json:"at"`
+	Outcome string    `json:"outcome"`
+	Error   string    `json:"error"`
+}
+
+// A ChangeStatus is about when an upstream went up or down.
+type ChangeStatus struct {
+	At     time.Time `json:"at"`
+	State  string    `json:"state"`
+	Lasted Millis    `json:"lasted_ms,omitempty"` // the state before; 0 if unknown
+	Reason string    `json:"reason,omitempty"`
 }
 
 // A ClientStatus is about what clients asked and got.
@@ -86,7 +120,7 @@ func (s *Server) Status() Status {
 		Version: s.o.Version, PID: os.Getpid(), Started: s.started, Listening: s.o.Gateway.Addrs(),
 		Clients: clientStatus(s.o.Gateway), Drill: s.drillStatus(),
 	}
-	for _, m := range s.o.Members {
+	for _, m := range s.o.Members() {
 		status.Upstreams = append(status.Upstreams, upstreamStatus(m))
 	}
 	c := s.o.Balancer.Counts()
@@ -98,13 +132,33 @@ func (s *Server) Status() Status {
 }
 
 func upstreamStatus(m Member) UpstreamStatus {
-	s, c := m.Monitor.Status(), m.Upstream.Counts()
-	return UpstreamStatus{
+	s, c, h := m.Monitor.Status(), m.Upstream.Counts(), m.History()
+	status := UpstreamStatus{
 		Name: m.String(), Addresses: m.Addresses(),
 		State: s.State.String(), Since: s.Since, Reason: s.Reason,
 		Usual: Millis(s.Usual), Patience: Millis(s.Patience),
-		Open: c.Open, Counts: upstreamCounts(c),
+		Open: c.Open, Counts: upstreamCounts(c), Attempts: attemptCounts(h),
+		Order: s.Order.String(), Answered: s.Answered, Breaker: BreakerStatus(s.Breaker), Certificate: h.NotAfter,
 	}
+	if f := m.LastFailure(); f.Err != nil {
+		status.Failure = &FailureStatus{At: f.At, Outcome: f.Outcome.String(), Error: f.Err.Error()}
+	}
+	for _, c := range m.Changes() {
+		status.Changes = append(status.Changes, ChangeStatus{At: c.At, State: c.State.String(), Lasted: Millis(c.Lasted), Reason: c.Reason})
+	}
+	return status
+}
+
+func attemptCounts(h upstreams.History) map[string]uint64 {
+	counts := make(map[string]uint64)
+	for _, a := range h.Addresses {
+		for o, n := range a.Attempts {
+			if n > 0 {
+				counts[upstreams.Outcome(o).String()] += n
+			}
+		}
+	}
+	return counts
 }
 
 func upstreamCounts(c upstreams.Counts) map[string]uint64 {
@@ -131,6 +185,13 @@ func clientStatus(g Gateway) ClientStatus {
 		s.Outcomes[gateway.Outcome(o).String()] = n.Total()
 	}
 	return s
+}
+
+// Queries returns how many were answered or lost, and how many of these were
+// lost: failed by us. What was refused or ignored is no query.
+func Queries(c gateway.Counts) (queries, failed uint64) {
+	failed = lost(c)
+	return answered(c) + failed, failed
 }
 
 // lost returns how many queries got SERVFAIL, or nothing, for a failure of ours.

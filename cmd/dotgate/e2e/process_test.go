@@ -188,6 +188,7 @@ func environment(listen netip.AddrPort, upstreams []string, more ...string) []st
 		"DOTGATE_UPSTREAMS=" + strings.Join(upstreams, ","),
 		"DOTGATE_HEALTH_PROBE_NAME=probe.example.com",
 		"DOTGATE_CONTROL_SOCKET=off",
+		"DOTGATE_ADMIN_LISTEN=off",
 		"DOTGATE_HEALTH_PROBE_TYPE=A",
 		"GORACE=atexit_sleep_ms=0",
 	}, more...)

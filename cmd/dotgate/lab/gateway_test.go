@@ -29,6 +29,7 @@ func newGateway(t *testing.T, addr netip.AddrPort, caFile string, urls []string)
 	g.cmd.Env = []string{
 		"SSL_CERT_FILE=" + caFile, "SSL_CERT_DIR=/nonexistent",
 		"DOTGATE_UPSTREAMS=" + strings.Join(urls, ","),
+		"DOTGATE_ADMIN_LISTEN=off",
 		"DOTGATE_HEALTH_PROBE_NAME=probe.lab.example.com", "DOTGATE_HEALTH_PROBE_TYPE=A",
 	}
 	g.cmd.Stderr = &g.log

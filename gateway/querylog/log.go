@@ -1,0 +1,231 @@
+// Package querylog writes down what clients asked and got.
+//
+// It never holds up a query: what it can't write in time is dropped, and counted.
+// Clients are anonymised before anything leaves memory, unless one asks for it.
+package querylog
+
+import (
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"dotgate/gateway/wire"
+)
+
+const (
+	// waiting is how many entries may wait to be written.
+	waiting = 1024
+	// packetMax and replyMax are how much of an entry's messages is kept.
+	packetMax = 512
+	replyMax  = 4096
+	// retry is how long after a failure the output is tried again.
+	retry = 5 * time.Second
+	// flushEvery is how long an entry may wait in a buffer.
+	flushEvery = time.Second
+)
+
+// A Log takes entries. All of its methods may be called on nil, which is what
+// there is when nothing is logged.
+type Log struct {
+	o       Options
+	block   cipher.Block // of ipcrypt, or nil
+	entries chan *entry
+	free    chan *entry
+	turn    atomic.Uint64
+	counts  struct{ written, dropped, failed atomic.Uint64 }
+}
+
+// An entry is what was asked and answered. It is used again and again.
+type entry struct {
+	at     time.Time // of the reply
+	took   time.Duration
+	client netip.AddrPort
+	via    wire.Transport
+	packet []byte
+	reply  []byte
+	cached bool
+	pRoom  [packetMax]byte
+	rRoom  [replyMax]byte
+	cutOff bool // the reply was longer
+}
+
+// New checks all options and returns a Log, nil if there is to be none. Run has to
+// be called for it to write.
+func New(o Options) (*Log, error) {
+	var problems []error
+	o.Check(func(option, problem string) {
+		problems = append(problems, fmt.Errorf("query_log.%s %s", option, problem))
+	})
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	if o.Output == "" {
+		return nil, nil
+	}
+	l := &Log{o: o, entries: make(chan *entry, waiting), free: make(chan *entry, waiting)}
+	if o.Clients == "ipcrypt" {
+		key, err := o.key()
+		if err != nil {
+			return nil, fmt.Errorf("query_log.key_file: %w", err)
+		}
+		if l.block, err = aes.NewCipher(key); err != nil {
+			return nil, fmt.Errorf("query_log.key_file: %w", err)
+		}
+	}
+	return l, nil
+}
+
+// Note takes note of a reply to packet, which took so long; 0 if it could be had
+// at once. It copies what it keeps, and doesn't wait.
+func (l *Log) Note(client netip.AddrPort, via wire.Transport, packet, reply []byte, took time.Duration) {
+	if l == nil || len(reply) < 12 || len(packet) > packetMax {
+		return
+	}
+	if failed := wire.HeaderRCode(reply) == wire.ServFail; l.o.Sample > 1 && l.turn.Add(1)%uint64(l.o.Sample) != 0 && !failed {
+		return
+	}
+	if len(l.entries) == waiting {
+		l.counts.dropped.Add(1)
+		return
+	}
+	var e *entry
+	select {
+	case e = <-l.free:
+	default:
+		e = new(entry)
+	}
+	e.at, e.took, e.client, e.via, e.cached = time.Now(), took, client, via, took == 0
+	e.packet = append(e.pRoom[:0], packet...)
+	e.cutOff = len(reply) > replyMax
+	e.reply = append(e.rRoom[:0], reply[:min(len(reply), replyMax)]...)
+	select {
+	case l.entries <- e:
+	default:
+		l.counts.dropped.Add(1)
+	}
+}
+
+// Counts are totals since New.
+type Counts struct {
+	Written uint64
+	Dropped uint64 // because the output was not quick enough
+	Failed  uint64 // because it could not be written
+}
+
+// Counts returns the totals.
+func (l *Log) Counts() Counts {
+	if l == nil {
+		return Counts{}
+	}
+	return Counts{Written: l.counts.written.Load(), Dropped: l.counts.dropped.Load(), Failed: l.counts.failed.Load()}
+}
+
+// Run writes entries until ctx is done, and then those that wait. It blocks. If
+// the output fails, it tries again after a while, and goes on without meanwhile.
+func (l *Log) Run(ctx context.Context) error {
+	if l == nil {
+		return nil
+	}
+	var out output
+	var notBefore time.Time
+	troubled := false
+	defer func() {
+		if out != nil {
+			out.close()
+		}
+	}()
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	put := func(e *entry) {
+		defer l.release(e)
+		if out == nil && time.Now().Before(notBefore) {
+			l.counts.failed.Add(1)
+			return
+		}
+		var err error
+		if out == nil {
+			out, err = l.open()
+		}
+		if err == nil {
+			err = out.put(l.anonymous(e))
+		}
+		if err == nil {
+			l.counts.written.Add(1)
+			if troubled {
+				l.o.logger().Info("the query log is written again", "output", l.o.Output)
+			}
+			troubled = false
+			return
+		}
+		l.counts.failed.Add(1)
+		if out != nil {
+			out.close()
+			out = nil
+		}
+		notBefore = time.Now().Add(retry)
+		if !troubled {
+			l.o.logger().Warn("the query log can't be written (query_log.output)", "output", l.o.Output, "error", err)
+		}
+		troubled = true
+	}
+	for {
+		select {
+		case e := <-l.entries:
+			put(e)
+		case <-tick.C:
+			if out != nil {
+				out.flush() // an error comes again with the next entry
+			}
+		case <-ctx.Done():
+			for {
+				select {
+				case e := <-l.entries:
+					put(e)
+				default:
+					return nil
+				}
+			}
+		}
+	}
+}
+
+func (l *Log) release(e *entry) {
+	select {
+	case l.free <- e:
+	default:
+	}
+}
+
+// anonymous returns e with its client as the options want it.
+func (l *Log) anonymous(e *entry) *entry {
+	addr := e.client.Addr().Unmap().WithZone("")
+	switch l.o.Clients {
+	case "full":
+		e.client = netip.AddrPortFrom(addr, e.client.Port())
+	case "ipcrypt":
+		e.client = netip.AddrPortFrom(encrypt(l.block, addr), 0)
+	case "prefix":
+		bits := 48
+		if addr.Is4() {
+			bits = 24
+		}
+		prefix, _ := addr.Prefix(bits) // fails for what is no address only
+		e.client = netip.AddrPortFrom(prefix.Addr(), 0)
+	default:
+		e.client = netip.AddrPort{}
+	}
+	return e
+}
+
+// encrypt is ipcrypt-deterministic: one block of AES over the address in its 16
+// octets.
+func encrypt(block cipher.Block, addr netip.Addr) netip.Addr {
+	octets := addr.As16()
+	block.Encrypt(octets[:], octets[:])
+	return netip.AddrFrom16(octets).Unmap()
+}
