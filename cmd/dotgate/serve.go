@@ -57,6 +57,7 @@ func (s *sources) serve(ctx context.Context, config *configs.Config, _ io.Writer
 	var routed parts
 	defer routed.close()
 	with := *config // routes add to what is forwarded
+	with.Balancer.Tell, with.Balancer.Log, with.Health.Log = stories.Keep, log, log
 	resolver, err := routed.router(&with, fleet.balancer)
 	if err != nil {
 		return err

@@ -1,0 +1,120 @@
+package admin
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// pair writes a certificate that signs itself, and its key.
+func pair(t *testing.T, name string) (certFile, keyFile string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
+		NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	certFile, keyFile = filepath.Join(dir, name+".crt"), filepath.Join(dir, name+".key")
+	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der}, keyFile: {Type: "PRIVATE KEY", Bytes: secret}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return certFile, keyFile
+}
+
+// TestAClientCertificateDoesInPlaceOfTheToken serves over TLS, with a certificate
+// that is then replaced.
+func TestAClientCertificateDoesInPlaceOfTheToken(t *testing.T) {
+	t.Parallel()
+	o := Defaults()
+	o.Listen = Address{netip.MustParseAddrPort("127.0.0.1:0")}
+	o.CertFile, o.KeyFile = pair(t, "gateway.example.com")
+	clientCert, clientKey := pair(t, "operator.example.com")
+	strangerCert, strangerKey := pair(t, "stranger.example.com")
+	o.ClientCAFile = clientCert
+	w := newWorld(t, o, "one")
+	if err := w.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan struct{})
+	go func() { defer close(served); w.Serve(ctx) }()
+	defer func() { cancel(); <-served }()
+
+	drain := func(certFile, keyFile string) (int, error) {
+		config := &tls.Config{InsecureSkipVerify: true}
+		if certFile != "" {
+			own, err := tls.LoadX509KeyPair(certFile, keyFile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			config.Certificates = []tls.Certificate{own}
+		}
+		transport := &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}
+		r, err := http.NewRequest(http.MethodPost, "https://"+w.Addr().String()+"/api/upstreams/one/drain", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response, err := transport.RoundTrip(r)
+		if err != nil {
+			return 0, err
+		}
+		response.Body.Close()
+		return response.StatusCode, nil
+	}
+	if code, err := drain("", ""); err != nil || code != http.StatusUnauthorized {
+		t.Errorf("without a certificate: %d, %v", code, err)
+	}
+	if code, err := drain(strangerCert, strangerKey); err == nil && code == http.StatusOK {
+		t.Errorf("a stranger's certificate: %d", code)
+	}
+	if code, err := drain(clientCert, clientKey); err != nil || code != http.StatusOK || w.ordered != "one drain" {
+		t.Errorf("an operator's: %d, %v, %q", code, err, w.ordered)
+	}
+
+	if ready, why, err := AskReady(t.Context(), o, w.Addr()); err != nil || !ready || !strings.HasPrefix(why, "ready: 1 of 1") {
+		t.Errorf("%v, %q, %v", ready, why, err)
+	}
+	other := o
+	other.CertFile, other.KeyFile = pair(t, "other.example.com")
+	if _, _, err := AskReady(t.Context(), other, w.Addr()); err == nil {
+		t.Error("another's certificate is believed")
+	}
+	if err := w.Renew(other); err != nil {
+		t.Fatal(err)
+	}
+	if ready, _, err := AskReady(t.Context(), other, w.Addr()); err != nil || !ready {
+		t.Errorf("the new certificate is not in use: %v, %v", ready, err)
+	}
+	if err := w.Renew(Defaults()); err == nil {
+		t.Error("TLS ends without a restart")
+	}
+}
