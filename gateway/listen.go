@@ -131,6 +131,9 @@ func (g *Gateway) listenTCP(addr netip.AddrPort) (*tcpListener, error) {
 // be it another gateway.
 func (g *Gateway) listenUDP(addr netip.AddrPort) (sockets []*udpSocket, err error) {
 	var config net.ListenConfig
+	if g.options.Share {
+		config.Control = sharePort
+	}
 	for len(sockets) < socketsPerAddress(runtime.GOMAXPROCS(0)) {
 		s, err := newUDPSocket(g, config, "udp"+g.family(addr), addr)
 		if err == nil && len(sockets) == 0 {
