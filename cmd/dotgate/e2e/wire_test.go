@@ -25,6 +25,9 @@ func TestCraftedPackets(t *testing.T) {
 		name, result, _ := strings.Cut(strings.TrimSpace(line), ": ")
 		got[name] = result
 	}
+	// A resolver may answer ANY with what it happens to have (RFC 8482 section 4.1).
+	const minimal = "ANY (RFC 8482)"
+	got[minimal] = strings.TrimSuffix(got[minimal], " AAAA")
 	both := func(result string) string { return result + " / " + result }
 	for name, want := range map[string]string{
 		"a query":                               both("NOERROR rd+ra A"),
@@ -50,7 +53,7 @@ func TestCraftedPackets(t *testing.T) {
 		"an unknown type (RFC 3597)":            both("NOERROR rd+ra"),
 		"an unknown option":                     both("NOERROR rd+ra edns=1232 A"),
 		"a cookie of 7 octets (RFC 7873 5.2.2)": both("FORMERR rd+ra edns=1232"),
-		"ANY (RFC 8482)":                        "NOERROR rd+ra HINFO / NOERROR rd+ra A AAAA",
+		"ANY (RFC 8482)":                        "NOERROR rd+ra HINFO / NOERROR rd+ra A",
 		"Z, AD and CD set":                      both("NOERROR rd+ra+cd A"),
 	} {
 		if got[name] != want {
