@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"dotgate/gateway/wire"
 )
@@ -170,11 +172,34 @@ func TestClientThatLeavesInTheMidstOfAMessage(t *testing.T) {
 	}
 }
 
+// awaitIdle returns when n connections are idle: a client may have its reply a
+// little before the gateway has done with it.
+func awaitIdle(t *testing.T, g *Gateway, n int) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; runtime.Gosched() {
+		idle := 0
+		g.clients.mu.Lock()
+		for c := range g.clients.open {
+			if _, ok := c.idleFor(); ok {
+				idle++
+			}
+		}
+		g.clients.mu.Unlock()
+		if idle == n {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d connections are idle, not %d", idle, n)
+		}
+	}
+}
+
 func TestIdleConnectionMakesRoom(t *testing.T) {
 	t.Parallel()
 	g, stop := start(t, addressed, Options{MaxConnections: 2})
 	oldest, busy := dial(t, "tcp", g.Addrs()[0]), dial(t, "tcp", g.Addrs()[0])
 	exchange(t, oldest, query("example.com."))
+	awaitIdle(t, g, 2)
 	exchange(t, busy, query("example.com."))
 	newest := dial(t, "tcp", g.Addrs()[0])
 	exchange(t, newest, query("example.com."))
