@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -253,20 +254,20 @@ func TestThePopularIsRenewedBeforeAnybodyHasToWait(t *testing.T) {
 	for range 3 {
 		ask(t, g.addr, name)
 	}
-	f := func(at time.Duration, asked int) {
+	f := func(at time.Duration, asked ...int) {
 		t.Helper()
 		time.Sleep(time.Until(came.Add(at)))
 		r, took := ask(t, g.addr, name)
 		if len(r.Answer) != 1 || ede(r) != 0xffff || took > 100*time.Millisecond {
 			t.Errorf("%v after the first: after %v\n%v", time.Since(begin), took, r)
 		}
-		if n := askedFor(servers, name+"."); n != asked {
-			t.Errorf("%v after the answer, upstreams have been asked %d times, want %d", at, n, asked)
+		if n := askedFor(servers, name+"."); !slices.Contains(asked, n) {
+			t.Errorf("%v after the answer, upstreams have been asked %d times, want %v", at, n, asked)
 		}
 	}
 	first := askedFor(servers, name+".") // a hedge may have been one
 	f(4*time.Second, first)
-	f(4600*time.Millisecond, first)
+	f(4600*time.Millisecond, first, first+1) // it may have been quick to ask
 	within(t, 250*time.Millisecond, "the renewal", func() bool { return askedFor(servers, name+".") == first+1 })
 	f(4900*time.Millisecond, first+1)
 	f(5200*time.Millisecond, first+1)
