@@ -150,14 +150,15 @@ func (b *batchConn) receive(fd uintptr) bool {
 	if b.errno != 0 {
 		return true
 	}
-	for i := range b.done {
+	n := b.done // handle may write, with the same headers
+	for i := range n {
 		d, h := &b.in[i], &b.headers[i]
 		d.packet = d.room[:h.len]
 		d.control = d.controlRoom[:h.Controllen]
 		d.peer.len = h.Namelen
 	}
-	b.more = b.handle(b.in[:b.done])
-	return !b.more || b.done == b.want
+	b.more = b.handle(b.in[:n])
+	return !b.more || n == len(b.in)
 }
 
 // write sends packets. It returns how many could not be sent, for want of a route
