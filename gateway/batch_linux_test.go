@@ -28,12 +28,6 @@ func packetSocket(t *testing.T, addr string) (*net.UDPConn, *batchConn) {
 	return conn, b
 }
 
-// readBatch waits for one batch.
-func readBatch(b *batchConn, in []datagram) (n int, err error) {
-	err = b.read(in, func(batch []datagram) bool { n = len(batch); return false })
-	return n, err
-}
-
 // Packets of all lengths, those of none too, come as they were sent, and what is
 // sent to whom they are from comes back.
 func TestBatchesCarryPacketsBothWays(t *testing.T) {

@@ -17,7 +17,7 @@ func (p *peer) hasPort() bool { return p.name.Port() != 0 }
 func (p *peer) addr() netip.Addr { return p.name.Addr().Unmap().WithZone("") }
 
 // addrPort returns where p is.
-func (p *peer) addrPort() netip.AddrPort { return p.addr }
+func (p *peer) addrPort() netip.AddrPort { return p.name }
 
 // A batchConn reads and writes one packet at a time, for elsewhere there are no
 // calls for many.

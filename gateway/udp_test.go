@@ -16,6 +16,12 @@ import (
 	"dotgate/gateway/wire"
 )
 
+// readBatch waits for one batch.
+func readBatch(b *batchConn, in []datagram) (n int, err error) {
+	err = b.read(in, func(batch []datagram) bool { n = len(batch); return false })
+	return n, err
+}
+
 func TestTenThousandConcurrentQueries(t *testing.T) {
 	t.Parallel()
 	const clients, each = 100, 100
