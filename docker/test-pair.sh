@@ -87,8 +87,7 @@ all_well() {
 	local node
 	for node in a b; do
 		[[ $(docker inspect --format '{{.State.Running}} {{.State.Health.Status}}' "${id[dotgate-$node]}") == "true healthy" ]] || return 1
-		docker logs --tail=200 "${id[keepalived-$node]}" 2>&1 |
-			grep -E 'Starting VRRP child|VRRP_Script' | tail -n 1 | grep -q 'succeeded$' || return 1
+		[[ $(docker exec "${id[keepalived-$node]}" cat /run/dotgate.verdict 2>/dev/null) == 0 ]] || return 1
 	done
 	[[ $(holders) == [ab] ]]
 }
@@ -223,10 +222,16 @@ docker start "${id[dotgate-$from]}" >/dev/null
 await_all_well "after dotgate on node $from was started again"
 
 from=$(holders)
-story "dotgate on node $from freezes" 3000 1 docker pause "${id[dotgate-$from]}"
+story "dotgate on node $from freezes" 1500 1 docker pause "${id[dotgate-$from]}"
 check "  the address moved" "$(moved "$from")"
 docker unpause "${id[dotgate-$from]}" >/dev/null
 await_all_well "after dotgate on node $from went on"
+
+from=$(holders)
+story "dotgate on node $from is stopped in order" 0 0 docker stop --time 10 "${id[dotgate-$from]}"
+check "  the address moved" "$(moved "$from")"
+docker start "${id[dotgate-$from]}" >/dev/null
+await_all_well "after dotgate on node $from was started again"
 
 from=$(holders)
 story "keepalived on node $from is killed" 1000 0 docker kill "${id[keepalived-$from]}"

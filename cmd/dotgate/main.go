@@ -71,7 +71,7 @@ Without a command it serves. Without a configuration it listens on
 	root.AddCommand(
 		serve,
 		&cobra.Command{Use: "check", Short: "Check the configuration and print what is in effect, and from where", Args: noArguments, RunE: s.with(check)},
-		&cobra.Command{Use: "healthcheck", Short: "Ask the running gateway a real question over UDP and TCP, and whether it is ready", Args: noArguments, RunE: s.with(healthcheck)},
+		healthcheckCommand(&s),
 		statusCommand(&s),
 		upstreamsCommand(&s),
 		reloadCommand(&s),

@@ -43,12 +43,19 @@ source=$(echo "$route" | sed -n 's/.* src \([^ ]*\).*/\1/p')
 # A keepalived that was killed could not take its address along.
 ip address del "$VRRP_ADDRESS/32" dev "$interface" 2>/dev/null || true
 
+# Keepalived learns from this file, at once, whether the gateway can answer.
+verdict=/run/dotgate.verdict
+echo 1 >$verdict
+while true; do
+	dotgate healthcheck --watch $verdict || true
+	echo 1 >$verdict
+	sleep 1
+done &
+
 cat >/run/keepalived.conf <<END
 global_defs {
 	router_id dotgate
 	vrrp_version 3
-	enable_script_security
-	script_user root
 	max_auto_priority -1
 	# Tell the neighbours at once, and again a second later.
 	vrrp_garp_master_delay 1
@@ -58,17 +65,12 @@ global_defs {
 	vrrp_garp_lower_prio_repeat 2
 }
 
-vrrp_script dotgate {
-	# Keepalived counts in whole seconds; the script looks several times in one.
-	script /usr/local/bin/check.sh
-	interval 1
-	timeout 3
-	fall 1
-	rise 2
-	# A node that can't answer steps back instead of out: if neither can, the
-	# checks may be what is broken, and one of the two keeps the address.
+track_file dotgate {
+	# What "dotgate healthcheck --watch" thinks: 1 if the gateway can't answer.
+	# A node that can't steps back instead of out: if neither can, the checks may
+	# be what is broken, and one of the two keeps the address.
+	file $verdict
 	weight -50
-	init_fail
 }
 
 vrrp_instance dotgate {
@@ -86,7 +88,7 @@ vrrp_instance dotgate {
 	virtual_ipaddress {
 		$VRRP_ADDRESS/32 dev $interface
 	}
-	track_script {
+	track_file {
 		dotgate
 	}
 }
