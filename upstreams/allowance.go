@@ -17,7 +17,7 @@ const (
 	allowanceSeen = 3
 	// allowanceDelay is how soon after its last answer a connection must end for
 	// the one to be the reason of the other, and allowanceOver how long one that
-	// has had its share must be left open for that to be over.
+	// has had its share must be left open to be tried with one more.
 	allowanceDelay = 20 * time.Millisecond
 	allowanceOver  = 500 * time.Millisecond
 )
@@ -52,8 +52,12 @@ func (a *allowance) ended(answers int, promptly bool) (learnt bool) {
 	return a.seen >= allowanceSeen && a.limit.Swap(int32(answers)) != int32(answers)
 }
 
-// over takes note of a connection that has had its share and is open still.
-func (a *allowance) over() {
+// exceeded takes note that a connection brought so many answers. One beyond its
+// share tells that there is no such thing any more.
+func (a *allowance) exceeded(answers int) {
+	if limit := int(a.limit.Load()); limit == 0 || answers <= limit {
+		return
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.seen = 0
@@ -66,14 +70,16 @@ func (c *conn) spent(limit int32, now int64) bool {
 		return false
 	}
 	c.mu.Lock()
-	sent, answered := c.sent, c.answered
-	c.mu.Unlock()
-	if sent < int(limit) {
+	defer c.mu.Unlock()
+	return c.spentLocked(limit, now)
+}
+
+// spentLocked takes one that has had its share and was left open nevertheless for
+// one that may be worth another query.
+func (c *conn) spentLocked(limit int32, now int64) bool {
+	if limit == 0 || c.sent < int(limit) {
 		return false
 	}
-	if answered >= int(limit) && now-c.lastRead.Load() > int64(allowanceOver) {
-		c.upstream.allowance.over()
-		return false
-	}
-	return true
+	leftOpen := c.answered == c.sent && now-c.lastRead.Load() > int64(allowanceOver)
+	return !leftOpen
 }

@@ -154,7 +154,7 @@ func (c *conn) enter(call *call) error {
 	if c.pending.Load() >= full {
 		return ErrBusy
 	}
-	if limit := c.upstream.allowance.limit.Load(); limit > 0 && c.sent >= int(limit) {
+	if c.spentLocked(c.upstream.allowance.limit.Load(), now) {
 		return errSpent
 	}
 	c.sent++
@@ -195,6 +195,7 @@ func (c *conn) take(id uint16) *call {
 	if call != nil {
 		c.removeLocked(call)
 		c.answered++
+		c.upstream.allowance.exceeded(c.answered)
 	}
 	return call
 }

@@ -17,6 +17,9 @@ const (
 	// waitMax is how long a query waits for a connection that others were faster to
 	// get.
 	waitMax = time.Second
+	// rush is how many times as many connections as usual are made at once when each
+	// brings one answer only; fewer when it brings a few.
+	rush = 8
 	// dialsMax is how many dials are under way at most for one connection.
 	dialsMax = 5
 )
@@ -71,7 +74,7 @@ func (u *Upstream) dialLocked() *dial {
 		d = slices.MinFunc(u.dials, func(a, b *dial) int { return len(a.calls) - len(b.calls) })
 	}
 	switch {
-	case limit > 0 && len(d.calls) >= limit && n < u.o.Connections, n < dialsMax && u.mayBeLost(d):
+	case limit > 0 && len(d.calls) >= limit && n < u.o.Connections*max(1, rush/limit), n < dialsMax && u.mayBeLost(d):
 		return u.newDialLocked()
 	}
 	return d
