@@ -37,6 +37,9 @@ const (
 	// liarPause is the least time that such an upstream is down: a probe that it
 	// answers properly says little.
 	liarPause = 5 * time.Second
+	// tardy is how late the end of a probe must be seen for this machine, and not
+	// the upstream, to be what is slow. One such probe in a row does not count.
+	tardy = 50 * time.Millisecond
 	// settled is how long an upstream must have been up for its next outage to
 	// be a new one, with the shortest wait before the first probe.
 	settled = time.Minute
@@ -79,6 +82,7 @@ type Monitor struct {
 	condemned  atomic.Bool   // the next failing vote opens the breaker
 	liar       atomic.Bool   // it is down for what it answered, so answers don't speak for it
 	recheck    atomic.Bool   // somebody has reason to think that it is back
+	wasLate    bool          // the last probe's end was seen late; Run's own
 
 	// mu guards what follows.
 	mu      sync.Mutex

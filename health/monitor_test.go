@@ -239,6 +239,36 @@ func TestABlipOfTheNetworkTakesNobodyOut(t *testing.T) {
 
 // Whoever owns a zone with silent or broken servers must not be able to take
 // upstreams out with it.
+func TestAMachineThatStoppedForAWhileIsNotTheUpstreamsFault(t *testing.T) {
+	// Time passes, and nobody looks: the end of the probe is seen too late.
+	stopped := func(ctx context.Context, _ wire.Query) (wire.RCode, error) {
+		<-ctx.Done()
+		time.Sleep(2 * tardy)
+		return 0, ctx.Err()
+	}
+	for _, test := range []struct {
+		name string
+		next func(context.Context, wire.Query) (wire.RCode, error)
+		up   bool
+	}{{"the next probe is answered", well, true}, {"the next is late too", stopped, false}} {
+		t.Run(test.name, func(t *testing.T) {
+			watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
+				u.set(stopped)
+				go func() { _ = ask("www.example.com") }()
+				until(t, time.Second, "suspect", m.Suspect)
+				time.Sleep(verdictMin)
+				u.set(test.next)
+				time.Sleep(2 * verdictMin)
+				if changes := len(m.Changes()); (changes == 0) != test.up {
+					t.Errorf("it went up or down %d times", changes)
+				}
+				u.set(well)
+				time.Sleep(5 * time.Second)
+			})
+		})
+	}
+}
+
 func TestNamesThatNobodyAnswersTakeNoUpstreamOut(t *testing.T) {
 	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
 		u.set(func(ctx context.Context, q wire.Query) (wire.RCode, error) {

@@ -25,10 +25,16 @@ func (m *Monitor) settle(ctx context.Context, woken bool) {
 		limit = silence
 	}
 	silence, limit = min(silence, m.o.ProbeTimeout), min(limit, m.o.ProbeTimeout)
+	begun := time.Now()
 	err := m.probe(ctx, limit)
 	weak := errors.Is(err, errWeakProbe)
+	late := err != nil && !weak && time.Since(begun) > limit+tardy
+	again := late && !m.wasLate
+	m.wasLate = late
 	switch {
 	case ctx.Err() != nil || !m.up.Load():
+	case again: // the answer may lie here unread
+		m.nudge()
 	case err == nil:
 		m.failures.Store(0)
 	case weak && !accused:
