@@ -98,6 +98,7 @@ func TestPrecedence(t *testing.T) {
 		"gateway.max_connections":            {"1", "2", "3"},
 		"gateway.max_connections_per_client": {"1", "2", "3"},
 		"gateway.max_pipelined":              {"1", "2", "3"},
+		"gateway.gather_above":               {"1", "2", "3"},
 		"gateway.idle_timeout":               {"1s", "2s", "3s"},
 		"gateway.allow":                      {"[192.0.2.0/24]", "198.51.100.0/24", "203.0.113.0/24"},
 		"gateway.rate_limit":                 {"1", "2", "3"},

@@ -70,6 +70,8 @@ type batchConn struct {
 	handle func([]datagram) (more bool)
 	more   bool
 
+	gather gatherer
+
 	trains   bool // the system can send them
 	segments [batchSize / 2][segmentSpace]byte
 }
@@ -91,12 +93,14 @@ type messageHeader struct {
 	len uint32 // of what was read or written
 }
 
-func newBatchConn(conn *net.UDPConn) (*batchConn, error) {
+// newBatchConn returns one over conn. If more packets a second come than gatherAbove,
+// they may wait for each other; 0 means that they never do.
+func newBatchConn(conn *net.UDPConn, gatherAbove int) (*batchConn, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	b := &batchConn{raw: raw}
+	b := &batchConn{raw: raw, gather: gatherer{above: float64(gatherAbove)}}
 	b.recv = b.receive
 	b.send = func(fd uintptr) bool { return b.call(unix.SYS_SENDMMSG, fd) }
 	err = raw.Control(func(fd uintptr) {
@@ -142,6 +146,7 @@ func (b *batchConn) read(in []datagram, handle func([]datagram) (more bool)) err
 // without waiting. When a batch has room left, nothing else was there, and the
 // poller, which tells of each arrival, saves asking whether that is still so.
 func (b *batchConn) receive(fd uintptr) bool {
+	b.gather.wait()
 	b.first, b.want = 0, len(b.in)
 	for i := range b.in {
 		d, h := &b.in[i], &b.headers[i]
@@ -155,6 +160,7 @@ func (b *batchConn) receive(fd uintptr) bool {
 		return true
 	}
 	n := b.done // handle may write, with the same headers
+	b.gather.noted(n, n == len(b.in))
 	for i := range n {
 		d, h := &b.in[i], &b.headers[i]
 		d.packet = d.room[:h.len]

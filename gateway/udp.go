@@ -94,9 +94,9 @@ func adoptUDPSocket(g *Gateway, conn *net.UDPConn, v6 bool, addr netip.AddrPort)
 	}
 	s := &udpSocket{gateway: g, conn: conn}
 	var err error
-	s.batch, err = newBatchConn(conn)
+	s.batch, err = newBatchConn(conn, g.options.GatherAbove)
 	if err == nil {
-		s.late.conn, err = newBatchConn(conn)
+		s.late.conn, err = newBatchConn(conn, 0)
 	}
 	if err != nil {
 		conn.Close()
