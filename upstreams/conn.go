@@ -383,11 +383,7 @@ func (c *conn) receive(message []byte) quality {
 	}
 	answer, err := wire.ParseAnswer(call.query, message)
 	if err != nil {
-		if errors.Is(err, wire.ErrWrongQuestion) {
-			u.counts.mismatched.Add(1)
-		} else {
-			u.counts.malformed.Add(1)
-		}
+		u.counts.drop(err)
 		u.fail(call, err)
 		return improper
 	}
@@ -399,7 +395,7 @@ func (c *conn) receive(message []byte) quality {
 	u.lastRead.Store(now)
 	u.remember(call.query, now)
 	u.rtt.sample(time.Duration(now - call.sent))
-	u.counts.answered.Add(1)
+	u.counts.accept(answer)
 	call.complete(answer, nil)
 	return proper
 }

@@ -32,8 +32,9 @@ const (
 
 	// What came was no answer.
 	WrongQuestion
-	Unparsable // malformed, truncated, or no response at all
-	ShortFrame // the connection ended in the midst of a message
+	ForeignRecords // an answer about names that were not asked for
+	Unparsable     // malformed, truncated, or no response at all
+	ShortFrame     // the connection ended in the midst of a message
 
 	// The connection ended before an answer came.
 	WriteFailed
@@ -66,7 +67,7 @@ const (
 var outcomeNames = [outcomes]string{
 	GotNoError: "noerror", GotNXDomain: "nxdomain", GotServFail: "servfail", GotRefused: "refused",
 	GotFormErr: "formerr", GotNotImp: "notimp", GotOther: "other_rcode",
-	WrongQuestion: "wrong_question", Unparsable: "unparsable", ShortFrame: "short_frame",
+	WrongQuestion: "wrong_question", ForeignRecords: "foreign_records", Unparsable: "unparsable", ShortFrame: "short_frame",
 	WriteFailed: "write", Reset: "reset", ClosedByPeer: "closed", WentSilent: "silent", ImproperPeer: "improper",
 	ReadFailed: "read", TimedOut: "timeout", Bootstrapping: "bootstrap",
 	DialRefused: "dial_refused", DialTimedOut: "dial_timeout", DialUnreachable: "dial_unreachable", DialFailed: "dial",
@@ -139,6 +140,8 @@ func outcomeOf(a wire.Answer, err error) Outcome {
 		return Abandoned
 	case errors.Is(err, wire.ErrWrongQuestion):
 		return WrongQuestion
+	case errors.Is(err, wire.ErrForeign):
+		return ForeignRecords
 	case errors.Is(err, wire.ErrMalformed), errors.Is(err, wire.ErrTruncated), errors.Is(err, wire.ErrNotResponse):
 		return Unparsable
 	case errors.As(err, &known):

@@ -45,6 +45,8 @@ func TestEveryAttemptIsCountedOnceByItsReason(t *testing.T) {
 		{name: "NOTIMP", fault: dottest.Fault{RCode: wire.NotImp}, want: GotNotImp},
 		{name: "another code", fault: dottest.Fault{RCode: 9}, want: GotOther},
 		{name: "another question", fault: dottest.Fault{Mangle: dottest.WrongQuestion}, want: WrongQuestion},
+		{name: "another name's records", fault: dottest.Fault{Mangle: dottest.Foreign}, want: ForeignRecords},
+		{name: "another name's records besides", fault: dottest.Fault{Mangle: dottest.Stray}, want: GotNoError},
 		{name: "truncated", fault: dottest.Fault{Mangle: dottest.Truncated}, want: Unparsable},
 		{name: "the query itself", fault: dottest.Fault{Mangle: dottest.Echo}, want: Unparsable},
 		{name: "silent, and left", fault: dottest.Fault{Never: true}, limit: 150 * time.Millisecond, want: WentSilent},

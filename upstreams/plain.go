@@ -119,13 +119,12 @@ func (p *Plain) now() int64 { return int64(time.Since(p.epoch)) + 1 }
 
 // Counts returns the totals. Nobody shakes hands here.
 func (p *Plain) Counts() Counts {
-	c := &p.counts
+	c := Counts{Dials: p.dials.Load()}
+	p.counts.addTo(&c)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return Counts{
-		Dials: p.dials.Load(), Sent: c.sent.Load(), Answered: c.answered.Load(), Resent: c.resent.Load(),
-		Unasked: c.unasked.Load(), Mismatched: c.mismatched.Load(), Malformed: c.malformed.Load(), Open: len(p.idle),
-	}
+	c.Open = len(p.idle)
+	return c
 }
 
 // Connect does nothing: there is no connection to be had ahead.
@@ -163,7 +162,7 @@ func (p *Plain) Ask(q wire.Query, done func(wire.Answer, error)) {
 		}
 		p.waiting.Store(0)
 		p.rtt.sample(time.Since(began))
-		p.counts.answered.Add(1)
+		p.counts.accept(a)
 		done(a, nil)
 	})
 }
@@ -178,18 +177,10 @@ func (p *Plain) History() History {
 
 // Exchange is Ask for those who wait. It returns when ctx is done at the latest.
 func (p *Plain) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
-	type outcome struct {
-		answer wire.Answer
-		err    error
+	if a, err, ended := waitFor(ctx, p.Ask, q); ended {
+		return a, err
 	}
-	outcomes := make(chan outcome, 1)
-	p.Ask(q, func(a wire.Answer, err error) { outcomes <- outcome{a, err} })
-	select {
-	case o := <-outcomes:
-		return o.answer, o.err
-	case <-ctx.Done():
-		return wire.Answer{}, fmt.Errorf("%s: %w", p.o.Name, context.Cause(ctx))
-	}
+	return wire.Answer{}, fmt.Errorf("%s: %w", p.o.Name, context.Cause(ctx))
 }
 
 // Close fails the queries under way, and returns when every goroutine is gone.
@@ -300,12 +291,8 @@ func (p *Plain) judge(q wire.Query, id uint16, message []byte) (wire.Answer, err
 // parse is wire.ParseAnswer, counted.
 func (p *Plain) parse(q wire.Query, message []byte) (wire.Answer, error) {
 	a, err := wire.ParseAnswer(q, message)
-	switch {
-	case err == nil, errors.Is(err, wire.ErrTruncated):
-	case errors.Is(err, wire.ErrWrongQuestion):
-		p.counts.mismatched.Add(1)
-	default:
-		p.counts.malformed.Add(1)
+	if err != nil && !errors.Is(err, wire.ErrTruncated) {
+		p.counts.drop(err)
 	}
 	return a, err
 }

@@ -209,21 +209,29 @@ func (u *Upstream) ask(q wire.Query, done func(wire.Answer, error), trace *Trace
 
 // Exchange is Ask for those who wait. It returns when ctx is done at the latest.
 func (u *Upstream) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
-	type outcome struct {
-		answer wire.Answer
-		err    error
-	}
-	outcomes := make(chan outcome, 1)
-	u.Ask(q, func(a wire.Answer, err error) { outcomes <- outcome{a, err} })
-	select {
-	case o := <-outcomes:
-		return o.answer, o.err
-	case <-ctx.Done():
+	if a, err, ended := waitFor(ctx, u.Ask, q); ended {
+		return a, err
 	}
 	if u.open.Load() == 0 {
 		return wire.Answer{}, fmt.Errorf("%s: still connecting to %v: %w", u.o.Name, u.Addresses(), context.Cause(ctx))
 	}
 	return wire.Answer{}, fmt.Errorf("%s: %w", u.o.Name, context.Cause(ctx))
+}
+
+// waitFor asks, and returns what became of it, unless ctx is done before it ended.
+func waitFor(ctx context.Context, ask func(wire.Query, func(wire.Answer, error)), q wire.Query) (a wire.Answer, err error, ended bool) {
+	type outcome struct {
+		answer wire.Answer
+		err    error
+	}
+	outcomes := make(chan outcome, 1)
+	ask(q, func(a wire.Answer, err error) { outcomes <- outcome{a, err} })
+	select {
+	case o := <-outcomes:
+		return o.answer, o.err, true
+	case <-ctx.Done():
+		return a, nil, false
+	}
 }
 
 // trusts are, for each time that a call's connection died, how lately another must
@@ -433,8 +441,36 @@ func (u *Upstream) Addresses() []netip.AddrPort { return u.dialer.addresses() }
 
 // counters count what went wrong on connections, by reason, and what it cost.
 type counters struct {
-	sent, answered, resent         atomic.Uint64
-	unasked, mismatched, malformed atomic.Uint64
+	sent, answered, resent                  atomic.Uint64
+	unasked, mismatched, foreign, malformed atomic.Uint64
+	stripped                                atomic.Uint64
+}
+
+// accept counts an answer.
+func (c *counters) accept(a wire.Answer) {
+	c.answered.Add(1)
+	if a.Stripped() {
+		c.stripped.Add(1)
+	}
+}
+
+// drop counts a response that is no answer, by the reason that ParseAnswer gave.
+func (c *counters) drop(reason error) {
+	switch {
+	case errors.Is(reason, wire.ErrWrongQuestion):
+		c.mismatched.Add(1)
+	case errors.Is(reason, wire.ErrForeign):
+		c.foreign.Add(1)
+	default:
+		c.malformed.Add(1)
+	}
+}
+
+// addTo adds what has been counted to totals.
+func (c *counters) addTo(totals *Counts) {
+	totals.Sent, totals.Answered, totals.Resent = c.sent.Load(), c.answered.Load(), c.resent.Load()
+	totals.Unasked, totals.Mismatched, totals.Foreign = c.unasked.Load(), c.mismatched.Load(), c.foreign.Load()
+	totals.Malformed, totals.Stripped = c.malformed.Load(), c.stripped.Load()
 }
 
 // Counts are totals since New, but for the one that says "now".
@@ -443,18 +479,19 @@ type Counts struct {
 	Sent, Answered, Resent     uint64 // queries sent, answers accepted, queries sent again after their connection died
 	Unasked                    uint64 // responses to no query under way: late, duplicate, or wrong ID
 	Mismatched                 uint64 // responses to another question
+	Foreign                    uint64 // responses with answers about names that were not asked for
 	Malformed                  uint64 // responses that are not well-formed, or truncated
+	Stripped                   uint64 // answers accepted without some of their records, which had nothing to do with the question
 
 	Open int // connections open now
 }
 
 // Counts returns the totals.
 func (u *Upstream) Counts() Counts {
-	c := &u.counts
-	return Counts{
+	c := Counts{
 		Dials: u.dialer.dials.Load(), Handshakes: u.dialer.handshakes.Load(), Resumed: u.dialer.resumed.Load(),
-		Sent: c.sent.Load(), Answered: c.answered.Load(), Resent: c.resent.Load(),
-		Unasked: c.unasked.Load(), Mismatched: c.mismatched.Load(), Malformed: c.malformed.Load(),
 		Open: int(u.open.Load()),
 	}
+	u.counts.addTo(&c)
+	return c
 }

@@ -338,7 +338,7 @@ func TestWrongAnswersAreNoAnswers(t *testing.T) {
 	t.Parallel()
 	for _, mangle := range []dottest.Mangle{
 		dottest.WrongID, dottest.WrongQuestion, dottest.Garbage, dottest.Echo, dottest.Truncated,
-		dottest.LengthLong, dottest.LengthShort, dottest.LengthZero, dottest.CutRecord,
+		dottest.LengthLong, dottest.LengthShort, dottest.LengthZero, dottest.CutRecord, dottest.Foreign,
 	} {
 		t.Run(mangle.String(), func(t *testing.T) {
 			t.Parallel()
@@ -355,9 +355,32 @@ func TestWrongAnswersAreNoAnswers(t *testing.T) {
 	}
 }
 
+// TestDropsAreCountedByTheirReason has answers dropped, or stripped of records.
+func TestDropsAreCountedByTheirReason(t *testing.T) {
+	t.Parallel()
+	f := func(mangle dottest.Mangle, wants bool, count func(Counts) uint64) {
+		t.Helper()
+		s := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{{Mangle: mangle}}})
+		u := open(t, trusting(t, s))
+		if err := askWithin(u, "www.example.com", time.Second); (err == nil) != wants {
+			t.Errorf("%v: got error %v", mangle, err)
+		}
+		c := u.Counts()
+		if sum := c.Unasked + c.Mismatched + c.Foreign + c.Malformed + c.Stripped; count(c) != 1 || sum != 1 {
+			t.Errorf("%v: counted as %+v", mangle, c)
+		}
+	}
+	f(dottest.WrongID, false, func(c Counts) uint64 { return c.Unasked })
+	f(dottest.WrongQuestion, false, func(c Counts) uint64 { return c.Mismatched })
+	f(dottest.Foreign, false, func(c Counts) uint64 { return c.Foreign })
+	f(dottest.Echo, false, func(c Counts) uint64 { return c.Malformed })
+	f(dottest.Truncated, false, func(c Counts) uint64 { return c.Malformed })
+	f(dottest.Stray, true, func(c Counts) uint64 { return c.Stripped })
+}
+
 func TestOddButRightAnswersAreAnswers(t *testing.T) {
 	t.Parallel()
-	for _, fault := range []dottest.Fault{{Mangle: dottest.Duplicate}, {Mangle: dottest.Huge}, {Drip: time.Millisecond}} {
+	for _, fault := range []dottest.Fault{{Mangle: dottest.Duplicate}, {Mangle: dottest.Huge}, {Drip: time.Millisecond}, {Mangle: dottest.Stray}} {
 		s := dottest.NewServer(t, dottest.Options{Faults: []dottest.Fault{fault}})
 		u := open(t, trusting(t, s))
 		for i := range 3 {

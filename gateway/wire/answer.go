@@ -16,8 +16,9 @@ var (
 	ErrWrongQuestion = errors.New("response to another question")
 	ErrTruncated     = errors.New("truncated response")
 	ErrMalformed     = errors.New("malformed response")
-	// ErrForeign is an ErrWrongQuestion too: some of the answer is to another one.
-	ErrForeign = fmt.Errorf("%w: records of names that were not asked for", ErrWrongQuestion)
+	// ErrForeign means that the answer section has records that are not of names that
+	// the question leads to.
+	ErrForeign = errors.New("response with records that were not asked for")
 )
 
 // An Answer is a verified response to a Query. Only ParseAnswer makes one.
@@ -32,6 +33,7 @@ type Answer struct {
 	edeLen     uint16
 	rcode      RCode
 	kind       Kind
+	stripped   bool
 	ttl        uint32
 }
 
@@ -71,7 +73,8 @@ const noSOATTL = 10
 // A response without a question counts if its code says that the question was
 // not understood or not answered (RFC 1035 section 4.1.1 asks for no more). One
 // that has, in its answer section, a record whose owner neither is the name asked
-// for nor is led to from there by CNAME and DNAME records is none.
+// for nor is led to from there by CNAME and DNAME records is none. From the other
+// sections, records that have nothing to do with the question are removed.
 func ParseAnswer(q Query, message []byte) (Answer, error) {
 	if len(message) < headerLen || len(message) > MaxSize {
 		return Answer{}, ErrMalformed
@@ -97,7 +100,22 @@ func ParseAnswer(q Query, message []byte) (Answer, error) {
 	case found.strays > 0 && !found.chain.holds(message, off):
 		return Answer{}, ErrForeign
 	}
-	return assemble(q, message, off, found), nil
+	lost := 0
+	if found.others > 0 {
+		sieve := sieve{msg: message, chain: found.chain}
+		if sieve.sift(off); sieve.lost > 0 {
+			lost, message = sieve.lost, sieve.rest(off)
+			if len(message) > MaxSize {
+				return Answer{}, ErrForeign
+			}
+			if found, ok = walk(message, off, q.Type(), room[:0]); !ok {
+				return Answer{}, ErrMalformed
+			}
+		}
+	}
+	a := assemble(q, message, off, found)
+	a.stripped = lost > 0
+	return a, nil
 }
 
 // matchQuestion returns the offset behind message's question, headerLen if it
@@ -139,6 +157,7 @@ type parts struct {
 
 	chain  chain // of the answer section
 	strays int   // records of the answer section that are not on it as far as it was known
+	others int   // records of the other sections that stay
 }
 
 // note takes down what r, which stays, means for how long the answer is good.
@@ -190,7 +209,10 @@ func walk(message []byte, off int, asked Type, ttls []uint16) (parts, bool) {
 			if !validData(message, r, p.ttls) { // with its own TTL among them
 				return p, false
 			}
-			if section == 1 && !p.chain.take(message, r, off) {
+			switch {
+			case section > 1 && !p.hasOPT:
+				p.others++
+			case section == 1 && !p.chain.take(message, r, off):
 				p.strays++
 			}
 			if !p.hasOPT {
@@ -279,6 +301,10 @@ func (a Answer) Kind() Kind { return a.kind }
 // for negative answers no more than their SOA record says (RFC 2308 section 5),
 // and 10 at the most if they have none. 0 means not at all.
 func (a Answer) TTL() uint32 { return a.ttl }
+
+// Stripped reports whether a came with records that had nothing to do with the
+// question, and which it has no more. It is not stored.
+func (a Answer) Stripped() bool { return a.stripped }
 
 // Len returns how many octets a keeps.
 func (a Answer) Len() int { return cap(a.data) }

@@ -32,7 +32,7 @@ const (
 	wrongQuestion = "response to another question"
 	truncated     = "truncated response"
 	malformed     = "malformed response"
-	foreign       = wrongQuestion + ": records of names that were not asked for"
+	foreign       = "response with records that were not asked for"
 )
 
 func TestResponsesToTheQuestionAreAnswers(t *testing.T) {
@@ -130,8 +130,94 @@ func TestAnAnswerHasNoRecordsOfOtherNames(t *testing.T) {
 	f("answer x.www.example.com. 60 IN A 192.0.2.1", foreign)
 	f("answer www.example.org. 60 IN CNAME www.example.com.", foreign)
 	f("answer ample.com. 60 IN DNAME example.net.", foreign)
+	f("answer www.example.com. 60 CH A 192.0.2.1", foreign)
 	f("answer www.example.com. 60 IN A 192.0.2.1; answer www.example.org. 60 IN RRSIG"+signed, foreign)
 	f("answer www.example.com. 60 IN A 192.0.2.1; answer example.com. 60 IN RRSIG"+signed, foreign)
+}
+
+// RFC 2181 section 5.4.1: what an answer has besides is for those who know what to do
+// with it, and must be about the question all the same.
+func TestWhatNobodyAskedForIsRemoved(t *testing.T) {
+	f := func(kept, stray string) {
+		t.Helper()
+		const query = "flags rd; question www.example.com. A; opt do"
+		const response = "flags qr; question www.example.com. A; "
+		want := show(t, mustAnswer(t, mustQuery(t, query, wire.TCP), response+kept).AppendReply(nil, mustQuery(t, query, wire.TCP), wire.Terms{}))
+		for _, more := range []string{"", "; compress"} {
+			a := mustAnswer(t, mustQuery(t, query, wire.TCP), response+kept+stray+"; opt ede=3:old"+more)
+			got := show(t, a.AppendReply(nil, mustQuery(t, query, wire.TCP), wire.Terms{}))
+			if got = strings.Replace(got, " ede=3:old", "", 1); got != want {
+				t.Errorf("%s and %s:\n got %s\nwant %s", kept, stray, got, want)
+			}
+			if a.Stripped() != (stray != "") {
+				t.Errorf("%s and %s: stripped is %t", kept, stray, a.Stripped())
+			}
+		}
+	}
+	const (
+		a      = "; answer www.example.com. 60 IN A 192.0.2.1"
+		toNet  = "; answer www.example.com. 60 IN CNAME www.example.net."
+		soa    = " 60 IN SOA ns.example.com. host.example.com. 1 2 3 4 5"
+		rrsig  = " 8 2 60 20300101000000 20200101000000 1 "
+		ns     = "; authority example.com. 60 IN NS ns.example.org."
+		glue   = "; additional ns.example.org. 60 IN A 192.0.2.53"
+		denial = "; authority a.example.com. 60 IN NSEC z.example.com. A; authority a.example.com. 60 IN RRSIG NSEC" + rrsig + "example.com. AAAA"
+	)
+	f(a, "")
+	f(a+ns+glue, "")
+	f(a+"; authority . 60 IN NS ns.example.org."+glue, "")
+	f("; rcode 3; authority example.com."+soa+denial, "")
+	f("; rcode 3; authority ."+soa+"; authority aaa. 60 IN NSEC zzz. NS; authority aaa. 60 IN RRSIG NSEC"+rrsig+". AAAA", "")
+	f("; rcode 3"+toNet+"; authority example.net."+soa+"; authority q.example.net. 60 IN NSEC3 1 0 0 - 0P9MHAVEQVM6T7VBL5LOP2U3T37RSMNB A; authority q.example.net. 60 IN RRSIG NSEC3"+rrsig+"example.net. AAAA", "")
+	f(a+"; additional www.example.com. 60 IN AAAA 2001:db8::1", "")
+	for _, lead := range []string{"MX 10 b.example.", "SRV 1 2 3 B.example.", "HTTPS 1 b.example.", "SVCB 0 b.example.", "NS b.example.", "PTR b.example.", "KX 1 b.example."} {
+		f("; answer www.example.com. 60 IN "+lead+"; additional b.example. 60 IN A 192.0.2.7; additional b.example. 60 IN RRSIG A"+rrsig+"b.example. AAAA", "; additional c.example. 60 IN A 192.0.2.8")
+	}
+	f("; answer www.example.com. 60 IN SVCB 0 b.example.; additional b.example. 60 IN SVCB 1 c.example.; additional c.example. 60 IN A 192.0.2.7", "")
+
+	f(a, "; authority example.org. 60 IN NS ns.example.org.")
+	f(a, "; authority example.org. 60 IN NS ns.example.org."+glue) // what it leads to goes too
+	f(a, "; authority x.www.example.com. 60 IN NS ns.example.org.")
+	f(a, "; authority www.example.com. 60 IN A 192.0.2.66")
+	f(a, "; authority www.example.com. 60 CH NS ns.example.org.")
+	f(a, "; authority www.example.com. 60 IN CNAME evil.example.org.; additional evil.example.org. 60 IN A 192.0.2.66")
+	f(a, "; authority bank.example. 60 IN RRSIG SOA"+rrsig+"bank.example. AAAA")
+	f(a, "; authority z.example.com. 60 IN NSEC a.example.com. A") // whose would it be?
+	f(a, "; authority example.org. 60 IN NSEC z.example.org. A; authority example.org. 60 IN RRSIG NSEC"+rrsig+"example.org. AAAA")
+	f(a+ns, "; additional ns.example.com. 60 IN A 192.0.2.66")
+	f(a+ns+glue, "; additional www.example.org. 60 IN A 192.0.2.66")
+	f(a, "; additional www.example.com. 60 CH A 192.0.2.66")
+	f(a, "; additional . 60 IN A 192.0.2.66")
+	f(a, "; tsig")
+	f("; answer www.example.com. 60 IN MX 0 .", "; additional . 60 IN A 192.0.2.66") // RFC 7505: there is none
+	f("; rcode 3", "; authority example.org."+soa)
+	// Records move up that names point into; the client's spelling stays.
+	f("; rcode 3; authority example.com."+soa, "; authority evil.example.org."+soa+"; additional mail.evil.example.org. 60 IN MX 1 evil.example.org.")
+}
+
+// TestManyRecordsAreSiftedSoon has a hostile upstream send as many records as there
+// is room for, of names as deep as they can be.
+func TestManyRecordsAreSiftedSoon(t *testing.T) {
+	deep := strings.Repeat("a.", 120) + "example."
+	m := &dns.Msg{Compress: true}
+	m.SetQuestion(deep, dns.TypeA).Response = true
+	for i := range 31 {
+		m.Answer = append(m.Answer, &dns.CNAME{Hdr: dns.RR_Header{Name: deep, Rrtype: dns.TypeCNAME, Class: dns.ClassINET}, Target: fmt.Sprintf("b%d.", i) + deep[2:]})
+	}
+	for range 4000 {
+		m.Ns = append(m.Ns, &dns.NS{Hdr: dns.RR_Header{Name: "c." + deep[2:], Rrtype: dns.TypeNS, Class: dns.ClassINET}, Ns: deep})
+	}
+	message, err := m.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if got := judge(t, "question "+deep+" A", message); got != "NOERROR" {
+		t.Error(got)
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("%d octets took %v", len(message), took)
+	}
 }
 
 // TestChainsEnd has a hostile upstream make chains as long as messages allow.
@@ -425,9 +511,9 @@ func TestRepliesAreMadeForTheClient(t *testing.T) {
 	f("flags rd"+q+"; opt", "flags qr"+q+"; opt 1232 15:00", 0, "flags qr rd ra"+q+"; opt 1232") // an EDE without a code
 
 	// Records behind the OPT record are dropped.
-	const extra = "; additional a. 60 IN A 192.0.2.2"
+	const extra = "; additional example.com. 60 IN AAAA 2001:db8::2"
 	f("flags rd"+q+"; opt", "flags qr"+q+a+extra+"; opt; additional b. 60 IN A 192.0.2.3; additional b. 60 IN AAAA 2001:db8::1", 60*time.Second,
-		"flags qr rd ra"+q+"; answer example.com. 0 IN A 192.0.2.1; additional a. 0 IN A 192.0.2.2; opt 1232")
+		"flags qr rd ra"+q+"; answer example.com. 0 IN A 192.0.2.1; additional example.com. 0 IN AAAA 2001:db8::2; opt 1232")
 	f("flags rd"+q, "flags qr"+q+"; opt"+extra, 0, "flags qr rd ra"+q)
 
 	// Extended response codes need an OPT record.

@@ -9,16 +9,61 @@ const (
 	typeRRSIG = 46
 )
 
+// names are some names of a message, by their offsets, each once. Which ones they
+// are does not depend on ASCII case.
+type names struct {
+	at  [maxTargets]uint16
+	n   int
+	max int // how many there may be; what is too much is left out
+}
+
+// add adds the well-formed name at off.
+func (s *names) add(msg []byte, off int) {
+	if s.n < s.max && !s.has(msg, off) {
+		s.at[s.n] = uint16(off)
+		s.n++
+	}
+}
+
+// has reports whether the well-formed name at off is one of them.
+func (s *names) has(msg []byte, off int) bool {
+	for i := s.n - 1; i >= 0; i-- { // most often the last
+		if sameName(msg, off, int(s.at[i])) {
+			return true
+		}
+	}
+	return false
+}
+
+// anyIn reports whether one of them is in the subtree of the well-formed name at top.
+func (s *names) anyIn(msg []byte, top int) bool {
+	for i := s.n - 1; i >= 0; i-- {
+		if inSubtree(msg, int(s.at[i]), top) {
+			return true
+		}
+	}
+	return false
+}
+
+// anyAbove reports whether the well-formed name at off is in the subtree of one of
+// them.
+func (s *names) anyAbove(msg []byte, off int) bool {
+	for i := s.n - 1; i >= 0; i-- {
+		if inSubtree(msg, off, int(s.at[i])) {
+			return true
+		}
+	}
+	return false
+}
+
 // A chain is the names that a question leads to: its own, and those that CNAME
 // records lead to from there (RFC 1034 section 3.6.2). A DNAME record leads to a
 // name through the CNAME record that comes with it (RFC 6672 section 3.1).
-type chain struct {
-	names [maxChain]uint16 // offsets
-	n     int
-}
+type chain struct{ names }
 
 func newChain() (c chain) {
-	c.names[0], c.n = headerLen, 1
+	c.max = maxChain
+	c.at[0], c.n = headerLen, 1
 	return c
 }
 
@@ -26,35 +71,16 @@ func newChain() (c chain) {
 // is on the chain as far as that is known by now. If so, and if it leads further,
 // the chain is longer from then on.
 func (c *chain) take(msg []byte, r record, off int) bool {
-	data := r.end - r.rdataLen
-	typ := r.typ
-	if typ == typeRRSIG && r.rdataLen >= 2 { // it begins with the type that it covers (RFC 4034 section 3.1)
-		typ = Type(binary.BigEndian.Uint16(msg[data:]))
+	if r.class != classIN {
+		return false
 	}
-	for i := c.n - 1; i >= 0; i-- { // most often the last
-		name := int(c.names[i])
-		if !sameName(msg, off, name) && (typ != typeDNAME || !isAbove(msg, off, name)) {
-			continue
-		}
-		if r.typ == typeCNAME {
-			c.add(msg, data)
-		}
-		return true
+	if !c.has(msg, off) && (r.covered(msg) != typeDNAME || !c.anyIn(msg, off)) {
+		return false
 	}
-	return false
-}
-
-// add makes the chain longer by the name at off, unless it is on it.
-func (c *chain) add(msg []byte, off int) {
-	for _, name := range c.names[:c.n] {
-		if sameName(msg, off, int(name)) {
-			return
-		}
+	if r.typ == typeCNAME {
+		c.add(msg, r.end-r.rdataLen)
 	}
-	if c.n < maxChain {
-		c.names[c.n] = uint16(off)
-		c.n++
-	}
+	return true
 }
 
 // holds reports whether all records of the answer section, which begins at off
@@ -77,6 +103,15 @@ func (c *chain) holds(msg []byte, off int) bool {
 			return strays == 0
 		}
 	}
+}
+
+// covered returns the type of r, or of the records that it signs: a RRSIG record
+// begins with that (RFC 4034 section 3.1).
+func (r record) covered(msg []byte) Type {
+	if r.typ == typeRRSIG && r.rdataLen >= 2 {
+		return Type(binary.BigEndian.Uint16(msg[r.end-r.rdataLen:]))
+	}
+	return r.typ
 }
 
 // label returns the offset of the label that a well-formed name at off begins
@@ -106,14 +141,20 @@ func sameName(msg []byte, a, b int) bool {
 	}
 }
 
-// isAbove reports whether the well-formed name at top is an ancestor of the one
-// at off.
-func isAbove(msg []byte, top, off int) bool {
-	for off = label(msg, off); msg[off] != 0; {
-		off = label(msg, off+1+int(msg[off]))
-		if sameName(msg, top, off) {
-			return true
-		}
+// inSubtree reports whether the well-formed name at off is the one at top or below
+// it.
+func inSubtree(msg []byte, off, top int) bool {
+	for deeper := depth(msg, off) - depth(msg, top); deeper > 0; deeper-- {
+		off = label(msg, off)
+		off += 1 + int(msg[off])
 	}
-	return false
+	return sameName(msg, off, top)
+}
+
+// depth returns how many labels a well-formed name has.
+func depth(msg []byte, off int) (labels int) {
+	for off = label(msg, off); msg[off] != 0; off = label(msg, off+1+int(msg[off])) {
+		labels++
+	}
+	return labels
 }

@@ -295,6 +295,9 @@ func seedResponses(tb testing.TB) [][]byte {
 		q + "answer www.example.com. 60 IN RRSIG A 8 2 60 20300101000000 20200101000000 1 example.com. AAAA",
 		q + "answer www.example.com. 60 IN TXT" + strings.Repeat(` "`+strings.Repeat("x", 200)+`"`, 4) + "; " + opt,
 		q + "answer a.example.com. 5 IN A 192.0.2.1; answer www.Example.com. 60 IN CNAME a.example.com.; " + opt,
+		q + "authority example.org. 60 IN NS ns.example.org.; " + soa + "additional a.example.org. 60 IN A 192.0.2.1; " + opt,
+		q + "authority example.com. 60 IN NS a.ns.example.org.; additional A.ns.example.org. 60 IN A 192.0.2.1; additional www.example.com. 60 IN SVCB 1 b.example.; additional b.example. 60 IN A 192.0.2.1; additional x. 60 IN MX 1 www.example.com.",
+		q + "rcode 3; " + soa + "authority a.example.com. 60 IN NSEC x.example.com. A; authority a.example.com. 60 IN RRSIG NSEC 8 2 60 20300101000000 20200101000000 1 Example.com. AAAA; authority b.example.org. 60 IN NSEC x.example.org. A",
 		q + "answer example.com. 60 IN DNAME example.net.; answer www.example.com. 60 IN CNAME www.example.net.; answer www.example.org. 60 IN A 192.0.2.1",
 		"flags qr; rcode 5", "flags qr; rcode 2; " + opt, "flags qr tc; question a. A", q + "opt; opt",
 	} {
@@ -394,10 +397,11 @@ func checkAnswer(t *testing.T, c client, message []byte, age time.Duration) bool
 // checkMeaning checks what a cache goes by.
 func checkMeaning(t *testing.T, q wire.Query, message []byte, d dissected, a wire.Answer) {
 	least, soa, one := uint32(1<<31-1), false, false
-	for _, r := range d.records {
-		if r.header.Rrtype == dns.TypeOPT {
-			break
-		}
+	kept, lost := d.kept()
+	if a.Stripped() != (lost > 0) {
+		t.Fatalf("%x: stripped is %t, and %d records were", message, a.Stripped(), lost)
+	}
+	for _, r := range kept {
 		least = min(least, agedTTL(r.header.Ttl, 0))
 		one = one || r.section == 1 && (r.header.Rrtype == uint16(q.Type()) || q.Type() == wire.Type(dns.TypeANY))
 		if s, ok := r.rr.(*dns.SOA); ok && r.section == 2 {
@@ -476,7 +480,7 @@ func expectAnswer(query, message []byte) (d dissected, ok bool) {
 		empty := len(d.records) == 0 || d.records[0].header.Rrtype == dns.TypeOPT
 		return d, empty && slices.Contains([]uint16{dns.RcodeFormatError, dns.RcodeServerFailure, dns.RcodeNotImplemented, dns.RcodeRefused}, bits&0xf)
 	}
-	if !d.isOnChain() {
+	if !d.isOnChain() || d.isTooLong(message) {
 		return d, false
 	}
 	asked, _ := dissect(query)
@@ -490,18 +494,23 @@ func (c client) checkReply(t *testing.T, q wire.Query, message []byte, d dissect
 	asked, _ := dissect(q.Packet())
 	question := q.Packet()[12:asked.questionEnd]
 	opt, _ := d.optOf()
-	kept := slices.Clone(d.records)
-	if i := slices.IndexFunc(kept, func(r dissectedRecord) bool { return r.header.Rrtype == dns.TypeOPT }); i >= 0 {
-		kept = kept[:i]
+	kept, lost := d.kept()
+	size := 0 // of the records
+	for _, r := range kept {
+		if size += r.end - r.start; lost > 0 {
+			size += d.fullLen(message, r) - (r.end - r.start)
+		}
 	}
-	body := d.agedBody(message, kept, age)
 	room, optLen := (expectation{edns: c.edns, udpSize: c.udpSize}).room(c.via()), 0
 	if c.edns {
 		optLen = 11
 	}
-	tc := 12+len(question)+len(body)+optLen > room
+	if 12+len(question)+size > 65535 {
+		t.Fatalf("%x: accepted, and would be too long", message)
+	}
+	tc := 12+len(question)+size+optLen > room
 	if tc {
-		body, kept = nil, nil
+		size, kept = 0, nil
 	}
 
 	r, ok := dissect(reply)
@@ -512,8 +521,8 @@ func (c client) checkReply(t *testing.T, q wire.Query, message []byte, d dissect
 	if want := c.replyHeader(message, opt, tc); m.MsgHdr != want {
 		t.Fatalf("%x: got header %s, want %s", message, &m.MsgHdr, &want)
 	}
-	end := 12 + len(question) + len(body)
-	if !bytes.Equal(reply[12:end], append(bytes.Clone(question), body...)) {
+	end := 12 + len(question) + size
+	if lost == 0 && !bytes.Equal(reply[12:end], append(bytes.Clone(question), d.agedBody(message, kept, age)...)) {
 		t.Fatalf("%x: reply %x has other records", message, reply)
 	}
 	checkRecords(t, r, m, kept, age)
@@ -577,6 +586,9 @@ func checkRecords(t *testing.T, r dissected, m *dns.Msg, kept []dissectedRecord,
 			t.Fatalf("record %d: got TTL %d, want %d", i, got, want)
 		}
 		if before.rr == nil {
+			if after.header.Rrtype != before.header.Rrtype || !bytes.Equal(after.rdata, before.rdata) {
+				t.Fatalf("record %d: got %v %x, want %v %x", i, after.header, after.rdata, before.header, before.rdata)
+			}
 			continue
 		}
 		before.rr.Header().Ttl, after.rr.Header().Ttl = 0, 0

@@ -195,31 +195,173 @@ func cookiesOK(rdata []byte) bool {
 	return true
 }
 
-// isOnChain reports whether all records of the answer section are of names that
-// the question leads to. Names are compared as text.
-func (d dissected) isOnChain() bool {
-	names := map[string]bool{strings.ToLower(d.qname): true}
+// chain returns the names that the question leads to, in lower case. Names are
+// compared as text.
+func (d dissected) chain() []string {
+	names := []string{strings.ToLower(d.qname)}
 	for range d.records { // each round may add a name
 		for _, r := range d.records {
-			if cname, ok := r.rr.(*dns.CNAME); ok && r.section == 1 && names[strings.ToLower(r.header.Name)] && len(names) < 32 {
-				names[strings.ToLower(cname.Target)] = true
+			cname, ok := r.rr.(*dns.CNAME)
+			if !ok || r.section != 1 || r.header.Class != dns.ClassINET || !slices.Contains(names, strings.ToLower(r.header.Name)) {
+				continue
+			}
+			if target := strings.ToLower(cname.Target); len(names) < 32 && !slices.Contains(names, target) {
+				names = append(names, target)
 			}
 		}
 	}
+	return names
+}
+
+// isOnChain reports whether all records of the answer section are of names that
+// the question leads to.
+func (d dissected) isOnChain() bool {
+	names := d.chain()
 	for _, r := range d.records {
-		owner, typ := strings.ToLower(r.header.Name), r.header.Rrtype
-		if typ == dns.TypeRRSIG && len(r.rdata) >= 2 {
-			typ = binary.BigEndian.Uint16(r.rdata)
-		}
-		on := names[owner]
-		for name := range names {
-			on = on || typ == dns.TypeDNAME && dns.IsSubDomain(owner, name)
-		}
-		if r.section == 1 && !on {
+		above := r.covered() == dns.TypeDNAME && slices.ContainsFunc(names, func(name string) bool { return dns.IsSubDomain(r.header.Name, name) })
+		on := above || slices.Contains(names, strings.ToLower(r.header.Name))
+		if r.section == 1 && (!on || r.header.Class != dns.ClassINET) {
 			return false
 		}
 	}
 	return true
+}
+
+func (r dissectedRecord) covered() uint16 {
+	if r.header.Rrtype == dns.TypeRRSIG && len(r.rdata) >= 2 {
+		return binary.BigEndian.Uint16(r.rdata)
+	}
+	return r.header.Rrtype
+}
+
+// kept returns the records that clients get to see: up to the OPT record, and only
+// those that have to do with the question. Lost tells how many don't.
+func (d dissected) kept() (kept []dissectedRecord, lost int) {
+	chain, signers, targets := d.chain(), []string(nil), []string(nil)
+	holds := func(top string) bool {
+		return slices.ContainsFunc(chain, func(name string) bool { return dns.IsSubDomain(top, name) })
+	}
+	for _, r := range d.records {
+		signer, ok := plainName(r.rdata, 18)
+		if r.section == 2 && r.header.Rrtype == dns.TypeRRSIG && ok && holds(signer) && dns.IsSubDomain(signer, r.header.Name) {
+			signers = addName(signers, signer, 8)
+		}
+	}
+	for _, r := range d.records {
+		if r.header.Rrtype == dns.TypeOPT {
+			return kept, lost
+		}
+		owner, stays := strings.ToLower(r.header.Name), r.section == 1
+		switch typ := r.covered(); {
+		case r.header.Class != dns.ClassINET:
+		case r.section == 3:
+			stays = (r.header.Rrtype < 128 || r.header.Rrtype > 255) && (slices.Contains(chain, owner) || slices.Contains(targets, owner))
+		case typ == dns.TypeNS || typ == dns.TypeSOA || typ == dns.TypeDS:
+			stays = stays || holds(owner)
+		case typ == dns.TypeNSEC || typ == dns.TypeNSEC3:
+			stays = stays || slices.ContainsFunc(signers, func(s string) bool { return dns.IsSubDomain(s, owner) })
+		}
+		if !stays {
+			lost++
+			continue
+		}
+		kept = append(kept, r)
+		if target := r.target(); target != "" && target != "." {
+			targets = addName(targets, target, 64)
+		}
+	}
+	return kept, lost
+}
+
+func addName(names []string, name string, most int) []string {
+	if name = strings.ToLower(name); len(names) < most && !slices.Contains(names, name) {
+		return append(names, name)
+	}
+	return names
+}
+
+// target returns the name that a record leads to, or nothing.
+func (r dissectedRecord) target() string {
+	switch rr := r.rr.(type) {
+	case *dns.NS:
+		return rr.Ns
+	case *dns.PTR:
+		return rr.Ptr
+	case *dns.MX:
+		return rr.Mx
+	case *dns.AFSDB:
+		return rr.Hostname
+	case *dns.RT:
+		return rr.Host
+	case *dns.KX:
+		return rr.Exchanger
+	case *dns.SRV:
+		return rr.Target
+	}
+	if r.header.Rrtype == dns.TypeSVCB || r.header.Rrtype == dns.TypeHTTPS {
+		if name, ok := plainName(r.rdata, 2); ok {
+			return name
+		}
+	}
+	return ""
+}
+
+// plainName reads a name that has no pointers.
+func plainName(data []byte, at int) (string, bool) {
+	if at >= len(data) {
+		return "", false
+	}
+	name, end, err := dns.UnpackDomainName(data, at)
+	if err != nil {
+		return "", false
+	}
+	again := make([]byte, 256)
+	n, err := dns.PackDomainName(name, again, 0, nil, false)
+	return name, err == nil && string(again[:n]) == string(data[at:end])
+}
+
+// fullLen returns how long a record is when its names are written in full, up to
+// where they lead into the question.
+func (d dissected) fullLen(msg []byte, r dissectedRecord) int {
+	name := func(off int) (n, end int) {
+		for first := true; ; first = false {
+			stop, pointer := labels(msg, off)
+			if first {
+				end = stop
+			}
+			n += stop - off
+			if pointer < 0 {
+				return n, end
+			}
+			if last, more := labels(msg, pointer); more < 0 && last <= d.questionEnd-4 {
+				return n, end
+			}
+			n, off = n-2, pointer
+		}
+	}
+	size, _ := name(r.start)
+	size += 10 + len(r.rdata)
+	layout := dataNames[r.header.Rrtype]
+	for at := r.end - len(r.rdata) + layout[0]; layout[1] > 0; layout[1]-- {
+		n, end := name(at)
+		size += n - (end - at)
+		at = end
+	}
+	return size
+}
+
+// isTooLong reports whether the message is without what it must be without, and with
+// names in full.
+func (d dissected) isTooLong(msg []byte) bool {
+	kept, lost := d.kept()
+	size := d.questionEnd
+	for _, r := range kept {
+		size += d.fullLen(msg, r)
+	}
+	if opt, _ := d.optOf(); opt != nil {
+		size += opt.end - opt.start
+	}
+	return lost > 0 && size > 65535
 }
 
 // hideOptions gives each option a code for local use.

@@ -127,28 +127,34 @@ func parseRecord(msg []byte, off int, ttls []uint16) (r record, ok bool) {
 	return r, r.end <= len(msg)
 }
 
-// validData reports whether the data of r has the form that its type asks for:
-// octets before the names, names, octets behind them. It looks at those types
-// only whose names may be compressed, or whose size is fixed: there, a mistake
-// would reach clients as a message that they can't read.
-func validData(msg []byte, r record, ttls []uint16) bool {
-	before, names, after := 0, 0, 0
-	switch r.typ {
+// layout returns what the data of a type is: octets before the names, names, octets
+// behind them. It knows those types only whose names may be compressed, or whose
+// size is fixed.
+func layout(t Type) (before, names, after int, known bool) {
+	switch t {
 	case TypeA:
-		return r.rdataLen == 4
+		return 4, 0, 0, true
 	case TypeAAAA:
-		return r.rdataLen == 16
+		return 16, 0, 0, true
 	case typeNS, typeMD, typeMF, typeCNAME, typeMB, typeMG, typeMR, TypePTR, typeDNAME:
-		names = 1
+		return 0, 1, 0, true
 	case typeSOA:
-		names, after = 2, 20
+		return 0, 2, 20, true
 	case typeMINFO, typeRP:
-		names = 2
+		return 0, 2, 0, true
 	case typeMX, typeAFSDB, typeRT, typeKX:
-		before, names = 2, 1
+		return 2, 1, 0, true
 	case typeSRV:
-		before, names = 6, 1
-	default:
+		return 6, 1, 0, true
+	}
+	return 0, 0, 0, false
+}
+
+// validData reports whether the data of r has the layout of its type, if that is
+// known: a mistake there would reach clients as a message that they can't read.
+func validData(msg []byte, r record, ttls []uint16) bool {
+	before, names, after, known := layout(r.typ)
+	if !known {
 		return true
 	}
 	off := r.end - r.rdataLen + before

@@ -107,7 +107,7 @@ func TestPrivateAddressesAreSeen(t *testing.T) {
 	for _, a := range []string{"fd00::1", "fe80::1", "::1", "::"} {
 		f("answer a. 60 IN AAAA "+a, true)
 		f("answer a. 60 IN SVCB 1 b.example. ipv6hint="+a, true)
-		f("additional b.example. 60 IN AAAA "+a, true)
+		f("answer a. 60 IN MX 1 b.example.; additional b.example. 60 IN AAAA "+a, true)
 	}
 	f("answer a. 60 IN AAAA ::ffff:10.0.0.1", true)
 	f("", false)

@@ -168,12 +168,8 @@ const (
 // ID returns the message ID of any packet at least a header long.
 func ID(packet []byte) uint16 { return binary.BigEndian.Uint16(packet) }
 
-// Code returns the response code in the header of any message at least a header
-// long, without what an OPT record adds to it.
-func Code(packet []byte) RCode { return RCode(flagsOf(packet) & maskRCode) }
-
 // HeaderRCode returns what the header of any packet at least a header long has of
-// its response code.
+// its response code: all but what an OPT record adds to it.
 func HeaderRCode(packet []byte) RCode { return RCode(flagsOf(packet) & maskRCode) }
 
 func flagsOf(packet []byte) uint16 { return binary.BigEndian.Uint16(packet[2:]) }

@@ -293,7 +293,10 @@ func (c *conn) respond(dst, query []byte, fault Fault) ([]byte, time.Duration) {
 	} else if fault.Mangle&Huge != 0 && fault.RCode == 0 {
 		instead.records, instead.size = true, wire.MaxSize
 	}
-	if fault.RCode != 0 || fault.Mangle&(Truncated|Huge) != 0 {
+	if strays := fault.Mangle & (Foreign | Stray); strays != 0 {
+		instead.records, instead.strays = fault.RCode == 0, strays
+	}
+	if fault.RCode != 0 || fault.Mangle&(Truncated|Huge|Foreign|Stray) != 0 {
 		q, _ := parseQuestion(query)
 		dst = appendResponse(dst[:start], q, fault.RCode, instead)
 	}

@@ -138,11 +138,13 @@ const (
 	LengthZero                       // a length prefix of zero, and nothing else
 	Duplicate                        // sent twice
 	CutRecord                        // the connection ends within the TLS record that holds the answer
+	Foreign                          // the answer section has a record of another name, too
+	Stray                            // the additional section has
 	manglesEnd    = iota
 )
 
 var mangleNames = [manglesEnd]string{"wrong-id", "wrong-question", "garbage", "echo", "truncated", "huge",
-	"length-long", "length-short", "length-zero", "duplicate", "cut-record"}
+	"length-long", "length-short", "length-zero", "duplicate", "cut-record", "foreign", "stray"}
 
 func (m Mangle) String() string {
 	var names []string

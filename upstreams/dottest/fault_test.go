@@ -431,6 +431,12 @@ func TestMangledAnswers(t *testing.T) {
 		return m.Id != 1 && m.Question[0].Name == "xww.example.com."
 	}))
 	check(CutRecord, is())
+	check(Foreign, parsed(func(m *dns.Msg) bool {
+		return len(m.Answer) == 2 && m.Answer[0].Header().Name == dns.Fqdn(name) && m.Answer[1].Header().Name == "stray.invalid."
+	}))
+	check(Stray, parsed(func(m *dns.Msg) bool {
+		return len(m.Answer) == 1 && len(m.Extra) > 0 && m.Extra[0].Header().Name == "stray.invalid."
+	}))
 }
 
 func TestCutRecordIsOnTheWire(t *testing.T) {

@@ -183,6 +183,7 @@ type section struct {
 	soa     bool
 	ttl     uint32
 	ede     uint16 // 0: none
+	strays  Mangle // Foreign, Stray
 }
 
 type instructions struct {
@@ -273,19 +274,28 @@ func appendResponse(dst []byte, q question, rcode wire.RCode, s section) []byte 
 		}
 		dst, answers = appendRecords(dst, q, s.ttl, room)
 	}
+	if s.strays&Foreign != 0 {
+		dst, answers = append(dst, stray...), answers+1
+	}
 	if s.soa || s.records && answers == 0 {
 		dst = appendSOA(dst, q)
 		authority = 1
 	}
+	if s.strays&Stray != 0 {
+		dst, additional = append(dst, stray...), 1
+	}
 	if q.opt {
 		dst = appendOPT(dst, byte(rcode>>4), s.ede)
-		additional = 1
+		additional++
 	}
 	for i, n := range [...]uint16{questions, answers, authority, additional} {
 		binary.BigEndian.PutUint16(dst[start+4+2*i:], n)
 	}
 	return dst
 }
+
+// stray is an address that nobody asks for.
+const stray = "\x05stray\x07invalid\x00\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04\xc0\x00\x02\x42"
 
 // appendRecords appends one record, or as many as have room. The first is
 // always the one that Answer promises.

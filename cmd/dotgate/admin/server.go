@@ -35,8 +35,6 @@ const (
 	headerMax    = 16 << 10
 	// connectionsMax is how many connections may be open at once.
 	connectionsMax = 128
-	// farewell is how long answers may take to leave when the gateway stops.
-	farewell = 500 * time.Millisecond
 )
 
 // Balancer is what a *balancer.Balancer tells.
@@ -181,23 +179,9 @@ func (s *Server) Serve(ctx context.Context) {
 			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.terms.Load().tls, nil },
 		})
 	}
-	var closing sync.WaitGroup
-	closing.Add(1)
-	stop := context.AfterFunc(ctx, func() {
-		defer closing.Done()
-		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), farewell)
-		defer cancel()
-		if web.Shutdown(late) != nil {
-			web.Close()
-		}
-	})
-	err := web.Serve(l)
-	if stop() {
+	if err := control.ServeUntil(ctx, web, l); err != nil {
 		s.p.Log.Warn("operators are not served any more", "error", err)
-		web.Close()
-		return
 	}
-	closing.Wait()
 }
 
 // Close closes the socket. Serve does so too.

@@ -120,6 +120,14 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) {
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ErrorLog:          slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
 	}
+	if err := ServeUntil(ctx, web, l); err != nil {
+		s.o.Log.Warn("nobody can ask for status, drill or cache any more", "error", err)
+	}
+}
+
+// ServeUntil has web serve l until ctx is done, lets what is under way end within a
+// moment, closes l and returns nil. The error is why web could not go on. It blocks.
+func ServeUntil(ctx context.Context, web *http.Server, l net.Listener) error {
 	var closing sync.WaitGroup
 	closing.Add(1)
 	stop := context.AfterFunc(ctx, func() {
@@ -132,11 +140,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) {
 	})
 	err := web.Serve(l)
 	if stop() {
-		s.o.Log.Warn("nobody can ask for status, drill or cache any more", "error", err)
 		web.Close()
-		return
+		return err
 	}
 	closing.Wait()
+	return nil
 }
 
 // Handler returns what Serve serves, for who has other ways to know who asks.

@@ -51,8 +51,8 @@ type UpstreamStatus struct {
 	Usual     Millis           `json:"usual_ms"`         // 0 if unknown
 	Patience  Millis           `json:"patience_ms"`
 	Open      int              `json:"connections"`
-	// Counts has sent, answered, resent, dials, handshakes, resumed, unasked,
-	// mismatched and malformed.
+	// Counts has sent, answered, stripped, resent, dials, handshakes, resumed, unasked,
+	// mismatched, foreign and malformed.
 	Counts map[string]uint64 `json:"counts"`
 	// Attempts has what became of the queries that it was asked, by outcome, as
 	// far as there were any.
@@ -165,7 +165,8 @@ func upstreamCounts(c upstreams.Counts) map[string]uint64 {
 	return map[string]uint64{
 		"dials": c.Dials, "handshakes": c.Handshakes, "resumed": c.Resumed,
 		"sent": c.Sent, "answered": c.Answered, "resent": c.Resent,
-		"unasked": c.Unasked, "mismatched": c.Mismatched, "malformed": c.Malformed,
+		"unasked": c.Unasked, "mismatched": c.Mismatched, "foreign": c.Foreign, "malformed": c.Malformed,
+		"stripped": c.Stripped,
 	}
 }
 
