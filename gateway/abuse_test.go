@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -174,5 +175,31 @@ func checkStream(t *testing.T, g *Gateway, stream []byte, size int) {
 	checkCounts(t, counts)
 	if n := counts.Outcomes[Crashed][wire.TCP]; n > 0 {
 		t.Errorf("%d messages caused a panic", n)
+	}
+}
+
+// TestTheSystemKeepsLittleForAConnection looks at the buffers behind a connection: a
+// client that does not read could have megabytes there.
+func TestTheSystemKeepsLittleForAConnection(t *testing.T) {
+	g, _ := start(t, addressed, Options{})
+	exchange(t, dial(t, "tcp", g.Addrs()[0]), query("example.com."))
+	g.clients.mu.Lock()
+	defer g.clients.mu.Unlock()
+	for c := range g.clients.open {
+		raw, err := c.nc.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) {
+			for _, option := range []int{syscall.SO_SNDBUF, syscall.SO_RCVBUF} {
+				// Linux keeps as much again for its own ends.
+				if size, err := syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, option); err != nil || size > 2*connectionBuffer {
+					t.Errorf("buffer %d has %d octets, %v", option, size, err)
+				}
+			}
+		})
+	}
+	if len(g.clients.open) != 1 {
+		t.Errorf("%d connections are open", len(g.clients.open))
 	}
 }

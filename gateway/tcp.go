@@ -50,6 +50,7 @@ func (l *tcpListener) serve(ctx, work context.Context) {
 			failing.wait(ctx, err)
 			continue
 		}
+		boundBuffers(nc)
 		c := newConnection(l.gateway, nc.(stream), &l.tally)
 		if !clients.admit(c) {
 			nc.Close()
@@ -59,6 +60,18 @@ func (l *tcpListener) serve(ctx, work context.Context) {
 			defer clients.leave(c)
 			c.serve(ctx, work)
 		})
+	}
+}
+
+// connectionBuffer is what the system may keep for a connection in each direction:
+// the longest message, or a hundred queries of a client that sends each by itself.
+// Left alone, it keeps megabytes for one that does not read.
+const connectionBuffer = 64 << 10
+
+func boundBuffers(nc net.Conn) {
+	if c, ok := nc.(*net.TCPConn); ok { // an error says that the connection is over already
+		_ = c.SetReadBuffer(connectionBuffer)
+		_ = c.SetWriteBuffer(connectionBuffer)
 	}
 }
 

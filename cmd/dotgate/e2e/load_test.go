@@ -42,6 +42,7 @@ type load struct {
 type outcome struct {
 	queries    int
 	latencies  []time.Duration // of the proper answers, sorted
+	refused    []time.Duration // of those that were SERVFAIL, sorted
 	problems   map[string]int
 	mismatched int // replies with another question, another address, or to nothing that was asked
 	atOnce     int // queries without a reply when the last one was sent
@@ -273,6 +274,9 @@ func (r *loadRun) judge(o *outcome) {
 			o.problems["no reply"]++
 		case r.problem[i] != "":
 			o.problems[r.problem[i]]++
+			if r.problem[i] == servFail {
+				o.refused = append(o.refused, r.took[i])
+			}
 			if strings.HasPrefix(r.problem[i], mismatch) {
 				o.mismatched++
 			}
@@ -285,15 +289,34 @@ func (r *loadRun) judge(o *outcome) {
 		o.mismatched += n
 	}
 	slices.Sort(o.latencies)
+	slices.Sort(o.refused)
 }
 
+const servFail = "RCODE 2"
+
 // quantile returns how long the given share of the answers took at most.
-func (o outcome) quantile(share float64) time.Duration {
-	if len(o.latencies) == 0 {
+func (o outcome) quantile(share float64) time.Duration { return quantile(o.latencies, share) }
+
+func quantile(sorted []time.Duration, share float64) time.Duration {
+	if len(sorted) == 0 {
 		return 0
 	}
-	i := min(int(share*float64(len(o.latencies))), len(o.latencies)-1)
-	return o.latencies[i].Round(10 * time.Microsecond)
+	i := min(int(share*float64(len(sorted))), len(sorted)-1)
+	return sorted[i].Round(10 * time.Microsecond)
+}
+
+// add adds what became of another load.
+func (o *outcome) add(other outcome) {
+	o.queries += other.queries
+	o.mismatched += other.mismatched
+	o.elapsed += other.elapsed
+	o.latencies = slices.Sorted(slices.Values(append(o.latencies, other.latencies...)))
+	for problem, n := range other.problems {
+		if o.problems == nil {
+			o.problems = make(map[string]int)
+		}
+		o.problems[problem] += n
+	}
 }
 
 func (o outcome) failed() int { return o.queries - len(o.latencies) }
