@@ -1,10 +1,12 @@
 package main
 
 import (
+	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
 	"maps"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -82,6 +84,63 @@ func TestTheTopLevelStaysAsItIs(t *testing.T) {
 			t.Errorf("%s is at the top level", name)
 		}
 	}
+}
+
+// TestThePromisesHaveTests looks for the tests that SECURITY.md names: each line has
+// some, and there they are.
+func TestThePromisesHaveTests(t *testing.T) {
+	text, err := os.ReadFile("../../SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	promises := 0
+	for line := range strings.Lines(string(text)) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		if !strings.HasPrefix(line, "| ") || len(cells) != 2 || strings.TrimSpace(cells[1]) == "test" {
+			continue
+		}
+		promises++
+		if strings.TrimSpace(cells[1]) == "`make lab`" {
+			continue
+		}
+		for list := range strings.SplitSeq(cells[1], ";") {
+			where, names, _ := strings.Cut(list, ":")
+			dir := strings.Trim(where, " `")
+			if dir == "*e2e*" {
+				dir = "cmd/dotgate/e2e"
+			}
+			tests := testsOf(t, filepath.Join("../..", dir))
+			for name := range strings.SplitSeq(names, ",") {
+				if name = strings.Trim(name, " `"); !slices.Contains(tests, name) {
+					t.Errorf("%s: there is no %q in %s", strings.TrimSpace(cells[0]), name, dir)
+				}
+			}
+		}
+	}
+	if promises < 30 {
+		t.Errorf("found only %d promises", promises)
+	}
+}
+
+// testsOf returns the names of the test functions in a directory.
+func testsOf(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, decl := range parsed.Decls {
+			if f, ok := decl.(*ast.FuncDecl); ok && f.Recv == nil {
+				names = append(names, f.Name.Name)
+			}
+		}
+	}
+	return names
 }
 
 // importsOf returns what each package below root imports, tests aside.

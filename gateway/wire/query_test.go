@@ -185,6 +185,43 @@ func TestNamesSurviveBitForBit(t *testing.T) {
 	}
 }
 
+// RFC 1035 section 3.1, RFC 3597 section 3: names and data go through as they are, also
+// where records around them are taken out.
+func TestAnswersSurviveBitForBit(t *testing.T) {
+	const (
+		name = "03 00 2e 41 02 ff 5c 00"
+		data = "0004 00 2e c0 0c" // looks like a pointer, and is none
+		a    = "c00c fe00 0001 0000003c" + data + "c00c 0005 0001 0000003c 0006 03 00 2e 7a c00c" + "03 00 2e 7a c00c 0010 0001 0000003c 0003 02 00 ff"
+		evil = "03 00 2e 7a 02 ff 5d 00 0001 0001 0000003c 0004 c0000242"
+	)
+	q, err := wire.ParseQuery(unhex(t, "abcd 0000 0001 0000 0000 0000"+name+"0010 0001"), wire.TCP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	question := name + "0010 0001"
+	want := unhex(t, "abcd 8080 0001 0003 0000 0000"+question+a)
+	for _, message := range []string{
+		"0000 8000 0001 0003 0000 0000" + question + a,
+		"0000 8000 0001 0003 0000 0001" + question + a + evil,
+	} {
+		answer, err := wire.ParseAnswer(q, unhex(t, message))
+		if err != nil {
+			t.Fatalf("%s: %v", message, err)
+		}
+		got := answer.AppendReply(nil, q, wire.Terms{})
+		if !answer.Stripped() && !bytes.Equal(got, want) {
+			t.Errorf("got  %x\nwant %x", got, want)
+		}
+		if answer.Stripped() != strings.Contains(message, evil) {
+			t.Errorf("%s: stripped is %t", message, answer.Stripped())
+		}
+		if text := answer.String(); !strings.Contains(text, `\000\.A.\255\\.`) || !strings.Contains(text, `\# 4 002ec00c`) ||
+			!strings.Contains(text, `\000\.z.\000\.A.\255\\.`+"\t60\tIN\tTXT") {
+			t.Errorf("got %s", text)
+		}
+	}
+}
+
 func TestErrorsEchoTheQueryAndExplainThemselves(t *testing.T) {
 	f := func(text string, rcode wire.RCode, ede wire.EDE, want string) {
 		t.Helper()
