@@ -91,6 +91,8 @@ type attempt struct {
 type Error struct {
 	// Problems has what went wrong with each member that was asked.
 	Problems []error
+
+	culprits []culprit // see Detail
 }
 
 func (e *Error) Error() string {

@@ -49,6 +49,7 @@ type CandidateStory struct {
 	Name         string
 	Tier, Weight int
 	Up, Suspect  bool
+	Outage       error         // why it is not up, if that is known
 	Usual        time.Duration // how long its answers take; 0 if unknown
 	Patience     time.Duration // how long they are waited for before another is asked
 	Losses       float64       // the share of attempts lately that brought nothing
@@ -68,13 +69,18 @@ type AttemptStory struct {
 	Err    error
 }
 
-// tell passes the story of r on to who wants it.
+// tell passes the story of r on to who wants it, and to err.
 func (b *Balancer) tell(r *race, a wire.Answer, err error) {
-	if tell := b.roster.Load().tell; tell != nil {
-		tell(r.story(a, err))
+	tell := b.roster.Load().tell
+	if tell == nil && err == nil {
+		return
+	}
+	if s := r.story(a, err); tell != nil {
+		tell(s)
 	}
 }
 
+// story returns how r went. If it failed, err knows from now on who is to blame.
 func (r *race) story(a wire.Answer, err error) Story {
 	s := Story{Query: r.query, Began: r.begin, Took: time.Since(r.begin), Err: err}
 	if err == nil {
@@ -95,6 +101,7 @@ func (r *race) story(a wire.Answer, err error) Story {
 		}
 		s.Attempts = append(s.Attempts, told)
 	}
+	blame(err, s)
 	return s
 }
 
@@ -105,6 +112,9 @@ func (m *member) story() CandidateStory {
 	}
 	c.Suspect = c.Up && m.Suspect()
 	c.Usual, c.Patience = m.Latency()
+	if telling, ok := m.Member.(interface{ Outage() error }); ok && !c.Up {
+		c.Outage = telling.Outage()
+	}
 	return c
 }
 

@@ -104,6 +104,7 @@ func TestPrecedence(t *testing.T) {
 		"gateway.rate_limit":                 {"1", "2", "3"},
 		"gateway.rate_burst":                 {"1", "2", "3"},
 		"gateway.rate_exempt":                {"[192.0.2.1]", "192.0.2.2", "192.0.2.3"},
+		"gateway.trusted":                    {"[192.0.2.1]", "192.0.2.2", "192.0.2.3"},
 		"gateway.cookie_secret":              {"[e5e973e5a6b2a43f48e7dc849e37bfcf]", "dd3bdf9344b678b185a6f5cb60fca715", "445536bcd2513298075a5d379663c962"},
 		"gateway.nsid":                       {"a", "b", "c"},
 		"gateway.version_bind":               {"a", "b", "c"},

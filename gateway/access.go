@@ -22,14 +22,18 @@ const (
 // An access tells who may ask, and how often.
 type access struct {
 	allow    *netipx.IPSet
-	refusals *limiter // for those who may not
-	limits   *limiter // for those who may; nil: there are none
+	trusted  *netipx.IPSet // of these, who may know whom we ask
+	refusals *limiter      // for those who may not
+	limits   *limiter      // for those who may; nil: there are none
 	exempt   *netipx.IPSet
 	cookies  cookies
 }
 
 func newAccess(o Options) (a access, err error) {
 	if a.allow, err = setOf(o.Allow); err != nil {
+		return a, err
+	}
+	if a.trusted, err = setOf(o.Trusted); err != nil {
 		return a, err
 	}
 	if a.exempt, err = setOf(o.RateExempt); err != nil {

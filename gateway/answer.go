@@ -1,10 +1,12 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -85,7 +87,7 @@ func (g *Gateway) answerNow(dst, packet []byte, from *client, t *tally) (reply [
 // or else a stale one, or else an error. It waits for Options.Timeout at the
 // most, or until work is done; for no longer than the cache's patience if there
 // is a stale answer.
-func (g *Gateway) answerLater(work context.Context, dst []byte, q wire.Query, t *tally) (reply []byte) {
+func (g *Gateway) answerLater(work context.Context, dst []byte, q wire.Query, from netip.Addr, t *tally) (reply []byte) {
 	defer func() {
 		if v := recover(); v != nil {
 			g.panics.report(v)
@@ -105,17 +107,20 @@ func (g *Gateway) answerLater(work context.Context, dst []byte, q wire.Query, t 
 	}
 	switch {
 	case f == nil:
-		return g.appendFailure(dst, q, context.DeadlineExceeded, t)
+		return g.appendFailure(dst, q, context.DeadlineExceeded, from, t)
 	case f.err != nil:
-		return g.appendFailure(dst, q, f.err, t)
+		return g.appendFailure(dst, q, f.err, from, t)
 	}
 	t.answered(f.answer.RCode())
 	return f.answer.AppendReply(dst, q, f.terms)
 }
 
 // appendFailure appends the reply to q that err makes necessary.
-func (g *Gateway) appendFailure(dst []byte, q wire.Query, err error, t *tally) []byte {
+func (g *Gateway) appendFailure(dst []byte, q wire.Query, err error, from netip.Addr, t *tally) []byte {
 	outcome, ede := failure(err)
+	if g.access.trusted.Contains(from) {
+		ede.Text = detail(err, ede.Text)
+	}
 	t.count(outcome)
 	g.options.Log.Debug("query failed", "query", q, "outcome", outcome, "err", err)
 	return q.AppendError(dst, wire.ServFail, ede)
@@ -150,6 +155,19 @@ func failure(err error) (Outcome, wire.EDE) {
 		ede = e.EDE()
 	}
 	return outcome, ede
+}
+
+// detail returns what those may know of err whom we trust, or else what everybody
+// is told.
+func detail(err error, public string) string {
+	type detailed interface {
+		error
+		Detail() string
+	}
+	if e, ok := errors.AsType[detailed](err); ok {
+		return cmp.Or(e.Detail(), public)
+	}
+	return public
 }
 
 // slots bounds the queries under way.

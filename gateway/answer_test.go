@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -58,6 +59,30 @@ func TestFailureIsServfailWithReason(t *testing.T) {
 			})
 		})
 	}
+}
+
+// detailedError tells more to whom we trust.
+type detailedError struct{ explainedError }
+
+func (detailedError) Detail() string { return "quad9: no TLS handshake within 1s" }
+
+func TestOnlyTheTrustedAreToldWhoFailed(t *testing.T) {
+	t.Parallel()
+	r := resolver(func(context.Context, wire.Query) (wire.Answer, error) { return wire.Answer{}, detailedError{} })
+	f := func(trusted []netip.Prefix, want string) {
+		t.Helper()
+		eachTransport(t, func(t *testing.T, network string) {
+			g, _ := start(t, r, Options{Trusted: trusted})
+			reply := exchange(t, dial(t, network, g.Addrs()[0]), withEDNS(query("example.com."), 1232))
+			if code, text := edeOf(reply); code != int(wire.EDEProhibited) || text != want {
+				t.Errorf("trusted %v: got EDE %d (%s)", trusted, code, text)
+			}
+		})
+	}
+	f(nil, "quad9: no TLS handshake within 1s") // this host is trusted by default
+	f([]netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}, "quad9: no TLS handshake within 1s")
+	f([]netip.Prefix{}, "not here")
+	f([]netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, "not here")
 }
 
 func TestPanicIsLoggedOnceWithItsStack(t *testing.T) {

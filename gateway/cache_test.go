@@ -107,7 +107,7 @@ func (h *house) exchange(m *dns.Msg) *dns.Msg {
 	reply, q, next := h.answerNow(nil, packed(m, nil), localClient(), &h.tally)
 	switch next {
 	case ask:
-		reply = h.answerLater(h.work, nil, q.Clone(), &h.tally)
+		reply = h.answerLater(h.work, nil, q.Clone(), loopback.Addr(), &h.tally)
 		h.slots.release()
 	case sendAndRenew:
 		h.renew(h.work, q.Clone(), &h.tally)
@@ -338,7 +338,7 @@ func TestAnExchangeThatHasJustEndedIsNotRepeated(t *testing.T) {
 		}
 		h.expect("NOERROR 60 after 0s")
 		var m dns.Msg
-		if err := m.Unpack(h.answerLater(h.work, nil, q.Clone(), &h.tally)); err != nil || len(m.Answer) != 1 || m.Question[0].Name != "www.EXAMPLE.com." {
+		if err := m.Unpack(h.answerLater(h.work, nil, q.Clone(), loopback.Addr(), &h.tally)); err != nil || len(m.Answer) != 1 || m.Question[0].Name != "www.EXAMPLE.com." {
 			t.Errorf("odd reply: %v, %v", &m, err)
 		}
 		h.slots.release()

@@ -186,7 +186,7 @@ func (c *connection) take(work context.Context, message []byte) bool {
 			defer c.gateway.slots.release()
 			buffer := buffers.Get().(*[]byte)
 			began := time.Now()
-			*buffer = c.gateway.answerLater(work, (*buffer)[:0], q, c.tally)
+			*buffer = c.gateway.answerLater(work, (*buffer)[:0], q, c.client.addr, c.tally)
 			if log != nil {
 				log.Note(from, wire.TCP, q.Packet(), *buffer, time.Since(began))
 			}

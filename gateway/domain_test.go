@@ -63,7 +63,7 @@ func TestADomainWithoutServersHoldsUpNobody(t *testing.T) {
 				began := time.Now()
 				reply, q, next := g.answerNow(nil, packed(withEDNS(query(name), 1232), nil), localClient(), &count)
 				if next == ask {
-					reply = g.answerLater(t.Context(), nil, q.Clone(), &count)
+					reply = g.answerLater(t.Context(), nil, q.Clone(), loopback.Addr(), &count)
 					g.slots.release()
 				}
 				var m dns.Msg

@@ -38,7 +38,8 @@ const (
 type Resolver interface {
 	// Exchange returns the answer to q, or an error for which the client gets
 	// SERVFAIL. If that error has a method EDE() wire.EDE, the client is told
-	// what it returns.
+	// what it returns; if it has a method Detail() string, clients in
+	// Options.Trusted are told that in place of the EDE's text.
 	//
 	// It may be called concurrently. It must return when ctx is done, and by
 	// ctx's deadline, which it has to look after itself: Done doesn't tell. Q is

@@ -48,6 +48,9 @@ type Options struct {
 	// few queries a second ignored. Default: this host, private addresses
 	// (RFC 1918, RFC 4193) and link-local ones.
 	Allow []netip.Prefix `config:"allow"`
+	// Trusted are the clients that are told, when they get SERVFAIL, which upstream
+	// failed and how: what we ask is nobody else's business. Default: this host.
+	Trusted []netip.Prefix `config:"trusted"`
 	// RateLimit is how many queries a second an IPv4 address, or an IPv6 /56,
 	// gets answered over UDP. Past it, every other query is told to come by TCP,
 	// where addresses can't be forged, and the rest is ignored; a client with a
@@ -121,6 +124,9 @@ func (o Options) withDefaults() Options {
 	if o.Allow == nil {
 		o.Allow = slices.Clone(nearby)
 	}
+	if o.Trusted == nil {
+		o.Trusted = slices.Clone(thisHost)
+	}
 	orDefault(&o.RateBurst, 500)
 	orDefault(&o.ECS, ecsStrip)
 	orDefault(&o.Timeout, 4*time.Second)
@@ -133,6 +139,9 @@ func (o Options) withDefaults() Options {
 	orDefault(&o.Log, slog.Default())
 	return o
 }
+
+// thisHost is what only this host can be reached by.
+var thisHost = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 
 // nearby is this host and what can't be reached from elsewhere.
 var nearby = []netip.Prefix{
@@ -198,7 +207,7 @@ func (o Options) checkClients(report func(option, problem string)) {
 	if len(o.Allow) == 0 {
 		report("allow", "is empty: nobody could ask; 0.0.0.0/0 and ::/0 are everybody")
 	}
-	for option, prefixes := range map[string][]netip.Prefix{"allow": o.Allow, "rate_exempt": o.RateExempt} {
+	for option, prefixes := range map[string][]netip.Prefix{"allow": o.Allow, "trusted": o.Trusted, "rate_exempt": o.RateExempt} {
 		for _, p := range prefixes {
 			if !p.IsValid() || p.Addr().Is4In6() {
 				report(option, p.String()+" is no prefix; write 192.0.2.0/24, 2001:db8::/32 or an address")

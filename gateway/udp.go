@@ -193,7 +193,7 @@ func (s *udpSocket) later(work context.Context, q wire.Query, source []byte, to 
 	defer s.gateway.slots.release()
 	buffer := buffers.Get().(*[]byte)
 	began := time.Now()
-	*buffer = s.gateway.answerLater(work, (*buffer)[:0], q, &s.tally)
+	*buffer = s.gateway.answerLater(work, (*buffer)[:0], q, to.addr(), &s.tally)
 	if log := s.gateway.options.QueryLog; log != nil {
 		log.Note(to.addrPort(), wire.UDP, q.Packet(), *buffer, time.Since(began))
 	}

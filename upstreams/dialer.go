@@ -338,7 +338,17 @@ func connect(ctx context.Context, addr netip.AddrPort, limit time.Duration) (net
 	if errors.As(err, &timeout) && timeout.Timeout() {
 		return nil, noConnection(limit)
 	}
-	return conn, err
+	return conn, bare(err)
+}
+
+// bare returns err without the addresses that package net puts around what the
+// system says: whoever tells it names them, once. What a peer says in an alert
+// (see alerted) stays as it is.
+func bare(err error) error {
+	if op, ok := err.(*net.OpError); ok && op.Op != "remote error" {
+		return op.Err
+	}
+	return err
 }
 
 func noConnection(limit time.Duration) error {
@@ -356,5 +366,5 @@ func explain(err error) error {
 			invalid.Cert.NotBefore.Format(time.RFC3339), invalid.Cert.NotAfter.Format(time.RFC3339),
 			time.Now().UTC().Format(time.RFC3339), err)
 	}
-	return fmt.Errorf("%w: %w", errHandshake, err)
+	return fmt.Errorf("%w: %w", errHandshake, bare(err))
 }

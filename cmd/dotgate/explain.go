@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"dotgate/balancer"
 	"dotgate/cmd/dotgate/control"
 	"dotgate/configs"
 	"dotgate/gateway/cache"
@@ -41,8 +43,9 @@ func (p *process) Explain(ctx context.Context, name, recordType string) (control
 	if !answer.IsZero() {
 		e.Answer = answer.String()
 	}
-	if explained, ok := story.Err.(interface{ EDE() wire.EDE }); ok {
-		e.EDE = fmt.Sprintf("%d (%s)", explained.EDE().Code, explained.EDE().Text)
+	if failed, ok := errors.AsType[*balancer.Error](story.Err); ok {
+		e.EDE = fmt.Sprintf("%d (%s)", failed.EDE().Code, failed.EDE().Text)
+		e.Detail = failed.Detail()
 	}
 	return e, nil
 }
@@ -109,7 +112,10 @@ func writeExplanation(out io.Writer, e control.Explanation) {
 		fmt.Fprintf(out, "  because %s\n", e.Error)
 	}
 	if e.EDE != "" {
-		fmt.Fprintf(out, "  the client is told EDE %s\n", e.EDE)
+		fmt.Fprintf(out, "  clients are told EDE %s\n", e.EDE)
+	}
+	if e.Detail != "" {
+		fmt.Fprintf(out, "  those of gateway.trusted: %s\n", e.Detail)
 	}
 	if e.Cache != "" {
 		fmt.Fprintf(out, "  the cache had %s\n", map[string]string{"nothing": "nothing", "fresh": "a fresh answer", "stale": "a stale answer"}[e.Cache])

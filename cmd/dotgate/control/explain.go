@@ -19,10 +19,11 @@ type Explanation struct {
 	// Candidates are in the order in which they would have been asked.
 	Candidates []CandidateStatus `json:"candidates"`
 	Attempts   []AttemptStatus   `json:"attempts"`
-	Steps      []StepStatus      `json:"steps,omitempty"` // what the attempts went through
-	Outcome    string            `json:"outcome"`         // a response code, or "failed"
-	Error      string            `json:"error,omitempty"` // why it failed
-	EDE        string            `json:"ede,omitempty"`   // what the client is told of it
+	Steps      []StepStatus      `json:"steps,omitempty"`  // what the attempts went through
+	Outcome    string            `json:"outcome"`          // a response code, or "failed"
+	Error      string            `json:"error,omitempty"`  // why it failed
+	EDE        string            `json:"ede,omitempty"`    // what the client is told of it
+	Detail     string            `json:"detail,omitempty"` // what those clients are told who are trusted
 	Answer     string            `json:"answer,omitempty"`
 }
 
