@@ -47,6 +47,19 @@ func newAccess(o Options) (a access, err error) {
 	return a, err
 }
 
+// inherit takes over what those of before know of clients: who had how many
+// refusals and, if these rules are the same, answers; and what cookies they were
+// given.
+func (a *access) inherit(before *access, sameLimits, sameSecrets bool) {
+	a.refusals = before.refusals
+	if sameLimits {
+		a.limits = before.limits
+	}
+	if sameSecrets {
+		a.cookies = before.cookies
+	}
+}
+
 func setOf(prefixes []netip.Prefix) (*netipx.IPSet, error) {
 	var b netipx.IPSetBuilder
 	for _, p := range prefixes {
@@ -59,7 +72,8 @@ func setOf(prefixes []netip.Prefix) (*netipx.IPSet, error) {
 // step is pass if it doesn't. With a refusal, q is good for an error only, and
 // screen may prefer another.
 func (g *Gateway) screen(dst []byte, q *wire.Query, from *client, refusal *wire.Refusal, t *tally) (reply []byte, next step) {
-	a := &g.access
+	now := g.now()
+	a := &now.access
 	if !a.allow.Contains(from.addr) {
 		if !a.refusals.take(from.addr) {
 			t.count(IgnoredClient)
@@ -68,7 +82,7 @@ func (g *Gateway) screen(dst []byte, q *wire.Query, from *client, refusal *wire.
 		t.count(RefusedClient)
 		return q.AppendError(dst, wire.Refused, wire.EDE{Code: wire.EDEProhibited}), send
 	}
-	cookie := g.addOptions(q, from)
+	cookie := now.addOptions(q, from)
 	if a.limits != nil && from.via == wire.UDP && cookie != goodCookie && !a.exempt.Contains(from.addr) && !a.limits.take(from.addr) {
 		return g.curb(dst, q, cookie, t)
 	}
@@ -78,7 +92,7 @@ func (g *Gateway) screen(dst []byte, q *wire.Query, from *client, refusal *wire.
 		return q.AppendError(dst, wire.BadCookie, wire.EDE{}), send
 	case refusal != nil && q.IsChaos():
 		return g.aboutSelf(dst, *q, t)
-	case refusal == nil && !g.setSubnet(q, from):
+	case refusal == nil && !now.setSubnet(q, from):
 		t.count(RefusedMalformed)
 		return q.AppendError(dst, wire.FormErr, wire.EDE{}), send
 	case refusal == nil && q.Type() == wire.TypeANY && from.via == wire.UDP:
@@ -114,12 +128,12 @@ const (
 
 // addOptions gives q the EDNS options for its reply that it asked for, and tells
 // what its cookie is worth.
-func (g *Gateway) addOptions(q *wire.Query, from *client) (state cookieState) {
+func (r *rules) addOptions(q *wire.Query, from *client) (state cookieState) {
 	options := from.options[:0]
 	from.extras = wire.Extras{}
 	if client, server := q.Cookie(); client != nil {
 		var room [serverCookieLen]byte
-		cookie, ok := g.access.cookies.check(room[:0], client, server, from.addr, time.Now())
+		cookie, ok := r.access.cookies.check(room[:0], client, server, from.addr, time.Now())
 		options = wire.AppendCookie(options, client, cookie)
 		switch {
 		case ok:
@@ -128,11 +142,11 @@ func (g *Gateway) addOptions(q *wire.Query, from *client) (state cookieState) {
 			state = badCookie
 		}
 	}
-	if q.WantsNSID() && g.options.NSID != "" {
-		options = wire.AppendNSID(options, g.options.NSID)
+	if q.WantsNSID() && r.NSID != "" {
+		options = wire.AppendNSID(options, r.NSID)
 	}
 	if q.WantsKeepalive() {
-		options = wire.AppendKeepalive(options, g.keepalive())
+		options = wire.AppendKeepalive(options, r.keepalive())
 	}
 	if len(options) > 0 {
 		from.extras.Reply = options
@@ -143,9 +157,9 @@ func (g *Gateway) addOptions(q *wire.Query, from *client) (state cookieState) {
 
 // setSubnet gives q what upstreams get to know of the client's network. It reports
 // false if that is malformed.
-func (g *Gateway) setSubnet(q *wire.Query, from *client) (ok bool) {
-	subnet, own := g.subnet, false
-	if g.options.ECS == ecsForward {
+func (r *rules) setSubnet(q *wire.Query, from *client) (ok bool) {
+	subnet, own := r.subnet, false
+	if r.ECS == ecsForward {
 		if subnet, ok = q.ClientSubnet(); !ok {
 			return false
 		}
@@ -159,6 +173,6 @@ func (g *Gateway) setSubnet(q *wire.Query, from *client) (ok bool) {
 }
 
 // keepalive is the time-out of a connection in units of 100 ms (RFC 7828).
-func (g *Gateway) keepalive() uint16 {
-	return uint16(min(g.options.IdleTimeout/(100*time.Millisecond), 1<<16-1))
+func (r *rules) keepalive() uint16 {
+	return uint16(min(r.IdleTimeout/(100*time.Millisecond), 1<<16-1))
 }

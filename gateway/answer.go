@@ -118,11 +118,11 @@ func (g *Gateway) answerLater(work context.Context, dst []byte, q wire.Query, fr
 // appendFailure appends the reply to q that err makes necessary.
 func (g *Gateway) appendFailure(dst []byte, q wire.Query, err error, from netip.Addr, t *tally) []byte {
 	outcome, ede := failure(err)
-	if g.access.trusted.Contains(from) {
+	if g.now().access.trusted.Contains(from) {
 		ede.Text = detail(err, ede.Text)
 	}
 	t.count(outcome)
-	g.options.Log.Debug("query failed", "query", q, "outcome", outcome, "err", err)
+	g.log.Debug("query failed", "query", q, "outcome", outcome, "err", err)
 	return q.AppendError(dst, wire.ServFail, ede)
 }
 
@@ -173,27 +173,27 @@ func detail(err error, public string) string {
 // slots bounds the queries under way.
 type slots struct {
 	taken atomic.Int64
-	max   int64
+	max   atomic.Int64
 	full  atomic.Bool // since a take failed, until half of them are free
 	log   *slog.Logger
 }
 
 func (s *slots) take() bool {
-	if s.taken.Add(1) <= s.max {
+	if s.taken.Add(1) <= s.max.Load() {
 		return true
 	}
 	s.taken.Add(-1)
 	if !s.full.Load() && s.full.CompareAndSwap(false, true) {
-		s.log.Warn("too many queries under way, further ones get SERVFAIL (gateway.max_queries)", "max", s.max)
+		s.log.Warn("too many queries under way, further ones get SERVFAIL (gateway.max_queries)", "max", s.max.Load())
 	}
 	return false
 }
 
 // crowded reports whether more than half of the slots are taken.
-func (s *slots) crowded() bool { return s.taken.Load() > s.max/2 }
+func (s *slots) crowded() bool { return s.taken.Load() > s.max.Load()/2 }
 
 func (s *slots) release() {
-	if left := s.taken.Add(-1); left <= s.max/2 && s.full.Load() && s.full.CompareAndSwap(true, false) {
+	if left := s.taken.Add(-1); left <= s.max.Load()/2 && s.full.Load() && s.full.CompareAndSwap(true, false) {
 		s.log.Info("queries get through again", "under_way", left)
 	}
 }

@@ -85,14 +85,15 @@ const (
 )
 
 func newConnection(g *Gateway, nc stream, t *tally) *connection {
+	pipelined := g.now().MaxPipelined
 	return &connection{
 		gateway:  g,
 		nc:       nc,
 		tally:    t,
 		client:   client{addr: addrOf(nc.RemoteAddr()), via: wire.TCP},
 		in:       bufio.NewReaderSize(nc, packetSize),
-		underWay: make(chan struct{}, g.options.MaxPipelined),
-		replies:  make(chan *[]byte, g.options.MaxPipelined),
+		underWay: make(chan struct{}, pipelined),
+		replies:  make(chan *[]byte, pipelined),
 		opened:   time.Now(),
 	}
 }
@@ -163,7 +164,7 @@ func (c *connection) take(work context.Context, message []byte) bool {
 	start := len(*c.batch)
 	reply, q, next := c.gateway.answerNow(append(*c.batch, 0, 0), message, &c.client, c.tally)
 	*c.batch = reply[:start]
-	log, from := c.gateway.options.QueryLog, netip.AddrPort{}
+	log, from := c.gateway.now().QueryLog, netip.AddrPort{}
 	if log != nil {
 		from = c.nc.RemoteAddr().(*net.TCPAddr).AddrPort()
 		if next == send || next == sendAndRenew {
@@ -260,9 +261,9 @@ func (c *connection) await(ctx context.Context) (ending, bool) {
 // patience returns how long the connection may be idle.
 func (c *connection) patience() time.Duration {
 	if !c.spoke {
-		return min(firstTimeout, c.gateway.options.IdleTimeout)
+		return min(firstTimeout, c.gateway.now().IdleTimeout)
 	}
-	return c.gateway.options.IdleTimeout
+	return c.gateway.now().IdleTimeout
 }
 
 // whole reports whether a message is buffered in full.

@@ -160,14 +160,10 @@ func (t *tally) addTo(c *Counts, via wire.Transport) {
 // Counts returns the counts of now. It is cheap, but made for a scrape every
 // second rather than for every query.
 func (g *Gateway) Counts() Counts {
-	var c Counts
-	for _, s := range g.udp {
-		s.tally.addTo(&c, wire.UDP)
-		c.Dropped += dropped(s.conn)
-	}
-	for _, l := range g.tcp {
-		l.tally.addTo(&c, wire.TCP)
-	}
+	g.mu.Lock()
+	c := g.past
+	g.eachStation(func(s *station) { s.addTo(&c) })
+	g.mu.Unlock()
 	c.UnderWay = int(g.slots.taken.Load())
 	g.clients.addTo(&c)
 	return c

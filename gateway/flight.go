@@ -97,7 +97,7 @@ func (fs *flights) land(f *flight) {
 // exchange goes on then, and fills the cache. The flight that it returns has
 // landed, or is nil.
 func (g *Gateway) fetch(work context.Context, q wire.Query, t *tally) *flight {
-	deadline := time.Now().Add(g.options.Timeout)
+	deadline := time.Now().Add(g.now().Timeout)
 	if q.Scoped() { // for this client alone
 		f := new(flight)
 		g.fly(work, deadline, f, q)
@@ -126,7 +126,7 @@ func (g *Gateway) fetch(work context.Context, q wire.Query, t *tally) *flight {
 			return nil
 		}
 		// Its leader may have run out of time when we have not.
-		if leads || !errors.Is(f.err, context.DeadlineExceeded) || time.Until(deadline) < g.options.Timeout/8 || work.Err() != nil {
+		if leads || !errors.Is(f.err, context.DeadlineExceeded) || time.Until(deadline) < g.now().Timeout/8 || work.Err() != nil {
 			return f
 		}
 	}
@@ -175,7 +175,7 @@ func (g *Gateway) fly(work context.Context, deadline time.Time, f *flight, q wir
 	answered := false
 	defer func() { g.domains.leave(domain, answered) }()
 	f.limit = limit{work, deadline}
-	answer, err := g.resolver.Exchange(&f.limit, q)
+	answer, err := g.now().resolver.Exchange(&f.limit, q)
 	answered = err == nil && answer.Kind() != wire.Failure
 	switch {
 	case err != nil:
@@ -199,7 +199,7 @@ func (g *Gateway) flyBehind(work context.Context, f *flight, q wire.Query) {
 	}
 	g.behind.Go(func() {
 		defer g.slots.release()
-		g.fly(work, time.Now().Add(g.options.Timeout), f, q)
+		g.fly(work, time.Now().Add(g.now().Timeout), f, q)
 	})
 }
 

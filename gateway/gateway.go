@@ -11,10 +11,10 @@ package gateway
 import (
 	"context"
 	"errors"
-	"fmt"
+	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"dotgate/gateway/cache"
@@ -49,73 +49,55 @@ type Resolver interface {
 
 // A Gateway serves clients. It goes one way: New, Listen, Serve.
 type Gateway struct {
-	resolver Resolver
-	options  Options
-	cache    *cache.Cache // never nil
-	access   access
-	zones    zones
-	subnet   []byte            // an ECS option that all upstream queries have, or nil
-	chaos    map[string]string // by name, in wire format and lower case
-	slots    slots
-	flights  flights
-	domains  domains
-	loops    loops
-	behind   sync.WaitGroup // exchanges that no client's goroutine makes
-	clients  connections
-	panics   panicLog
+	rules   atomic.Pointer[rules]
+	log     *slog.Logger
+	cache   *cache.Cache // never nil
+	slots   slots
+	flights flights
+	domains domains
+	loops   loops
+	behind  sync.WaitGroup // exchanges that no client's goroutine makes
+	clients connections
+	panics  panicLog
 
-	// What Listen opened and Serve closes.
-	addrs []netip.AddrPort
-	udp   []*udpSocket
-	tcp   []*tcpListener
+	mu          sync.Mutex // guards all below; not held during I/O
+	adopted     bool       // the stations are somebody else's, and stay
+	stations    []*station
+	leaving     []*station // those that are no more, while the last are answered there
+	past        Counts     // of those where everybody has left
+	pastLatency Latency
+	service     service
 }
 
 // New returns a Gateway that asks r. It checks all options, opens nothing and
 // starts nothing.
 func New(r Resolver, o Options) (*Gateway, error) {
-	o = o.withDefaults()
-	var problems []error
-	if r == nil {
-		problems = append(problems, errors.New("gateway: no resolver"))
+	first, err := newRules(r, o, nil)
+	if err != nil {
+		return nil, err
 	}
-	o.Check(func(option, problem string) {
-		problems = append(problems, fmt.Errorf("gateway.%s %s", option, problem))
-	})
-	if len(problems) > 0 {
-		return nil, errors.Join(problems...)
-	}
-	g := &Gateway{resolver: r, options: o, cache: o.Cache, chaos: newChaos(o)}
-	var err error
-	if g.access, err = newAccess(o); err != nil {
-		return nil, fmt.Errorf("gateway: %w", err)
-	}
-	if g.zones, err = newZones(o.ForwardLocal, o.NoApplicationDNS); err != nil {
-		return nil, fmt.Errorf("gateway.forward_local: %w", err)
-	}
+	o = first.Options
+	g := &Gateway{log: o.Log, cache: o.Cache}
 	if g.cache == nil {
 		g.cache = new(cache.Cache)
 	}
-	if g.subnet, err = parseECS(o.ECS); err != nil {
-		return nil, fmt.Errorf("gateway.ecs %w", err)
-	}
-	if o.BlockPrivate {
-		if g.resolver, err = newGuard(r, o.AllowPrivate); err != nil {
-			return nil, fmt.Errorf("gateway.allow_private: %w", err)
-		}
-	}
 	g.domains = domains{log: o.Log, known: make(map[string]*domain)}
 	g.flights.open = make(map[string]*flight)
-	g.slots = slots{max: int64(o.MaxQueries), log: o.Log}
-	g.clients = connections{
-		max: o.MaxConnections, maxPerClient: o.MaxPerClient,
-		open: make(map[*connection]struct{}), clients: make(map[netip.Prefix]int),
-	}
-	g.panics.log, g.loops.log = o.Log, o.Log
+	g.clients = connections{open: make(map[*connection]struct{}), clients: make(map[netip.Prefix]int)}
+	g.slots.log, g.panics.log, g.loops.log = o.Log, o.Log, o.Log
+	g.follow(first)
 	return g, nil
 }
 
 // Addrs returns where g listens, with the ports that were chosen for port 0.
-func (g *Gateway) Addrs() []netip.AddrPort { return slices.Clone(g.addrs) }
+func (g *Gateway) Addrs() (all []netip.AddrPort) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range g.stations {
+		all = append(all, s.addrs...)
+	}
+	return all
+}
 
 // Serve serves clients until ctx is done and then returns nil. It blocks.
 //
@@ -125,26 +107,17 @@ func (g *Gateway) Addrs() []netip.AddrPort { return slices.Clone(g.addrs) }
 // that listens. All goroutines of g are gone when it returns. It can't be
 // called again.
 func (g *Gateway) Serve(ctx context.Context) error {
-	if len(g.addrs) == 0 {
-		return errors.New("serve: nothing is listening")
-	}
 	// Queries outlive ctx: what was asked before the end gets its answer.
 	work, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	defer abandon()
-	var servers sync.WaitGroup
-	for _, s := range g.udp {
-		servers.Go(func() { s.serve(ctx, work) })
+	if !g.begin(ctx, work) {
+		return errors.New("serve: nothing is listening")
 	}
-	for _, l := range g.tcp {
-		servers.Go(func() { l.serve(ctx, work) })
-	}
-	g.options.Log.Debug("serving clients", "addresses", g.addrs)
+	g.log.Debug("serving clients", "addresses", g.Addrs())
 	<-ctx.Done()
-	defer time.AfterFunc(grace, abandon).Stop()
-	defer time.AfterFunc(grace+farewell, g.clients.closeAll).Stop()
-	servers.Wait()
+	g.end(abandon)
 	abandon() // what still goes on is for no client
 	g.behind.Wait()
-	g.options.Log.Debug("stopped serving clients")
+	g.log.Debug("stopped serving clients")
 	return nil
 }

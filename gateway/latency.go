@@ -20,12 +20,9 @@ type Latency = latency.Snapshot
 
 // Latency returns the latencies of all replies so far.
 func (g *Gateway) Latency() Latency {
-	var l Latency
-	for _, s := range g.udp {
-		l.Include(&s.tally.waited.Histogram)
-	}
-	for _, t := range g.tcp {
-		l.Include(&t.tally.waited.Histogram)
-	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	l := g.pastLatency
+	g.eachStation(func(s *station) { s.include(&l) })
 	return l
 }

@@ -19,59 +19,96 @@ import (
 // One exception: [::1] on a host without IPv6 is left out, with a warning, if
 // there is another address. It is among the defaults, and nobody misses it.
 func (g *Gateway) Listen() error {
-	if len(g.addrs) > 0 {
+	if len(g.Addrs()) > 0 {
 		return errors.New("listen: already listening")
 	}
+	_, stations, err := g.open(g.now().Options, nil)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stations = stations
+	return err
+}
+
+// open opens stations for all addresses in the options but those that stay: the
+// ones among have that are for the same. On an error, nothing is opened.
+func (g *Gateway) open(o Options, have []*station) (stay, fresh []*station, err error) {
 	var problems []error
-	for _, addr := range g.options.Listen {
-		err := g.listen(addr)
-		if addr.Addr() == netip.IPv6Loopback() && noIPv6(err) && len(g.options.Listen) > 1 {
-			g.options.Log.Warn("this host has no IPv6, nobody can ask there", "address", addr)
+	for _, addr := range o.Listen {
+		family := familyOf(addr, o.Listen)
+		same := func(s *station) bool { return s.listen == addr && s.family == family && !slices.Contains(stay, s) }
+		if i := slices.IndexFunc(have, same); i >= 0 {
+			stay = append(stay, have[i])
 			continue
 		}
-		if err != nil {
+		share := o.Share || slices.ContainsFunc(have, func(s *station) bool { return s.overlaps(addr) })
+		s, err := g.openStation(addr, family, share)
+		switch {
+		case err == nil:
+			fresh = append(fresh, s)
+		case addr.Addr() == netip.IPv6Loopback() && noIPv6(err) && len(o.Listen) > 1:
+			g.log.Warn("this host has no IPv6, nobody can ask there", "address", addr)
+		default:
 			problems = append(problems, err)
 		}
 	}
 	if len(problems) > 0 {
-		g.closeSockets()
-		return errors.Join(problems...)
+		for _, s := range fresh {
+			s.close()
+		}
+		return nil, nil, errors.Join(problems...)
 	}
-	return nil
+	return stay, fresh, nil
+}
+
+// overlaps reports whether some packets for addr come to s. Then both need to share
+// the port, for as long as there are both.
+func (s *station) overlaps(addr netip.AddrPort) bool {
+	return slices.ContainsFunc(s.addrs, func(own netip.AddrPort) bool {
+		return own == addr || own.Port() == addr.Port() && (own.Addr().IsUnspecified() || addr.Addr().IsUnspecified())
+	})
 }
 
 // Adopt takes over sockets that somebody else has opened, in place of Listen: those
 // of a service manager, which opens ports that we may not. Options.Listen is then of
-// no matter. All of them are closed by Serve, or at once if there is an error.
+// no matter. Serve leaves them as they are for whoever has them next, but our hold
+// on them ends with it, or at once if there is an error.
 func (g *Gateway) Adopt(listeners []*net.TCPListener, conns []*net.UDPConn) error {
-	if len(g.addrs) > 0 {
+	if len(g.Addrs()) > 0 {
 		return errors.New("adopt: already listening")
 	}
+	s := new(station)
 	var problems []error
+	note := func(addr netip.AddrPort) {
+		if addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()); !slices.Contains(s.addrs, addr) {
+			s.addrs = append(s.addrs, addr)
+		}
+	}
 	for _, ln := range listeners {
-		addr := ln.Addr().(*net.TCPAddr).AddrPort()
-		g.tcp = append(g.tcp, &tcpListener{gateway: g, ln: ln})
-		g.addrs = append(g.addrs, netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()))
+		s.tcp = append(s.tcp, &tcpListener{gateway: g, ln: ln})
+		note(ln.Addr().(*net.TCPAddr).AddrPort())
 	}
 	for _, conn := range conns {
 		addr := conn.LocalAddr().(*net.UDPAddr).AddrPort()
-		s, err := adoptUDPSocket(g, conn, addr.Addr().Is6(), addr)
+		u, err := adoptUDPSocket(g, conn, addr.Addr().Is6(), addr)
 		if err != nil {
 			problems = append(problems, explain(err, "UDP", addr))
 			continue
 		}
-		g.udp = append(g.udp, s)
-		if addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()); !slices.Contains(g.addrs, addr) {
-			g.addrs = append(g.addrs, addr)
-		}
+		u.lent = true
+		s.udp = append(s.udp, u)
+		note(addr)
 	}
-	if len(g.udp) == 0 || len(g.tcp) == 0 {
-		problems = append(problems, fmt.Errorf("adopt: there are %d UDP sockets and %d TCP sockets; clients need both", len(g.udp), len(g.tcp)))
+	if len(s.udp) == 0 || len(s.tcp) == 0 {
+		problems = append(problems, fmt.Errorf("adopt: there are %d UDP sockets and %d TCP sockets; clients need both", len(s.udp), len(s.tcp)))
 	}
 	if len(problems) > 0 {
-		g.closeSockets()
+		s.close()
+		return errors.Join(problems...)
 	}
-	return errors.Join(problems...)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stations, g.adopted = []*station{s}, true
+	return nil
 }
 
 func noIPv6(err error) bool {
@@ -81,37 +118,34 @@ func noIPv6(err error) bool {
 // attempts bounds the search for a port that is free for UDP and TCP both.
 const attempts = 20
 
-// listen opens the sockets for one address. TCP comes last: whoever gets a
+// openStation opens the sockets for one address. TCP comes last: whoever gets a
 // connection, as scripts do that wait for a gateway to start, may ask over UDP.
-func (g *Gateway) listen(addr netip.AddrPort) error {
-	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+func (g *Gateway) openStation(listen netip.AddrPort, family string, share bool) (*station, error) {
+	addr := netip.AddrPortFrom(listen.Addr().Unmap(), listen.Port())
 	for attempt := 1; ; attempt++ {
-		sockets, err := g.listenUDP(addr)
+		sockets, err := g.listenUDP(addr, family, share)
 		if err != nil {
-			return explain(err, "UDP", addr)
+			return nil, explain(err, "UDP", addr)
 		}
 		bound := netip.AddrPortFrom(addr.Addr(), uint16(sockets[0].conn.LocalAddr().(*net.UDPAddr).Port))
-		l, err := g.listenTCP(bound)
+		l, err := g.listenTCP(bound, family, share)
 		if err == nil {
-			g.tcp = append(g.tcp, l)
-			g.udp = append(g.udp, sockets...)
-			g.addrs = append(g.addrs, bound)
-			return nil
+			return &station{listen: listen, family: family, addrs: []netip.AddrPort{bound}, udp: sockets, tcp: []*tcpListener{l}}, nil
 		}
 		closeUDP(sockets)
 		if !errors.Is(err, syscall.EADDRINUSE) || addr.Port() != 0 || attempt == attempts {
-			return explain(err, "TCP", addr)
+			return nil, explain(err, "TCP", addr)
 		}
 	}
 }
 
 // listenTCP opens a socket that the next gateway may share. Unless this one is to
 // share somebody's, it looks first whether anybody is there.
-func (g *Gateway) listenTCP(addr netip.AddrPort) (*tcpListener, error) {
+func (g *Gateway) listenTCP(addr netip.AddrPort, family string, share bool) (*tcpListener, error) {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false) // its handshake is longer, and a query never lives long enough to profit
-	if !g.options.Share {
-		alone, err := config.Listen(context.Background(), "tcp"+g.family(addr), addr.String())
+	if !share {
+		alone, err := config.Listen(context.Background(), "tcp"+family, addr.String())
 		if err != nil {
 			return nil, err
 		}
@@ -119,7 +153,7 @@ func (g *Gateway) listenTCP(addr netip.AddrPort) (*tcpListener, error) {
 		alone.Close()
 	}
 	config.Control = sharePort
-	ln, err := config.Listen(context.Background(), "tcp"+g.family(addr), addr.String())
+	ln, err := config.Listen(context.Background(), "tcp"+family, addr.String())
 	if err != nil {
 		return nil, err
 	}
@@ -129,13 +163,13 @@ func (g *Gateway) listenTCP(addr netip.AddrPort) (*tcpListener, error) {
 // listenUDP opens sockets that share one port. The first is opened as one that
 // does not share: only so does the system tell that somebody else serves there,
 // be it another gateway.
-func (g *Gateway) listenUDP(addr netip.AddrPort) (sockets []*udpSocket, err error) {
+func (g *Gateway) listenUDP(addr netip.AddrPort, family string, share bool) (sockets []*udpSocket, err error) {
 	var config net.ListenConfig
-	if g.options.Share {
+	if share {
 		config.Control = sharePort
 	}
 	for len(sockets) < socketsPerAddress(runtime.GOMAXPROCS(0)) {
-		s, err := newUDPSocket(g, config, "udp"+g.family(addr), addr)
+		s, err := newUDPSocket(g, config, "udp"+family, addr)
 		if err == nil && len(sockets) == 0 {
 			addr = netip.AddrPortFrom(addr.Addr(), uint16(s.conn.LocalAddr().(*net.UDPAddr).Port))
 			config.Control = sharePort
@@ -167,30 +201,22 @@ func closeUDP(sockets []*udpSocket) {
 	}
 }
 
-// family returns the suffix of the network for addr: none for an IPv6 socket
+// familyOf returns the suffix of the network for addr: none for an IPv6 socket
 // that takes IPv4 too. If IPv4 addresses are listed, they are what is meant for
 // IPv4, and the two would be in each other's way.
-func (g *Gateway) family(addr netip.AddrPort) string {
-	if addr.Addr().Is4() {
+func familyOf(addr netip.AddrPort, listed []netip.AddrPort) string {
+	if addr.Addr().Unmap().Is4() {
 		return "4"
 	}
 	if addr.Addr() != netip.IPv6Unspecified() {
 		return "6"
 	}
-	for _, other := range g.options.Listen {
+	for _, other := range listed {
 		if other.Addr().Unmap().Is4() && other.Port() == addr.Port() {
 			return "6"
 		}
 	}
 	return ""
-}
-
-func (g *Gateway) closeSockets() {
-	closeUDP(g.udp)
-	for _, l := range g.tcp {
-		l.ln.Close()
-	}
-	g.udp, g.tcp, g.addrs = nil, nil, nil
 }
 
 // explain says what was being done, which option it comes from, and what

@@ -21,7 +21,7 @@ func newGateway(t *testing.T, listen ...string) *Gateway {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(g.closeSockets)
+	t.Cleanup(func() { closeSockets(g) })
 	return g
 }
 
@@ -93,7 +93,7 @@ func TestWildcardsOfBothFamiliesShareAPort(t *testing.T) {
 			t.Fatal(err)
 		}
 		port := first.Addrs()[0].Port()
-		first.closeSockets()
+		closeSockets(first)
 		g := newGateway(t, netip.AddrPortFrom(netip.IPv4Unspecified(), port).String(), netip.AddrPortFrom(netip.IPv6Unspecified(), port).String())
 		if err := g.Listen(); err == nil {
 			return
@@ -118,4 +118,12 @@ func TestListenErrorsSayWhatHelps(t *testing.T) {
 			t.Errorf("%v: %v", errno, err)
 		}
 	}
+}
+
+// closeSockets closes those of a gateway that doesn't serve.
+func closeSockets(g *Gateway) {
+	for _, s := range g.stations {
+		s.close()
+	}
+	g.stations = nil
 }

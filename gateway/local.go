@@ -111,7 +111,7 @@ func (zs zones) forward(names []string) error {
 // here. The next step is pass if not.
 func (g *Gateway) answerHere(dst []byte, q wire.Query, t *tally) ([]byte, step) {
 	var room [wire.MaxKey]byte
-	z, below, ok := wire.Names[zone](g.zones).Find(q.AppendName(room[:0]))
+	z, below, ok := wire.Names[zone](g.now().zones).Find(q.AppendName(room[:0]))
 	switch {
 	case !ok || z.forwarded:
 		return dst, pass
@@ -158,7 +158,7 @@ func (g *Gateway) aboutSelf(dst []byte, q wire.Query, t *tally) ([]byte, step) {
 	text := ""
 	if q.Type() == wire.TypeTXT || q.Type() == wire.TypeANY {
 		var room [wire.MaxKey]byte
-		text = g.chaos[string(q.AppendName(room[:0]))]
+		text = g.now().chaos[string(q.AppendName(room[:0]))]
 	}
 	if text == "" {
 		return dst, pass

@@ -51,16 +51,15 @@ type loop struct {
 
 // WatchLoops finds out, now and then, whether queries to the suspects come back,
 // and has those refused that do. It blocks until ctx is done. Suspects are upstreams
-// by name; those that only forward to the public can't know us.
-func (g *Gateway) WatchLoops(ctx context.Context, suspects map[string]Resolver) error {
-	if len(suspects) == 0 {
-		return nil
-	}
+// by name, those of the moment; those that only forward to the public can't know us.
+func (g *Gateway) WatchLoops(ctx context.Context, suspects func() map[string]Resolver) error {
 	tick := time.NewTicker(loopInterval)
 	defer tick.Stop()
 	for {
 		began := time.Now()
-		g.loops.look(ctx, suspects)
+		if who := suspects(); len(who) > 0 {
+			g.loops.look(ctx, who)
+		}
 		if l := g.loops.known.Load(); l != nil && l.found.Before(began) {
 			g.loops.log.Info("queries don't come back any more", "upstream", l.upstream)
 			g.loops.known.Store(nil)

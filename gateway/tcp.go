@@ -33,7 +33,7 @@ func (l *tcpListener) serve(ctx, work context.Context) {
 	stop := context.AfterFunc(ctx, func() { l.ln.SetDeadline(time.Now().Add(lastCall)) })
 	defer stop()
 	clients := &l.gateway.clients
-	failing := setback{log: l.gateway.options.Log, doing: "accept TCP"}
+	failing := setback{log: l.gateway.log, doing: "accept TCP"}
 	for {
 		nc, err := l.ln.Accept()
 		switch {
@@ -83,16 +83,22 @@ func boundBuffers(nc net.Conn) {
 // says nothing keeps nobody out (RFC 7766 section 6.2.3 permits it). If it is one
 // client that has too many, one of its own makes room.
 type connections struct {
+	mu           sync.Mutex // guards all below; not held during I/O
 	max          int
 	maxPerClient int
-
-	mu      sync.Mutex // guards all below; not held during I/O
-	open    map[*connection]struct{}
-	clients map[netip.Prefix]int // how many of them each has
+	open         map[*connection]struct{}
+	clients      map[netip.Prefix]int // how many of them each has
 	counts
 }
 
 type counts struct{ accepted, evicted, rejected, idle, stalled, slow uint64 }
+
+// limit sets how many there may be from now on. Those that are open stay.
+func (cs *connections) limit(all, perClient int) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	cs.max, cs.maxPerClient = all, perClient
+}
 
 // admit makes c one of the open connections, unless there is no room.
 func (cs *connections) admit(c *connection) bool {

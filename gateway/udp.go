@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/ipv4"
@@ -51,6 +52,8 @@ type udpSocket struct {
 	queries sync.WaitGroup // those that wait for the Resolver
 	client  client         // whose packet the read loop is at
 	tally   tally
+	lent    bool          // whoever has it next has to find it as it is
+	drops   atomic.Uint64 // what the system has dropped, when it was closed
 }
 
 // An outbox has the replies that came later.
@@ -127,15 +130,19 @@ func noteDestination(conn *net.UDPConn, v6 bool) error {
 // serve reads until shortly after ctx is done, then waits for the queries under
 // way and closes the socket.
 func (s *udpSocket) serve(ctx, work context.Context) {
-	defer s.conn.Close()
 	s.readLoop(ctx, work)
 	s.queries.Wait()
+	s.drops.Store(dropped(s.conn))
+	s.conn.Close()
 }
+
+// dropped returns how many packets the system has dropped for want of room.
+func (s *udpSocket) dropped() uint64 { return max(s.drops.Load(), dropped(s.conn)) }
 
 func (s *udpSocket) readLoop(ctx, work context.Context) {
 	stop := context.AfterFunc(ctx, func() { s.conn.SetReadDeadline(time.Now().Add(lastCall)) })
 	defer stop()
-	failing := setback{log: s.gateway.options.Log, doing: "read UDP"}
+	failing := setback{log: s.gateway.log, doing: "read UDP"}
 	left := false
 	for {
 		err := s.batch.read(s.in, func(in []datagram) bool {
@@ -145,7 +152,7 @@ func (s *udpSocket) readLoop(ctx, work context.Context) {
 			return true
 		})
 		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded) && !left && leaveGroup(s.conn):
+		case errors.Is(err, os.ErrDeadlineExceeded) && !left && !s.lent && leaveGroup(s.conn):
 			// What had been given to this socket is still there.
 			left = true
 			s.conn.SetReadDeadline(time.Now().Add(drain))
@@ -173,7 +180,7 @@ func (s *udpSocket) handle(work context.Context, in []datagram) {
 		case send, sendAndRenew:
 			out.packet, out.control, out.peer = reply, source, d.peer
 			n++
-			if log := s.gateway.options.QueryLog; log != nil {
+			if log := s.gateway.now().QueryLog; log != nil {
 				log.Note(d.peer.addrPort(), wire.UDP, d.packet, reply, 0)
 			}
 		case ask:
@@ -194,7 +201,7 @@ func (s *udpSocket) later(work context.Context, q wire.Query, source []byte, to 
 	buffer := buffers.Get().(*[]byte)
 	began := time.Now()
 	*buffer = s.gateway.answerLater(work, (*buffer)[:0], q, to.addr(), &s.tally)
-	if log := s.gateway.options.QueryLog; log != nil {
+	if log := s.gateway.now().QueryLog; log != nil {
 		log.Note(to.addrPort(), wire.UDP, q.Packet(), *buffer, time.Since(began))
 	}
 	s.sendLate(udpReply{buffer, source, to})
