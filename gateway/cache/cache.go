@@ -26,6 +26,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"math/bits"
+	"sync/atomic"
 	"time"
 
 	"dotgate/gateway/wire"
@@ -46,11 +47,17 @@ const (
 
 // A Cache holds answers. The zero Cache holds none and never will.
 type Cache struct {
-	options Options
+	options atomic.Pointer[Options] // never nil, but in the zero Cache
+	store   atomic.Pointer[store]   // nil: there is none
 	seed    maphash.Seed
 	epoch   time.Time
-	mem     []byte
-	shards  []shard // a power of two
+	evicted atomic.Uint64 // from stores of before
+}
+
+// A store is the memory of a Cache.
+type store struct {
+	mem    []byte
+	shards []shard // a power of two
 }
 
 // New checks all options and returns an empty Cache. Close it.
@@ -66,22 +73,32 @@ func New(o Options) (*Cache, error) {
 		o.Log = slog.Default()
 	}
 	// Answers that were stored before the start have ages too.
-	c := &Cache{options: o, seed: maphash.MakeSeed(), epoch: time.Now().Add(-2 * maxStale)}
+	c := &Cache{seed: maphash.MakeSeed(), epoch: time.Now().Add(-2 * maxStale)}
+	first, err := newStore(o)
+	if err != nil {
+		return nil, err
+	}
+	c.options.Store(&o)
+	c.store.Store(first)
+	return c, nil
+}
+
+// newStore returns an empty store, or nil if there is to be none.
+func newStore(o Options) (*store, error) {
 	if o.Size == 0 {
-		return c, nil
+		return nil, nil
 	}
 	mem, err := allocate(int(o.Size))
 	if err != nil {
 		return nil, fmt.Errorf("cache.size: allocate %v: %w", o.Size, err)
 	}
-	c.mem = mem
-	c.shards = make([]shard, shardsFor(int(o.Size)))
-	each := int(o.Size) / len(c.shards) &^ 63
-	for i := range c.shards {
-		c.shards[i].layOut(mem[i*each:][:each:each])
-		c.shards[i].maxStale = o.MaxStale
+	st := &store{mem: mem, shards: make([]shard, shardsFor(int(o.Size)))}
+	each := int(o.Size) / len(st.shards) &^ 63
+	for i := range st.shards {
+		st.shards[i].layOut(mem[i*each:][:each:each])
+		st.shards[i].maxStale = o.MaxStale
 	}
-	return c, nil
+	return st, nil
 }
 
 // shardsFor returns how many shards of at least minSize there are, and no more
@@ -91,29 +108,52 @@ func shardsFor(size int) int {
 }
 
 // Close gives the memory back. The Cache holds nothing then.
-func (c *Cache) Close() {
-	for i := range c.shards {
-		s := &c.shards[i]
+func (c *Cache) Close() { c.store.Swap(nil).close() }
+
+// close gives the memory back. Who is just about to look finds nothing.
+func (st *store) close() {
+	if st == nil {
+		return
+	}
+	for i := range st.shards {
+		s := &st.shards[i]
 		s.mu.Lock()
 		s.arena, s.probation, s.main, s.index, s.ghosts = nil, ring{}, ring{}, index{}, nil
 		s.mu.Unlock()
 	}
-	if c.mem != nil {
-		free(c.mem)
-		c.mem = nil
-	}
+	free(st.mem)
 }
 
 // StaleAfter returns how long to wait for upstreams while there is a stale answer.
-func (c *Cache) StaleAfter() time.Duration { return c.options.StaleAfter }
+func (c *Cache) StaleAfter() time.Duration {
+	if o := c.options.Load(); o != nil {
+		return o.StaleAfter
+	}
+	return 0
+}
 
 func (c *Cache) now() time.Duration { return time.Since(c.epoch) }
 
-// shardFor returns the shard for a key, and the hash of the key in it. There
-// must be shards.
+// shards returns all there are, of the store of now.
+func (c *Cache) shards() []shard {
+	if st := c.store.Load(); st != nil {
+		return st.shards
+	}
+	return nil
+}
+
+// shardFor returns the shard for a key, and the hash of the key in it. It is nil
+// if there is none.
 func (c *Cache) shardFor(key []byte) (*shard, uint32) {
-	h := maphash.Bytes(c.seed, key)
-	return &c.shards[int(h>>32)&(len(c.shards)-1)], uint32(h)
+	st := c.store.Load()
+	if st == nil {
+		return nil, 0
+	}
+	return st.shardFor(maphash.Bytes(c.seed, key))
+}
+
+func (st *store) shardFor(h uint64) (*shard, uint32) {
+	return &st.shards[int(h>>32)&(len(st.shards)-1)], uint32(h)
 }
 
 // Found is what a Cache has for a query.
@@ -129,13 +169,13 @@ const (
 // Append appends the reply to q, if it can be had without asking anybody. It
 // doesn't allocate. Of all who get an answer, one is told that it is Due.
 func (c *Cache) Append(dst []byte, q wire.Query) ([]byte, Found) {
-	if len(c.shards) == 0 {
-		return dst, Nothing
-	}
 	var room [wire.MaxKey]byte
 	key := q.AppendKey(room[:0])
 	now := c.now()
 	s, hash := c.shardFor(key)
+	if s == nil {
+		return dst, Nothing
+	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	r := s.find(hash, key)
@@ -166,13 +206,13 @@ func ending(r record, left time.Duration) bool {
 // AppendStale appends the reply to q if there is an answer, be it stale, but not
 // if it is an error. It doesn't allocate.
 func (c *Cache) AppendStale(dst []byte, q wire.Query) ([]byte, Found) {
-	if len(c.shards) == 0 {
-		return dst, Nothing
-	}
 	var room [wire.MaxKey]byte
 	key := q.AppendKey(room[:0])
 	now := c.now()
 	s, hash := c.shardFor(key)
+	if s == nil {
+		return dst, Nothing
+	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	r := s.find(hash, key)
@@ -190,13 +230,13 @@ func (c *Cache) AppendStale(dst []byte, q wire.Query) ([]byte, Found) {
 // Look tells what there is for q: something Fresh, something Stale that may be
 // given while no upstream answers, or Nothing.
 func (c *Cache) Look(q wire.Query) Found {
-	if len(c.shards) == 0 {
-		return Nothing
-	}
 	var room [wire.MaxKey]byte
 	key := q.AppendKey(room[:0])
 	now := c.now()
 	s, hash := c.shardFor(key)
+	if s == nil {
+		return Nothing
+	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	r := s.find(hash, key)
@@ -212,13 +252,13 @@ func (c *Cache) Look(q wire.Query) Found {
 // Get returns a copy of the fresh answer to q, if there is one, and on what
 // terms to pass it on.
 func (c *Cache) Get(q wire.Query) (a wire.Answer, t wire.Terms, ok bool) {
-	if len(c.shards) == 0 {
-		return a, t, false
-	}
 	var room [wire.MaxKey]byte
 	key := q.AppendKey(room[:0])
 	now := c.now()
 	s, hash := c.shardFor(key)
+	if s == nil {
+		return a, t, false
+	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	r := s.find(hash, key)
@@ -236,9 +276,9 @@ func (c *Cache) mayBeStale(kind wire.Kind, left time.Duration) bool {
 	case wire.Failure:
 		return false
 	case wire.NoName:
-		return -left < min(c.options.MaxStale, maxStaleNoName)
+		return -left < min(c.options.Load().MaxStale, maxStaleNoName)
 	}
-	return -left < c.options.MaxStale
+	return -left < c.options.Load().MaxStale
 }
 
 func staleTerms(kind wire.Kind) wire.Terms {
@@ -252,22 +292,22 @@ func staleTerms(kind wire.Kind) wire.Terms {
 // Terms returns on what terms a, which has just come, is passed on: a client
 // sees the same TTLs as those who get a from the cache.
 func (c *Cache) Terms(a wire.Answer) wire.Terms {
-	if len(c.shards) == 0 {
+	if c.store.Load() == nil {
 		return wire.Terms{}
 	}
 	return c.termsAt(a, 0)
 }
 
 func (c *Cache) termsAt(a wire.Answer, age time.Duration) wire.Terms {
-	t := wire.Terms{Age: age}
+	t, o := wire.Terms{Age: age}, c.options.Load()
 	switch a.Kind() {
 	case wire.Positive:
 		if a.TTL() > 0 {
-			t.MinTTL = seconds(c.options.MinTTL)
+			t.MinTTL = seconds(o.MinTTL)
 		}
-		t.MaxTTL = seconds(c.options.MaxTTL)
+		t.MaxTTL = seconds(o.MaxTTL)
 	case wire.NoData, wire.NoName:
-		t.MaxTTL = seconds(min(c.options.MaxTTL, c.options.MaxNegativeTTL))
+		t.MaxTTL = seconds(min(o.MaxTTL, o.MaxNegativeTTL))
 		// The SOA record tells others how long to keep it, whatever else it is good
 		// for (RFC 2308 section 5): its TTL ends when the answer does.
 		if a.TTL() > 0 {
@@ -285,7 +325,7 @@ func seconds(d time.Duration) uint32 { return uint32(min(d/time.Second, 1<<31-1)
 // answer that is still of use: that one stays, and so do its clients, if it is
 // stale, until the error has had its time.
 func (c *Cache) Put(q wire.Query, a wire.Answer) {
-	if len(c.shards) == 0 || a.IsZero() {
+	if c.store.Load() == nil || a.IsZero() {
 		return
 	}
 	life, ok := c.life(a)
@@ -296,6 +336,9 @@ func (c *Cache) Put(q wire.Query, a wire.Answer) {
 	key := q.AppendKey(room[:0])
 	now := c.now()
 	s, hash := c.shardFor(key)
+	if s == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.index.n == 0 { // closed
@@ -343,9 +386,14 @@ type Usage struct {
 
 // Usage returns the usage of now.
 func (c *Cache) Usage() Usage {
-	u := Usage{Size: len(c.mem)}
-	for i := range c.shards {
-		s := &c.shards[i]
+	u := Usage{Evicted: c.evicted.Load()}
+	st := c.store.Load()
+	if st == nil {
+		return u
+	}
+	u.Size = len(st.mem)
+	for i := range st.shards {
+		s := &st.shards[i]
 		s.mu.RLock()
 		u.Answers += int(s.index.used)
 		u.Bytes += s.probation.used() + s.main.used() + len(s.index.slots) + len(s.ghosts)

@@ -36,11 +36,8 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Run saves the cache from time to time and, when ctx is done, for the last
 // time. It blocks until then and returns nil: what fails is logged, for it is no
-// reason not to serve. Without Options.File it has nothing to do.
+// reason not to serve.
 func (c *Cache) Run(ctx context.Context) error {
-	if c.options.File == "" || len(c.shards) == 0 {
-		return nil
-	}
 	ticker := time.NewTicker(saveInterval)
 	defer ticker.Stop()
 	for {
@@ -55,17 +52,21 @@ func (c *Cache) Run(ctx context.Context) error {
 }
 
 func (c *Cache) logSave() {
+	o := c.options.Load()
+	if o.File == "" || c.store.Load() == nil {
+		return
+	}
 	if n, err := c.Save(); err != nil {
-		c.options.Log.Warn("the cache could not be saved", "err", err)
+		o.Log.Warn("the cache could not be saved", "err", err)
 	} else {
-		c.options.Log.Debug("saved the cache", "answers", n, "file", c.options.File)
+		o.Log.Debug("saved the cache", "answers", n, "file", o.File)
 	}
 }
 
 // Save writes all answers that may still be of use to Options.File, which has
 // either all of them or what it had before. It returns how many.
 func (c *Cache) Save() (answers int, err error) {
-	name := c.options.File
+	name := c.options.Load().File
 	// Always the same other name: what a crash leaves behind is not to pile up.
 	if err := os.Remove(name + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return 0, fmt.Errorf("cache.file: %w", err)
@@ -102,8 +103,9 @@ func (c *Cache) writeAll(w io.Writer) (answers int, err error) {
 	}
 	var buf []byte
 	var copied shard
-	for i := range c.shards {
-		c.shards[i].copyTo(&copied)
+	shards := c.shards()
+	for i := range shards {
+		shards[i].copyTo(&copied)
 		now, wall := c.now(), time.Now()
 		copied.each(func(r record, main bool) bool {
 			if !c.usable(r, now) {
@@ -165,13 +167,14 @@ func appendEntry(dst []byte, r record, main bool, came time.Time) ([]byte, error
 // how many are of use. Without a file there is nothing to load; a file that is
 // damaged, or not of a cache, is an error, and nothing of it is used.
 func (c *Cache) Load() (answers int, err error) {
-	if c.options.File == "" || len(c.shards) == 0 {
+	name := c.options.Load().File
+	if name == "" || c.store.Load() == nil {
 		return 0, nil
 	}
-	f, err := os.Open(c.options.File)
+	f, err := os.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		// It will be written there: better to hear now that it can't.
-		if _, err := os.Stat(filepath.Dir(c.options.File)); err != nil {
+		if _, err := os.Stat(filepath.Dir(name)); err != nil {
 			return 0, fmt.Errorf("cache.file: %w", err)
 		}
 		return 0, nil
@@ -190,7 +193,7 @@ func (c *Cache) Load() (answers int, err error) {
 			err = readAll(f, use)
 		}
 		if err != nil {
-			return 0, fmt.Errorf("cache.file: %s is ignored: %w", c.options.File, err)
+			return 0, fmt.Errorf("cache.file: %s is ignored: %w", name, err)
 		}
 	}
 	return answers, nil
@@ -290,6 +293,9 @@ func (c *Cache) restore(e fileEntry) bool {
 	}
 	now := c.now()
 	s, hash := c.shardFor(e.key)
+	if s == nil {
+		return false
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.put(hash, e.key, a, q, now-age, life, now, e.main)

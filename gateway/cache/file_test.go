@@ -27,7 +27,7 @@ func copied(t *testing.T, c *Cache, want int) *Cache {
 	if n, err := c.Save(); err != nil {
 		t.Fatal(n, err)
 	}
-	again := open(t, withFile(c.options.File))
+	again := open(t, withFile(c.options.Load().File))
 	if n, err := again.Load(); n != want || err != nil {
 		t.Fatalf("loaded %d, %v; want %d", n, err, want)
 	}
@@ -255,7 +255,9 @@ func TestRunSavesNowAndThenAndAtTheEnd(t *testing.T) {
 		}
 	})
 	none := open(t, nil)
-	if err := none.Run(t.Context()); err != nil {
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := none.Run(over); err != nil {
 		t.Error(err)
 	}
 }
@@ -267,7 +269,7 @@ func FuzzLoad(f *testing.F) {
 	if _, err := c.Save(); err != nil {
 		f.Fatal(err)
 	}
-	content, err := os.ReadFile(c.options.File)
+	content, err := os.ReadFile(c.options.Load().File)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -276,7 +278,7 @@ func FuzzLoad(f *testing.F) {
 		content = binary.BigEndian.AppendUint32(bytes.Clone(content), crc32.Checksum(content, castagnoli))
 		c := open(t, func(o *Options) { o.Size = minSize })
 		_ = readAll(bytes.NewReader(content), func(e fileEntry) { c.restore(e) })
-		c.shards[0].each(func(r record, _ bool) bool {
+		c.shards()[0].each(func(r record, _ bool) bool {
 			q, err := wire.KeyQuery(wire.AppendStoredKey(nil, r.bytes()))
 			if err != nil {
 				t.Fatal(err)
@@ -284,6 +286,6 @@ func FuzzLoad(f *testing.F) {
 			c.AppendStale(nil, q)
 			return true
 		})
-		c.shards[0].check(&testing.T{})
+		c.shards()[0].check(&testing.T{})
 	})
 }

@@ -35,8 +35,9 @@ func (c *Cache) FlushSubtree(name string) (int, error) {
 // one at a time.
 func (c *Cache) flush(concerns func(name []byte) bool) (flushed int) {
 	var room [wire.MaxKey]byte
-	for i := range c.shards {
-		s := &c.shards[i]
+	shards := c.shards()
+	for i := range shards {
+		s := &shards[i]
 		s.mu.Lock()
 		s.each(func(r record, _ bool) bool {
 			if concerns(wire.KeyName(wire.AppendStoredKey(room[:0], r.bytes()))) {
@@ -75,8 +76,9 @@ func (c *Cache) Show(name string) ([]Entry, error) {
 	}
 	var entries []Entry
 	var room [wire.MaxKey]byte
-	for i := range c.shards {
-		s := &c.shards[i]
+	shards := c.shards()
+	for i := range shards {
+		s := &shards[i]
 		s.mu.RLock()
 		now := c.now()
 		s.each(func(r record, _ bool) bool {

@@ -116,6 +116,21 @@ func (s *shard) put(hash uint32, key []byte, a wire.Answer, q wire.Query, stored
 	s.index.insert(hash, at)
 }
 
+// adopt takes a copy of a record of another shard, whose key is not here, if there
+// is room for it.
+func (s *shard) adopt(r record, hash uint32, main bool, now time.Duration) {
+	to := &s.probation
+	if main {
+		to = &s.main
+	}
+	if !s.makeRoom(to, len(r), now) {
+		return
+	}
+	own, at := to.push(len(r))
+	copy(own, r)
+	s.index.insert(hash, at)
+}
+
 // remove takes r out. Its memory is free when the end of the queue gets there.
 func (s *shard) remove(r record) {
 	s.index.remove(r.hash(), s.offsetOf(r))

@@ -67,10 +67,10 @@ func nothingGetsLostOrMixedUp(t *testing.T) {
 				c.Put(q, m.answer(q))
 			}
 			if i%5000 == 0 {
-				c.shards[0].check(t)
+				c.shards()[0].check(t)
 			}
 		}
-		c.shards[0].check(t)
+		c.shards()[0].check(t)
 		if u := c.Usage(); !raceEnabled && u.Evicted == 0 || u.Bytes > u.Size {
 			t.Errorf("usage %+v", u)
 		}
@@ -96,7 +96,7 @@ func TestAnswersOfAllSizesFollowEachOther(t *testing.T) {
 		if found == Nothing || string(reply) != string(a.AppendReply(nil, q, wire.Terms{})) {
 			t.Fatalf("%d records: found %d", len(records), found)
 		}
-		c.shards[0].check(t)
+		c.shards()[0].check(t)
 		if c.Usage().Answers != 1 {
 			t.Fatalf("usage %+v", c.Usage())
 		}
@@ -230,15 +230,15 @@ func TestACacheSizedInBytesHasThatMany(t *testing.T) {
 	for _, size := range []Size{1 << 20, 1<<20 + 12345, 3_000_000, 64 << 20, 1 << 30} {
 		c := open(t, func(o *Options) { o.Size = size })
 		total := 0
-		for i := range c.shards {
-			s := &c.shards[i]
+		for i := range c.shards() {
+			s := &c.shards()[i]
 			total += len(s.arena) + len(s.index.slots) + len(s.ghosts)
 			if len(s.probation.mem)%8 != 0 || len(s.main.mem)%8 != 0 {
 				t.Fatalf("%v: rings of %d and %d", size, len(s.probation.mem), len(s.main.mem))
 			}
 		}
-		if total > int(size) || total < int(size)*99/100 || len(c.shards)&(len(c.shards)-1) != 0 {
-			t.Errorf("%v: %d in %d shards", size, total, len(c.shards))
+		if total > int(size) || total < int(size)*99/100 || len(c.shards())&(len(c.shards())-1) != 0 {
+			t.Errorf("%v: %d in %d shards", size, total, len(c.shards()))
 		}
 		c.Close()
 	}

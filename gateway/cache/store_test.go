@@ -17,17 +17,17 @@ import (
 	"dotgate/gateway/wire"
 )
 
-// A store is what a cache can be made of. What follows measures ours beside
+// A candidate is what a cache can be made of. What follows measures ours beside
 // otter's, with all that a hit and an insertion take.
-type store interface {
+type candidate interface {
 	Append(dst []byte, q wire.Query) ([]byte, Found)
 	Put(q wire.Query, a wire.Answer)
 	Close()
 }
 
-func stores(t testing.TB, size Size) map[string]func() store {
-	return map[string]func() store{
-		"ours": func() store {
+func stores(t testing.TB, size Size) map[string]func() candidate {
+	return map[string]func() candidate{
+		"ours": func() candidate {
 			o := Defaults()
 			o.Size = size
 			c, err := New(o)
@@ -36,7 +36,7 @@ func stores(t testing.TB, size Size) map[string]func() store {
 			}
 			return c
 		},
-		"otter": func() store { return newOtterStore(size) },
+		"otter": func() candidate { return newOtterStore(size) },
 	}
 }
 
@@ -65,7 +65,10 @@ func newOtterStore(size Size) *otterStore {
 			return uint32(len(key) + e.answer.StoredLen() + otterOverhead)
 		},
 	})
-	return &otterStore{cache: c, epoch: time.Now(), terms: &Cache{options: Defaults(), shards: make([]shard, 1)}}
+	o, terms := Defaults(), new(Cache)
+	terms.options.Store(&o)
+	terms.store.Store(new(store))
+	return &otterStore{cache: c, epoch: time.Now(), terms: terms}
 }
 
 func (s *otterStore) Append(dst []byte, q wire.Query) ([]byte, Found) {
@@ -94,7 +97,7 @@ func (s *otterStore) Close() { s.cache.StopAllGoroutines() }
 func BenchmarkStores(b *testing.B) {
 	for name, open := range stores(b, 64<<20) {
 		const names = 10_000
-		fill := func(s store) {
+		fill := func(s candidate) {
 			m := newTemplate(b, 30)
 			for n := range uint64(names) {
 				q := m.number(n)
