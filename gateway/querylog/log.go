@@ -29,15 +29,20 @@ const (
 	flushEvery = time.Second
 )
 
-// A Log takes entries. All of its methods may be called on nil, which is what
-// there is when nothing is logged.
+// A Log takes entries.
 type Log struct {
-	o       Options
-	block   cipher.Block // of ipcrypt, or nil
+	rules   atomic.Pointer[rules]
 	entries chan *entry
 	free    chan *entry
 	turn    atomic.Uint64
 	counts  struct{ written, dropped, failed atomic.Uint64 }
+}
+
+// Rules are what may change while a Log writes. They never change; others take
+// their place.
+type rules struct {
+	Options
+	block cipher.Block // of ipcrypt, or nil
 }
 
 // An entry is what was asked and answered. It is used again and again.
@@ -54,9 +59,19 @@ type entry struct {
 	cutOff bool // the reply was longer
 }
 
-// New checks all options and returns a Log, nil if there is to be none. Run has to
-// be called for it to write.
+// New checks all options and returns a Log. Run has to be called for it to write;
+// without an output, it writes nothing.
 func New(o Options) (*Log, error) {
+	first, err := newRules(o)
+	if err != nil {
+		return nil, err
+	}
+	l := &Log{entries: make(chan *entry, waiting), free: make(chan *entry, waiting)}
+	l.rules.Store(first)
+	return l, nil
+}
+
+func newRules(o Options) (*rules, error) {
 	var problems []error
 	o.Check(func(option, problem string) {
 		problems = append(problems, fmt.Errorf("query_log.%s %s", option, problem))
@@ -64,20 +79,26 @@ func New(o Options) (*Log, error) {
 	if err := errors.Join(problems...); err != nil {
 		return nil, err
 	}
-	if o.Output == "" {
-		return nil, nil
-	}
-	l := &Log{o: o, entries: make(chan *entry, waiting), free: make(chan *entry, waiting)}
-	if o.Clients == "ipcrypt" {
+	r := &rules{Options: o}
+	if o.Output != "" && o.Clients == "ipcrypt" {
 		key, err := o.key()
 		if err != nil {
 			return nil, fmt.Errorf("query_log.key_file: %w", err)
 		}
-		if l.block, err = aes.NewCipher(key); err != nil {
+		if r.block, err = aes.NewCipher(key); err != nil {
 			return nil, fmt.Errorf("query_log.key_file: %w", err)
 		}
 	}
-	return l, nil
+	return r, nil
+}
+
+// Prepare gets other options ready. They take effect with the function that it
+// returns, for what has not been written by then too. On an error, nothing has
+// changed.
+func (l *Log) Prepare(o Options) (commit func(), err error) {
+	o.Log = l.rules.Load().Log
+	next, err := newRules(o)
+	return func() { l.rules.Store(next) }, err
 }
 
 // Note takes note of a reply to packet, which took so long; 0 if it could be had
@@ -86,7 +107,9 @@ func (l *Log) Note(client netip.AddrPort, via wire.Transport, packet, reply []by
 	if l == nil || len(reply) < 12 || len(packet) > packetMax {
 		return
 	}
-	if failed := wire.HeaderRCode(reply) == wire.ServFail; l.o.Sample > 1 && l.turn.Add(1)%uint64(l.o.Sample) != 0 && !failed {
+	now := l.rules.Load()
+	failed := wire.HeaderRCode(reply) == wire.ServFail
+	if now.Output == "" || now.Sample > 1 && l.turn.Add(1)%uint64(now.Sample) != 0 && !failed {
 		return
 	}
 	if len(l.entries) == waiting {
@@ -131,67 +154,89 @@ func (l *Log) Run(ctx context.Context) error {
 	if l == nil {
 		return nil
 	}
-	var out output
-	var notBefore time.Time
-	troubled := false
-	defer func() {
-		if out != nil {
-			out.close()
-		}
-	}()
+	w := writer{log: l}
+	defer w.close()
 	tick := time.NewTicker(flushEvery)
 	defer tick.Stop()
-	put := func(e *entry) {
-		defer l.release(e)
-		if out == nil && time.Now().Before(notBefore) {
-			l.counts.failed.Add(1)
-			return
-		}
-		var err error
-		if out == nil {
-			out, err = l.open()
-		}
-		if err == nil {
-			err = out.put(l.anonymous(e))
-		}
-		if err == nil {
-			l.counts.written.Add(1)
-			if troubled {
-				l.o.logger().Info("the query log is written again", "output", l.o.Output)
-			}
-			troubled = false
-			return
-		}
-		l.counts.failed.Add(1)
-		if out != nil {
-			out.close()
-			out = nil
-		}
-		notBefore = time.Now().Add(retry)
-		if !troubled {
-			l.o.logger().Warn("the query log can't be written (query_log.output)", "output", l.o.Output, "error", err)
-		}
-		troubled = true
-	}
 	for {
 		select {
 		case e := <-l.entries:
-			put(e)
+			w.put(e)
 		case <-tick.C:
-			if out != nil {
-				out.flush() // an error comes again with the next entry
+			w.follow()
+			if w.out != nil {
+				w.out.flush() // an error comes again with the next entry
 			}
 		case <-ctx.Done():
 			for {
 				select {
 				case e := <-l.entries:
-					put(e)
+					w.put(e)
 				default:
 					return nil
 				}
 			}
 		}
 	}
+}
+
+// A writer writes entries to the output that the rules of the moment have.
+type writer struct {
+	log       *Log
+	rules     *rules
+	out       output // or nil
+	notBefore time.Time
+	troubled  bool // which was told
+}
+
+// follow leaves the output if there are other rules now.
+func (w *writer) follow() {
+	if now := w.log.rules.Load(); now != w.rules {
+		w.close()
+		w.rules, w.notBefore, w.troubled = now, time.Time{}, false
+	}
+}
+
+func (w *writer) close() {
+	if w.out != nil {
+		w.out.close()
+		w.out = nil
+	}
+}
+
+func (w *writer) put(e *entry) {
+	l := w.log
+	defer l.release(e)
+	w.follow()
+	if w.rules.Output == "" {
+		return // there was one when it came
+	}
+	if w.out == nil && time.Now().Before(w.notBefore) {
+		l.counts.failed.Add(1)
+		return
+	}
+	var err error
+	if w.out == nil {
+		w.out, err = w.rules.open()
+	}
+	if err == nil {
+		err = w.out.put(w.rules.anonymous(e))
+	}
+	if err == nil {
+		l.counts.written.Add(1)
+		if w.troubled {
+			w.rules.logger().Info("the query log is written again", "output", w.rules.Output)
+		}
+		w.troubled = false
+		return
+	}
+	l.counts.failed.Add(1)
+	w.close()
+	w.notBefore = time.Now().Add(retry)
+	if !w.troubled {
+		w.rules.logger().Warn("the query log can't be written (query_log.output)", "output", w.rules.Output, "error", err)
+	}
+	w.troubled = true
 }
 
 func (l *Log) release(e *entry) {
@@ -202,13 +247,13 @@ func (l *Log) release(e *entry) {
 }
 
 // anonymous returns e with its client as the options want it.
-func (l *Log) anonymous(e *entry) *entry {
+func (r *rules) anonymous(e *entry) *entry {
 	addr := e.client.Addr().Unmap().WithZone("")
-	switch l.o.Clients {
+	switch r.Clients {
 	case "full":
 		e.client = netip.AddrPortFrom(addr, e.client.Port())
 	case "ipcrypt":
-		e.client = netip.AddrPortFrom(encrypt(l.block, addr), 0)
+		e.client = netip.AddrPortFrom(encrypt(r.block, addr), 0)
 	case "prefix":
 		bits := 48
 		if addr.Is4() {

@@ -176,8 +176,7 @@ func TestFilesAreRenamedWhenTheyAreLong(t *testing.T) {
 	for _, format := range []string{"json", "dnstap"} {
 		o := Defaults()
 		o.Output, o.Format, o.MaxSize, o.Keep = filepath.Join(t.TempDir(), "queries.log"), format, 3000, 2
-		l := &Log{o: o}
-		out, err := l.open()
+		out, err := (&rules{Options: o}).open()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -287,4 +286,60 @@ func TestOptionsThatCanNotBe(t *testing.T) {
 	f(func(o *Options) { o.Clients = "some" }, `clients "some" does not exist`)
 	f(func(o *Options) { o.Clients = "ipcrypt" }, "key_file is needed with clients: ipcrypt")
 	f(func(o *Options) { o.MaxSize = 10 }, "max_size must be 1000000 or more")
+}
+
+func TestOtherRulesHoldForWhatIsNotWrittenYet(t *testing.T) {
+	t.Parallel()
+	o := Defaults()
+	o.Log = slog.New(slog.DiscardHandler)
+	l, err := New(o) // without an output
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- l.Run(ctx) }()
+	note(t, l, client, "nowhere.example.com", wire.NoError, 0)
+	follow := func(output, clients string) {
+		t.Helper()
+		next := Defaults()
+		next.Output, next.Clients = output, clients
+		commit, err := l.Prepare(next)
+		if err != nil {
+			t.Fatal(err)
+		}
+		commit()
+	}
+	dir := t.TempDir()
+	first, second := filepath.Join(dir, "first.log"), filepath.Join(dir, "second.log")
+	follow(first, "full")
+	note(t, l, client, "one.example.com", wire.NoError, 0)
+	for l.Counts().Written < 1 && t.Context().Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	follow(second, "none")
+	note(t, l, client, "two.example.com", wire.NoError, 0)
+	for l.Counts().Written < 2 && t.Context().Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	follow("", "none")
+	note(t, l, client, "nowhere.example.com", wire.NoError, 0)
+	bad := Defaults()
+	bad.Output, bad.Clients = first, "ipcrypt" // without a key
+	if _, err := l.Prepare(bad); err == nil || !strings.Contains(err.Error(), "query_log.key_file") {
+		t.Errorf("got %v", err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	for file, want := range map[string]string{first: "one.example.com", second: "two.example.com"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lines := strings.Count(string(text), "\n"); lines != 1 || !strings.Contains(string(text), want) || strings.Contains(string(text), client.Addr().String()) != (file == first) {
+			t.Errorf("%s: %s", file, text)
+		}
+	}
 }

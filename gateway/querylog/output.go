@@ -20,15 +20,15 @@ type output interface {
 	close()
 }
 
-func (l *Log) open() (output, error) {
-	if path, socket := strings.CutPrefix(l.o.Output, "unix:"); socket {
+func (r *rules) open() (output, error) {
+	if path, socket := strings.CutPrefix(r.Output, "unix:"); socket {
 		return dialTap(path)
 	}
-	f, err := openFile(l.o)
+	f, err := openFile(r.Options)
 	if err != nil {
 		return nil, err
 	}
-	if l.o.Format == "dnstap" {
+	if r.Format == "dnstap" {
 		return newTapFile(f)
 	}
 	return &jsonOutput{f}, nil
