@@ -93,14 +93,12 @@ type messageHeader struct {
 	len uint32 // of what was read or written
 }
 
-// newBatchConn returns one over conn. If more packets a second come than gatherAbove,
-// they may wait for each other; 0 means that they never do.
-func newBatchConn(conn *net.UDPConn, gatherAbove int) (*batchConn, error) {
+func newBatchConn(conn *net.UDPConn) (*batchConn, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	b := &batchConn{raw: raw, gather: gatherer{above: float64(gatherAbove)}}
+	b := &batchConn{raw: raw}
 	b.recv = b.receive
 	b.send = func(fd uintptr) bool { return b.call(unix.SYS_SENDMMSG, fd) }
 	err = raw.Control(func(fd uintptr) {
@@ -109,6 +107,9 @@ func newBatchConn(conn *net.UDPConn, gatherAbove int) (*batchConn, error) {
 	})
 	return b, err
 }
+
+// gatherAbove has packets wait for each other if more of them come a second.
+func (b *batchConn) gatherAbove(rate int) { b.gather.above = float64(rate) }
 
 // call makes a system call. It reports false if it would have had to wait. As it
 // never does, the scheduler need not know: told, it would lend this processor to

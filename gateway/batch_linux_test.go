@@ -21,7 +21,7 @@ func packetSocket(t *testing.T, addr string) (*net.UDPConn, *batchConn) {
 	}
 	t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(patience))
-	b, err := newBatchConn(conn, 0)
+	b, err := newBatchConn(conn)
 	if err != nil {
 		t.Fatal(err)
 	}

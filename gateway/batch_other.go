@@ -23,7 +23,9 @@ func (p *peer) addrPort() netip.AddrPort { return p.name }
 // calls for many.
 type batchConn struct{ conn *net.UDPConn }
 
-func newBatchConn(conn *net.UDPConn, _ int) (*batchConn, error) { return &batchConn{conn}, nil }
+func newBatchConn(conn *net.UDPConn) (*batchConn, error) { return &batchConn{conn}, nil }
+
+func (b *batchConn) gatherAbove(int) {}
 
 func (b *batchConn) read(in []datagram, handle func([]datagram) (more bool)) error {
 	for more := true; more; {

@@ -101,7 +101,7 @@ func BenchmarkHit(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer client.Close()
-			packets, err := newBatchConn(client, 0)
+			packets, err := newBatchConn(client)
 			if err != nil {
 				b.Fatal(err)
 			}

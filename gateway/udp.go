@@ -97,9 +97,9 @@ func adoptUDPSocket(g *Gateway, conn *net.UDPConn, v6 bool, addr netip.AddrPort)
 	}
 	s := &udpSocket{gateway: g, conn: conn}
 	var err error
-	s.batch, err = newBatchConn(conn, g.options.GatherAbove)
+	s.batch, err = newBatchConn(conn)
 	if err == nil {
-		s.late.conn, err = newBatchConn(conn, 0)
+		s.late.conn, err = newBatchConn(conn)
 	}
 	if err != nil {
 		conn.Close()
@@ -149,6 +149,7 @@ func (s *udpSocket) readLoop(ctx, work context.Context) {
 			failing.over()
 			s.tally.received.Add(uint64(len(in)))
 			s.handle(work, in)
+			s.batch.gatherAbove(s.gateway.now().GatherAbove) // which may change
 			return true
 		})
 		switch {
