@@ -62,7 +62,7 @@ type Balancer struct {
 	doubts  bucket
 	turn    atomic.Uint64 // counts queries, for policies and for who may try a dead member
 	broken  names
-	timers  sync.Pool
+	alarms  sync.Pool    // of *alarm
 	lastTry atomic.Int64 // in Unix nanoseconds
 	counts  counters
 }
@@ -134,24 +134,42 @@ func (b *Balancer) Replace(candidates []Candidate, o Options) error {
 	return nil
 }
 
-// Exchange asks as many members as it takes, and returns the best answer. It
-// blocks until there is one, nobody can be expected to answer any more, ctx is
-// done, or its deadline has come, be it done or not. Attempts that it leaves
-// behind end by themselves.
-func (b *Balancer) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
-	r := b.newRace(ctx, q)
-	a, err := r.run()
-	if err != nil || len(r.all) > 1 {
-		b.tell(r, a, err)
-	}
+// Ask asks as many members as it takes, and has done called once with the best
+// answer: when there is one, when nobody can be expected to answer any more, or at
+// the deadline; there is none if that is zero. It doesn't block, and neither may
+// done, which may be called before Ask returns. Q is kept for as long as members
+// keep it: attempts that are left behind end by themselves.
+func (b *Balancer) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
+	b.newRace(q, deadline, done).run()
+}
+
+// Exchange is Ask for those who wait. It returns when ctx is done.
+func (b *Balancer) Exchange(ctx context.Context, q wire.Query) (a wire.Answer, err error) {
+	deadline, _ := ctx.Deadline()
+	over := make(chan struct{})
+	r := b.newRace(q, deadline, func(answer wire.Answer, e error) {
+		a, err = answer, e
+		close(over)
+	})
+	r.runUntil(ctx, over)
 	return a, err
 }
 
-func (b *Balancer) newRace(ctx context.Context, q wire.Query) *race {
-	r := &race{balancer: b, ctx: ctx, query: q, begin: time.Now()}
-	r.deadline, _ = ctx.Deadline()
+// runUntil runs the race, whose done closes over, until that or ctx is done.
+func (r *race) runUntil(ctx context.Context, over <-chan struct{}) {
+	r.run()
+	select {
+	case <-over:
+	case <-ctx.Done():
+		r.news(func() { r.left = context.Cause(ctx) })
+		<-over
+	}
+}
+
+func (b *Balancer) newRace(q wire.Query, deadline time.Time, done func(wire.Answer, error)) *race {
+	r := &race{balancer: b, query: q, deadline: deadline, done: done, begin: time.Now()}
 	r.order = b.order(r.room.order[:0], q)
-	r.open, r.all = r.room.open[:0], r.room.all[:0]
+	r.open, r.all, r.ended = r.room.open[:0], r.room.all[:0], r.room.ended[:0]
 	r.asked = append(r.room.asked[:0], make([]int8, len(r.order))...)
 	return r
 }
@@ -163,12 +181,12 @@ type counters struct {
 
 // Counts are totals since New.
 type Counts struct {
-	Queries  uint64 // Exchange was called
+	Queries  uint64 // Ask or Exchange was called
 	Attempts uint64 // members asked
 	Hedges   uint64 // of these: because an answer took long
 	Retries  uint64 // of these: because an attempt failed
 	Seconds  uint64 // of these: for a second opinion on an error
-	Failures uint64 // Exchange returned an error
+	Failures uint64 // there was no answer
 }
 
 // Counts returns the totals.

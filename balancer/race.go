@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"dotgate/gateway/wire"
@@ -42,24 +45,34 @@ const (
 	lookAgain = 10 * time.Millisecond
 )
 
-// A race is one query, asked of one member after the other until one wins.
+// A race is one query, asked of one member after the other until one wins. It has
+// no goroutine: whoever brings news of it takes the next step, one at a time.
 type race struct {
 	balancer *Balancer
-	ctx      context.Context
 	query    wire.Query
+	done     func(wire.Answer, error)
+	explain  context.Context // takes what members tell of what they do; or nil
 	begin    time.Time
 	deadline time.Time // the client's; zero if it has none
+	nobody   bool      // is up
 	order    []*member
 	asked    []int8        // how often each of order was
 	keenest  time.Duration // the least patience anybody deserves
 	grace    time.Duration // see hopeless
-	results  chan *attempt // as many places as there can be attempts
-	all      []*attempt    // as they began
+	alarm    *alarm
+	all      []*attempt // as they began
 	open     []*attempt
 	weak     []*attempt // those whose answer was an error
 	problems []error
+	over     bool // done was called
 
-	explained bool // somebody wants to know how it goes
+	// mu guards the news. It is not held while anything is done about them, which
+	// may bring more.
+	mu    sync.Mutex
+	busy  bool       // somebody takes steps
+	ended []*attempt // and not settled yet
+	rang  bool       // the alarm
+	left  error      // why nobody waits any more, or nil
 
 	// Room for what nearly every race needs, so that it is made in one piece.
 	room struct {
@@ -68,6 +81,7 @@ type race struct {
 		first attempt
 		open  [2]*attempt
 		all   [2]*attempt
+		ended [1]*attempt
 	}
 }
 
@@ -110,72 +124,166 @@ func (e *Error) EDE() wire.EDE {
 	return wire.EDE{Code: wire.EDENoReachable, Text: "no upstream answered"}
 }
 
-func (r *race) run() (wire.Answer, error) {
+// run begins the race, and takes all steps for which there is no need to wait.
+func (r *race) run() {
+	r.busy = true
+	r.step(r.ready)
+	r.proceed()
+}
+
+// proceed takes a step for each news, until there are none.
+func (r *race) proceed() {
+	for {
+		r.mu.Lock()
+		var a *attempt
+		rang, left := r.rang, r.left
+		switch {
+		case len(r.ended) > 0:
+			a = r.ended[0]
+			r.ended = slices.Delete(r.ended, 0, 1)
+		case rang || left != nil:
+			r.rang, r.left = false, nil
+		default:
+			r.busy = false
+			r.mu.Unlock()
+			return
+		}
+		r.mu.Unlock()
+		switch {
+		case r.over:
+		case a != nil:
+			r.step(func() { r.settled(a) })
+		case left != nil:
+			r.step(func() { r.leave(left) })
+		default:
+			r.step(r.look)
+		}
+	}
+}
+
+// news has note put down what happened, and takes the steps that it makes necessary
+// unless somebody is at it.
+func (r *race) news(note func()) {
+	r.mu.Lock()
+	note()
+	busy := r.busy
+	r.busy = true
+	r.mu.Unlock()
+	if !busy {
+		r.proceed()
+	}
+}
+
+// step takes one. A panic ends this race, and nobody else's.
+func (r *race) step(f func()) {
+	defer func() {
+		if v := recover(); v != nil {
+			r.balancer.log.Error("BUG: a query caused a panic", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+			if !r.over {
+				r.finish(wire.Answer{}, errCrashed)
+			}
+		}
+	}()
+	f()
+}
+
+// ready asks the first member, or all of them if none is up.
+func (r *race) ready() {
 	b := r.balancer
 	b.counts.queries.Add(1)
 	b.hedges.earn()
 	b.retries.earn()
 	b.doubts.earn()
-	nobody := !r.order[0].Up()
-	if nobody && !b.mayTry() {
-		return r.fail()
+	r.nobody = !r.order[0].Up()
+	if r.nobody && !b.mayTry() {
+		r.fail()
+		return
 	}
-	r.results = make(chan *attempt, 2*len(r.order))
 	r.keenest = keenest(r.order)
 	r.start(r.order[0], First)
-	if nobody { // whoever is back first
+	if r.nobody { // whoever is back first
 		for _, m := range r.order[1:] {
 			r.start(m, Outage)
 		}
 	}
-	timer := b.newTimer(r.wait(nobody))
-	defer b.putTimer(timer)
-	for {
-		select {
-		case a := <-r.results:
-			if answer, done := r.settle(a); done {
-				return answer, nil
-			}
-			if len(r.open) == 0 || r.hopeless(nobody) {
-				return r.fail()
-			}
-			timer.Reset(r.wait(nobody))
-		case <-timer.C:
-			if r.late() {
-				return r.leave(context.DeadlineExceeded)
-			}
-			if r.hopeless(nobody) {
-				return r.fail()
-			}
-			r.hedge()
-			timer.Reset(r.wait(nobody))
-		case <-r.ctx.Done():
-			return r.leave(context.Cause(r.ctx))
-		}
+	r.alarm = b.newAlarm(r)
+	r.alarm.timer.Reset(r.wait())
+}
+
+// settled goes on after an attempt that ended.
+func (r *race) settled(a *attempt) {
+	if answer, won := r.settle(a); won {
+		r.finish(answer, nil)
+		return
+	}
+	if len(r.open) == 0 || r.hopeless() {
+		r.fail()
+		return
+	}
+	r.alarm.timer.Reset(r.wait())
+}
+
+// look does what time makes necessary.
+func (r *race) look() {
+	switch {
+	case r.late():
+		r.leave(context.DeadlineExceeded)
+	case r.hopeless():
+		r.fail()
+	default:
+		r.hedge()
+		r.alarm.timer.Reset(r.wait())
 	}
 }
 
-// newTimer returns a timer out of those whose races are over.
-func (b *Balancer) newTimer(d time.Duration) *time.Timer {
-	if t, ok := b.timers.Get().(*time.Timer); ok {
-		t.Reset(d)
-		return t
+// finish ends the race.
+func (r *race) finish(a wire.Answer, err error) {
+	r.over = true
+	if r.alarm != nil {
+		r.balancer.putAlarm(r.alarm)
 	}
-	return time.NewTimer(d)
+	if err != nil || len(r.all) > 1 {
+		r.balancer.tell(r, a, err)
+	}
+	r.done(a, err)
 }
 
-func (b *Balancer) putTimer(t *time.Timer) {
-	t.Stop()
-	b.timers.Put(t)
+// An alarm wakes a race up. It is used for one after the other, as timers are dear.
+type alarm struct {
+	timer *time.Timer
+	race  atomic.Pointer[race]
+}
+
+func (b *Balancer) newAlarm(r *race) *alarm {
+	a, ok := b.alarms.Get().(*alarm)
+	if !ok {
+		a = new(alarm)
+		a.timer = time.AfterFunc(time.Hour, a.ring)
+	}
+	a.race.Store(r)
+	return a
+}
+
+func (b *Balancer) putAlarm(a *alarm) {
+	a.race.Store(nil)
+	a.timer.Stop()
+	b.alarms.Put(a)
+}
+
+// ring may come late, and wake up the next race: it looks at the clock anyway.
+func (a *alarm) ring() {
+	if r := a.race.Load(); r != nil {
+		r.news(func() { r.rang = true })
+	}
 }
 
 // late reports whether the client's time is over.
 func (r *race) late() bool { return !r.deadline.IsZero() && !time.Now().Before(r.deadline) }
 
 // leave ends the race because nobody waits for it any more.
-func (r *race) leave(why error) (wire.Answer, error) {
+func (r *race) leave(why error) {
 	r.problems = append(r.problems, fmt.Errorf("%v: %w", r.query, why))
-	return r.fail()
+	r.fail()
 }
 
 // start asks m.
@@ -189,8 +297,8 @@ func (r *race) start(m *member, why Reason) {
 	r.open, r.all = append(r.open, a), append(r.all, a)
 	m.outstanding.Add(1)
 	r.balancer.counts.attempts.Add(1)
-	if r.explained {
-		m.askFor(r.ctx, r.query, a.end)
+	if r.explain != nil {
+		m.askFor(r.explain, r.query, a.end)
 		return
 	}
 	m.Ask(r.query, a.end)
@@ -203,7 +311,7 @@ func (a *attempt) end(answer wire.Answer, err error) {
 	if !errors.Is(err, context.DeadlineExceeded) { // it ended by itself
 		a.member.losses.add(err != nil)
 	}
-	a.race.results <- a
+	a.race.news(func() { a.race.ended = append(a.race.ended, a) })
 }
 
 // other returns the member to ask next among those that were not asked, or nil.
@@ -340,17 +448,17 @@ func (r *race) despair() time.Duration {
 }
 
 // wait returns how long to wait before something is to be done.
-func (r *race) wait(nobody bool) time.Duration {
-	wait := r.patienceLeft(nobody)
+func (r *race) wait() time.Duration {
+	wait := r.patienceLeft()
 	if r.deadline.IsZero() {
 		return wait
 	}
 	return min(wait, time.Until(r.deadline))
 }
 
-func (r *race) patienceLeft(nobody bool) time.Duration {
+func (r *race) patienceLeft() time.Duration {
 	elapsed := time.Since(r.begin)
-	if nobody {
+	if r.nobody {
 		return max(resigned-elapsed, 0)
 	}
 	rest := r.despair() - elapsed
@@ -367,9 +475,9 @@ func (r *race) patienceLeft(nobody bool) time.Duration {
 // hopeless reports whether to give up: there has been no sign of life for too
 // long from anybody who was or could be asked, or just an error. When this process
 // itself had no time to look, it takes another while: signs may lie unread.
-func (r *race) hopeless(nobody bool) bool {
+func (r *race) hopeless() bool {
 	elapsed := time.Since(r.begin)
-	if nobody {
+	if r.nobody {
 		return elapsed >= resigned
 	}
 	over := elapsed - r.despair() - r.grace
@@ -451,10 +559,11 @@ func (r *race) well() (n int) {
 	return n
 }
 
-// fail returns the best there is: an error with its explanation, or ours.
-func (r *race) fail() (wire.Answer, error) {
+// fail ends the race with the best there is: an error with its explanation, or ours.
+func (r *race) fail() {
 	if len(r.weak) > 0 {
-		return r.weak[0].answer, nil
+		r.finish(r.weak[0].answer, nil)
+		return
 	}
 	r.balancer.counts.failures.Add(1)
 	for _, a := range r.open {
@@ -463,7 +572,10 @@ func (r *race) fail() (wire.Answer, error) {
 	if len(r.problems) == 0 {
 		r.problems = append(r.problems, errNobody)
 	}
-	return wire.Answer{}, &Error{Problems: r.problems}
+	r.finish(wire.Answer{}, &Error{Problems: r.problems})
 }
 
-var errNobody = errors.New("every upstream is down")
+var (
+	errNobody  = errors.New("every upstream is down")
+	errCrashed = errors.New("BUG: panic")
+)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -264,7 +265,7 @@ func TestAMachineThatIsTooBusyToLookHasNotSeenSilence(t *testing.T) {
 			r := race{balancer: b, begin: time.Now(), order: b.roster.Load().members}
 			for _, d := range after {
 				time.Sleep(d) // fake time
-				hopeless = append(hopeless, r.hopeless(false))
+				hopeless = append(hopeless, r.hopeless())
 			}
 			return hopeless
 		}
@@ -358,5 +359,25 @@ func TestHedgesOfHealthyMembersAreBounded(t *testing.T) {
 			t.Errorf("%d hedges for %d queries, want at most %d", got, queries, limit)
 		}
 		time.Sleep(2 * 5 * time.Second)
+	})
+}
+
+// crashing is a member with a bug.
+type crashing struct{ *fake }
+
+func (crashing) Ask(wire.Query, func(wire.Answer, error)) { panic("oops") }
+
+func TestAPanicEndsOneQueryOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &journal{}
+		b, err := New([]Candidate{{Member: crashing{parseFake("a 10ms", j)}}}, Options{Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if _, err := b.Exchange(t.Context(), query(t, "example.com")); !errors.Is(err, errCrashed) {
+				t.Errorf("got %v", err)
+			}
+		}
 	})
 }

@@ -1,15 +1,15 @@
 package balancer
 
 import (
-	"context"
 	"fmt"
+	"time"
 
 	"dotgate/gateway/wire"
 )
 
 // A Resolver answers queries, as a Balancer does.
 type Resolver interface {
-	Exchange(ctx context.Context, q wire.Query) (wire.Answer, error)
+	Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error))
 }
 
 // A Router has the queries for some names answered by a Resolver of their own.
@@ -37,11 +37,12 @@ func NewRouter(rest Resolver, routes map[string]Resolver) (*Router, error) {
 	return r, nil
 }
 
-// Exchange asks the Resolver that the name in q is for.
-func (r *Router) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
+// Ask asks the Resolver that the name in q is for.
+func (r *Router) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
 	var room [wire.MaxKey]byte
 	if resolver, _, ok := r.routes.Find(q.AppendName(room[:0])); ok {
-		return resolver.Exchange(ctx, q)
+		resolver.Ask(q, deadline, done)
+		return
 	}
-	return r.rest.Exchange(ctx, q)
+	r.rest.Ask(q, deadline, done)
 }

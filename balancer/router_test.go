@@ -1,9 +1,9 @@
 package balancer
 
 import (
-	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"dotgate/gateway/wire"
 )
@@ -11,8 +11,8 @@ import (
 // named is a resolver that tells its name by failing.
 type named string
 
-func (n named) Exchange(context.Context, wire.Query) (wire.Answer, error) {
-	return wire.Answer{}, errors.New(string(n))
+func (n named) Ask(_ wire.Query, _ time.Time, done func(wire.Answer, error)) {
+	done(wire.Answer{}, errors.New(string(n)))
 }
 
 func TestTheLongestRouteWins(t *testing.T) {
@@ -28,9 +28,11 @@ func TestTheLongestRouteWins(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.Exchange(t.Context(), q); err.Error() != want {
-			t.Errorf("%s: got %v, want %s", name, err, want)
-		}
+		r.Ask(q, time.Time{}, func(_ wire.Answer, err error) {
+			if err.Error() != want {
+				t.Errorf("%s: got %v, want %s", name, err, want)
+			}
+		})
 	}
 	f("corp.example", "corp")
 	f("WWW.CORP.example", "corp")

@@ -93,7 +93,7 @@ func (r *race) story(a wire.Answer, err error) Story {
 	}
 	for _, a := range r.all {
 		told := AttemptStory{Name: a.member.String(), Reason: a.reason, After: a.began.Sub(r.begin), Ended: a.ended}
-		if a.ended { // else its goroutine may be writing what follows
+		if a.ended { // else somebody may be writing what follows
 			told.Took, told.Err = a.took, a.err
 			if a.err == nil {
 				told.RCode = a.answer.RCode()
@@ -130,11 +130,17 @@ func (b *Balancer) Candidates() []CandidateStory {
 
 // Explain is Exchange that always tells its story. Members that can tell more
 // themselves do so to what is in ctx.
-func (b *Balancer) Explain(ctx context.Context, q wire.Query) (wire.Answer, Story) {
-	r := b.newRace(ctx, q)
-	r.explained = true
-	a, err := r.run()
-	return a, r.story(a, err)
+func (b *Balancer) Explain(ctx context.Context, q wire.Query) (a wire.Answer, s Story) {
+	deadline, _ := ctx.Deadline()
+	over := make(chan struct{})
+	var r *race
+	r = b.newRace(q, deadline, func(answer wire.Answer, err error) {
+		a, s = answer, r.story(answer, err)
+		close(over)
+	})
+	r.explain = ctx
+	r.runUntil(ctx, over)
+	return a, s
 }
 
 // askFor asks m, which tells what it does to what is in ctx, if it can.

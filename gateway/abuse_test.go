@@ -151,7 +151,7 @@ func checkStream(t *testing.T, g *Gateway, stream []byte, size int) {
 	var count tally
 	c := newConnection(g, &pipe{Conn: ours, opened: time.Now()}, &count)
 	var serving sync.WaitGroup
-	serving.Go(func() { c.serve(t.Context(), t.Context()) })
+	serving.Go(func() { c.serve(t.Context()) })
 	serving.Go(func() {
 		defer theirs.Close()
 		replies := &dns.Conn{Conn: theirs}

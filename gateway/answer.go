@@ -31,7 +31,7 @@ const (
 // wait, doesn't allocate and starts no goroutine: it runs in the read loops.
 //
 // If the next step is ask, q borrows packet, and the caller hands its clone to
-// answerLater and then gives the slot back. If it is sendAndRenew, the caller
+// answerLater, in a waiter that has the slot. If it is sendAndRenew, the caller
 // hands the clone to renew.
 func (g *Gateway) answerNow(dst, packet []byte, from *client, t *tally) (reply []byte, q wire.Query, next step) {
 	defer func() {
@@ -83,11 +83,37 @@ func (g *Gateway) answerNow(dst, packet []byte, from *client, t *tally) (reply [
 	return q.AppendError(dst, wire.ServFail, wire.EDE{Text: "too many queries under way"}), q, send
 }
 
-// answerLater appends the reply to q, which is a clone: the Resolver's answer,
-// or else a stale one, or else an error. It waits for Options.Timeout at the
-// most, or until work is done; for no longer than the cache's patience if there
-// is a stale answer.
-func (g *Gateway) answerLater(work context.Context, dst []byte, q wire.Query, from netip.Addr, t *tally) (reply []byte) {
+// answerLater has the client get its reply: the Resolver's answer, or else a stale
+// one, or else an error. That takes Options.Timeout at the most, or until the
+// gateway stops; no longer than the cache's patience if there is a stale answer. It
+// doesn't block; w is the gateway's from now on.
+func (g *Gateway) answerLater(w *waiter) {
+	w.began = time.Now()
+	w.deadline = w.began.Add(g.now().Timeout)
+	g.fetch(w)
+}
+
+// conclude has w's client get its reply, unless it did.
+func (g *Gateway) conclude(w *waiter, l *landing) {
+	if !w.answered.CompareAndSwap(false, true) {
+		return
+	}
+	if timer := w.patience.Load(); timer != nil {
+		timer.Stop()
+	}
+	message := buffers.Get().(*[]byte)
+	*message = g.appendReply((*message)[:0], w, l)
+	w.tally.waited.since(w.began)
+	w.client.reply(w, message)
+	if w.slot.Swap(false) {
+		g.slots.release()
+	}
+}
+
+// appendReply appends the reply that l makes, or else the stale answer that the
+// cache has.
+func (g *Gateway) appendReply(dst []byte, w *waiter, l *landing) (reply []byte) {
+	q, t := w.query, w.tally
 	defer func() {
 		if v := recover(); v != nil {
 			g.panics.report(v)
@@ -95,24 +121,19 @@ func (g *Gateway) answerLater(work context.Context, dst []byte, q wire.Query, fr
 			reply = q.AppendError(dst, wire.ServFail, wire.EDE{Text: "internal error"})
 		}
 	}()
-	defer t.waited.since(time.Now())
-	f := g.fetch(work, q, t)
 	// An error is no better than none (RFC 8767 section 5: only NOERROR and
 	// NXDOMAIN renew what is known).
-	if f == nil || f.err != nil || f.answer.Kind() == wire.Failure {
+	if !l.answered() {
 		if reply, found := g.cache.AppendStale(dst, q); found != cache.Nothing {
 			t.cached(reply[len(dst):], found)
 			return reply
 		}
 	}
-	switch {
-	case f == nil:
-		return g.appendFailure(dst, q, context.DeadlineExceeded, from, t)
-	case f.err != nil:
-		return g.appendFailure(dst, q, f.err, from, t)
+	if l.err != nil {
+		return g.appendFailure(dst, q, l.err, w.from, t)
 	}
-	t.answered(f.answer.RCode())
-	return f.answer.AppendReply(dst, q, f.terms)
+	t.answered(l.answer.RCode())
+	return l.answer.AppendReply(dst, q, l.terms)
 }
 
 // appendFailure appends the reply to q that err makes necessary.

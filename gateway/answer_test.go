@@ -27,7 +27,7 @@ func TestFailureIsServfailWithReason(t *testing.T) {
 		return func(context.Context, wire.Query) (wire.Answer, error) { return wire.Answer{}, err }
 	}
 	for name, test := range map[string]struct {
-		resolver resolver
+		resolver Resolver
 		outcome  Outcome
 		code     wire.EDECode
 		text     string
@@ -36,7 +36,7 @@ func TestFailureIsServfailWithReason(t *testing.T) {
 		"explained": {fail(fmt.Errorf("asked: %w", explainedError{})), Failed, wire.EDEProhibited, "not here"},
 		"nothing":   {fail(nil), Failed, wire.EDENoReachable, "no upstream answered"},
 		"silence":   {silent, TimedOut, wire.EDENoReachable, "no upstream answered in time"},
-		"panic":     {func(context.Context, wire.Query) (wire.Answer, error) { panic("oops") }, Crashed, wire.EDEOther, "internal error"},
+		"panic":     {crashing{}, Crashed, wire.EDEOther, "internal error"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			eachTransport(t, func(t *testing.T, network string) {
@@ -89,7 +89,7 @@ func TestPanicIsLoggedOnceWithItsStack(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer
 	var mu sync.Mutex
-	g, stop := start(t, resolver(func(context.Context, wire.Query) (wire.Answer, error) { panic("oops") }),
+	g, stop := start(t, crashing{},
 		Options{Log: slog.New(slog.NewTextHandler(writerFunc(func(p []byte) (int, error) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -101,7 +101,7 @@ func TestPanicIsLoggedOnceWithItsStack(t *testing.T) {
 	}
 	stop()
 	text := log.String()
-	if strings.Count(text, "oops") != 1 || !strings.Contains(text, "TestPanicIsLoggedOnceWithItsStack") {
+	if strings.Count(text, "oops") != 1 || !strings.Contains(text, "crashing.Ask") {
 		t.Errorf("logged: %s", text)
 	}
 }

@@ -39,9 +39,8 @@ type house struct {
 	*testing.T
 	*Gateway
 	asked   atomic.Int64 // exchanges so far
-	resolve atomic.Pointer[resolver]
+	resolve atomic.Pointer[Resolver]
 	tally   tally
-	work    context.Context
 }
 
 // inHouse runs f, with a Resolver that works until f changes it.
@@ -54,19 +53,15 @@ func inHouse(t *testing.T, o Options, f func(h *house)) {
 			o.Cache = newCache(t, nil)
 		}
 		o.Log = slog.New(slog.DiscardHandler)
-		g, err := New(resolver(func(ctx context.Context, q wire.Query) (wire.Answer, error) {
-			h.asked.Add(1)
-			return (*h.resolve.Load())(ctx, q)
-		}), o)
+		g, err := New(h, o)
 		if err != nil {
 			t.Fatal(err)
 		}
-		var abandon func()
 		h.Gateway = g
-		h.work, abandon = context.WithCancel(t.Context())
 		f(h)
-		abandon()
-		g.behind.Wait()
+		g.abandon()
+		time.Sleep(g.now().Timeout) // until the Resolver is done, too
+		synctest.Wait()
 		if n := g.slots.taken.Load(); n != 0 {
 			t.Errorf("%d slots are taken", n)
 		}
@@ -76,7 +71,27 @@ func inHouse(t *testing.T, o Options, f func(h *house)) {
 	})
 }
 
-func (h *house) becomes(r resolver) { h.resolve.Store(&r) }
+func (h *house) becomes(r Resolver) { h.resolve.Store(&r) }
+
+func (h *house) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
+	h.asked.Add(1)
+	(*h.resolve.Load()).Ask(q, deadline, done)
+}
+
+// later returns the reply to q, for which there is a slot.
+func (h *house) later(q wire.Query) []byte { return later(h.Gateway, q, &h.tally) }
+
+// later returns g's reply to q, for which there is a slot.
+func later(g *Gateway, q wire.Query, t *tally) []byte {
+	replies := make(inbox, 1)
+	g.answerLater(newWaiter(q, replies, loopback.Addr(), t))
+	return <-replies
+}
+
+// An inbox gets replies.
+type inbox chan []byte
+
+func (in inbox) reply(_ *waiter, message *[]byte) { in <- *message }
 
 // after returns a Resolver that answers as r does, later.
 func after(d time.Duration, r resolver) resolver {
@@ -107,10 +122,9 @@ func (h *house) exchange(m *dns.Msg) *dns.Msg {
 	reply, q, next := h.answerNow(nil, packed(m, nil), localClient(), &h.tally)
 	switch next {
 	case ask:
-		reply = h.answerLater(h.work, nil, q.Clone(), loopback.Addr(), &h.tally)
-		h.slots.release()
+		reply = h.later(q)
 	case sendAndRenew:
-		h.renew(h.work, q.Clone(), &h.tally)
+		h.renew(q.Clone(), &h.tally)
 	}
 	var r dns.Msg
 	if err := r.Unpack(reply); err != nil {
@@ -245,7 +259,7 @@ func TestErrorsOfUpstreamsAreRememberedAndOursAreNot(t *testing.T) {
 		h.expect("SERVFAIL ede=22 after 0s")
 		h.becomes(silent)
 		h.expect("SERVFAIL ede=22 after 4s")
-		h.becomes(func(context.Context, wire.Query) (wire.Answer, error) { panic("oops") })
+		h.becomes(crashing{})
 		h.expect("SERVFAIL ede=0 after 0s")
 		h.becomes(addressed)
 		h.expect("NOERROR 60 after 0s")
@@ -278,8 +292,8 @@ func TestThePopularIsRenewedBeforeItsEnd(t *testing.T) {
 }
 
 func TestARenewalThatFailsHarmsNothing(t *testing.T) {
-	for name, r := range map[string]resolver{"failing": failing, "servfail": says(wire.ServFail), "silent": silent,
-		"panic": func(context.Context, wire.Query) (wire.Answer, error) { panic("oops") }} {
+	for name, r := range map[string]Resolver{"failing": failing, "servfail": says(wire.ServFail), "silent": silent,
+		"panic": crashing{}} {
 		t.Run(name, func(t *testing.T) {
 			inHouse(t, Options{}, func(h *house) {
 				for range 4 {
@@ -321,7 +335,7 @@ func TestAThousandClientsAndOneExchange(t *testing.T) {
 				if n := h.tally.coalesced.Load(); n != 998 {
 					t.Errorf("%d were coalesced", n)
 				}
-				h.behind.Wait()
+				synctest.Wait()
 			})
 		})
 	}
@@ -338,10 +352,9 @@ func TestAnExchangeThatHasJustEndedIsNotRepeated(t *testing.T) {
 		}
 		h.expect("NOERROR 60 after 0s")
 		var m dns.Msg
-		if err := m.Unpack(h.answerLater(h.work, nil, q.Clone(), loopback.Addr(), &h.tally)); err != nil || len(m.Answer) != 1 || m.Question[0].Name != "www.EXAMPLE.com." {
+		if err := m.Unpack(h.later(q)); err != nil || len(m.Answer) != 1 || m.Question[0].Name != "www.EXAMPLE.com." {
 			t.Errorf("odd reply: %v, %v", &m, err)
 		}
-		h.slots.release()
 		h.expectAsked(1)
 	})
 }
@@ -385,25 +398,37 @@ func TestWhoIsShedGetsAStaleAnswer(t *testing.T) {
 		h.slots.take()
 		h.expect("NOERROR 30 ede=3 after 0s")
 		h.slots.release()
-		h.expect("NOERROR 30 ede=3 after 0s") // its own slot was the last
+		h.expect("NOERROR 60 after 0s")
 		if h.tally.outcomes[Shed].Load() != 0 {
 			t.Error("counted as shed")
 		}
 	})
 }
 
+// onceOnly is a Resolver that says nothing any more after its first answer, not even
+// at the deadline.
+type onceOnly struct {
+	Resolver
+	calls atomic.Int64
+}
+
+func (r *onceOnly) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
+	if r.calls.Add(1) == 1 {
+		r.Resolver.Ask(q, deadline, done)
+	}
+}
+
+var addressedBriefly = resolver(func(_ context.Context, q wire.Query) (wire.Answer, error) {
+	return answer(q, record("%s 1 IN A 192.0.2.1", nameOf(q)))
+})
+
 // Nothing that goes on behind the clients' backs outlives the gateway.
 func TestServeEndsWhatGoesOnBehind(t *testing.T) {
-	var calls atomic.Int64
-	g, stop := start(t, resolver(func(ctx context.Context, q wire.Query) (wire.Answer, error) {
-		if calls.Add(1) == 1 {
-			return answer(q, record("%s 1 IN A 192.0.2.1", nameOf(q)))
-		}
-		return silent(ctx, q)
-	}), Options{Timeout: time.Hour, Cache: newCache(t, func(o *cache.Options) { o.StaleAfter = time.Millisecond })})
+	r := &onceOnly{Resolver: addressedBriefly}
+	g, stop := start(t, r, Options{Timeout: time.Hour, Cache: newCache(t, func(o *cache.Options) { o.StaleAfter = time.Millisecond })})
 	c := dial(t, "udp", g.Addrs()[0])
 	exchange(t, c, query("www.example.com."))
-	for calls.Load() < 2 { // until it is stale, and somebody asks
+	for r.calls.Load() < 2 { // until it is stale, and somebody asks
 		if len(exchange(t, c, query("www.example.com.")).Answer) != 1 {
 			t.Fatal("no answer")
 		}
@@ -475,8 +500,7 @@ func TestAHitAllocatesNothing(t *testing.T) {
 		port := s.conn.LocalAddr().(*net.UDPAddr).Port
 		client := dial(t, "udp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(port)))
 		reply := make([]byte, 2048)
-		work := t.Context()
-		handle := func(in []datagram) bool { s.handle(work, in); return false }
+		handle := func(in []datagram) bool { s.handle(in); return false }
 		if n := testing.AllocsPerRun(1000, func() {
 			client.Write(packet)
 			if err := s.batch.read(s.in, handle); err != nil {

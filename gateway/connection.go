@@ -101,13 +101,13 @@ func newConnection(g *Gateway, nc stream, t *tally) *connection {
 // serve answers the queries of one connection until the client has said its
 // last, is idle or misbehaves, or ctx is done. Queries that were read by then
 // are answered before it closes.
-func (c *connection) serve(ctx, work context.Context) {
+func (c *connection) serve(ctx context.Context) {
 	defer c.nc.Close()
 	stop := context.AfterFunc(ctx, func() { c.nc.SetReadDeadline(time.Now().Add(lastCall)) })
 	defer stop()
 	var writer sync.WaitGroup
 	writer.Go(c.writeLoop)
-	c.end = c.readLoop(ctx, work)
+	c.end = c.readLoop(ctx)
 	c.queries.Wait()
 	close(c.replies)
 	writer.Wait()
@@ -129,7 +129,7 @@ func (c *connection) part() {
 }
 
 // readLoop takes messages one by one until there are no more.
-func (c *connection) readLoop(ctx, work context.Context) ending {
+func (c *connection) readLoop(ctx context.Context) ending {
 	defer c.flush()
 	for {
 		message, end := c.next(ctx)
@@ -138,7 +138,7 @@ func (c *connection) readLoop(ctx, work context.Context) ending {
 		}
 		c.enter()
 		c.tally.received.Add(1)
-		if !c.take(work, message) {
+		if !c.take(message) {
 			return wasNoise
 		}
 	}
@@ -155,26 +155,22 @@ func (c *connection) enter() {
 	}
 }
 
-// take answers message now or starts a goroutine to. It reports false if
+// take answers message now or has its answer asked for. It reports false if
 // message is no query: a peer that sends such a thing is lost or worse.
-func (c *connection) take(work context.Context, message []byte) bool {
+func (c *connection) take(message []byte) bool {
 	if c.batch == nil {
 		c.batch = buffers.Get().(*[]byte)
 	}
 	start := len(*c.batch)
 	reply, q, next := c.gateway.answerNow(append(*c.batch, 0, 0), message, &c.client, c.tally)
 	*c.batch = reply[:start]
-	log, from := c.gateway.now().QueryLog, netip.AddrPort{}
-	if log != nil {
-		from = c.nc.RemoteAddr().(*net.TCPAddr).AddrPort()
-		if next == send || next == sendAndRenew {
-			log.Note(from, wire.TCP, message, reply[start+2:], 0)
-		}
-	}
 	switch next {
 	case send, sendAndRenew:
+		if log := c.gateway.now().QueryLog; log != nil {
+			log.Note(c.peer(), wire.TCP, message, reply[start+2:], 0)
+		}
 		if next == sendAndRenew {
-			c.gateway.renew(work, q.Clone(), c.tally)
+			c.gateway.renew(q.Clone(), c.tally)
 		}
 		binary.BigEndian.PutUint16(reply[start:], uint16(len(reply)-start-2))
 		*c.batch = reply
@@ -182,23 +178,25 @@ func (c *connection) take(work context.Context, message []byte) bool {
 			c.flush()
 		}
 	case ask:
-		q := q.Clone()
-		c.queries.Go(func() {
-			defer c.gateway.slots.release()
-			buffer := buffers.Get().(*[]byte)
-			began := time.Now()
-			*buffer = c.gateway.answerLater(work, (*buffer)[:0], q, c.client.addr, c.tally)
-			if log != nil {
-				log.Note(from, wire.TCP, q.Packet(), *buffer, time.Since(began))
-			}
-			c.replies <- buffer
-		})
+		c.queries.Add(1)
+		c.gateway.answerLater(newWaiter(q, c, c.client.addr, c.tally))
 	case ignore:
 		<-c.underWay
 		return false
 	}
 	return true
 }
+
+// reply leaves a reply to writeLoop.
+func (c *connection) reply(w *waiter, message *[]byte) {
+	defer c.queries.Done()
+	if log := c.gateway.now().QueryLog; log != nil {
+		log.Note(c.peer(), wire.TCP, w.query.Packet(), *message, time.Since(w.began))
+	}
+	c.replies <- message
+}
+
+func (c *connection) peer() netip.AddrPort { return c.nc.RemoteAddr().(*net.TCPAddr).AddrPort() }
 
 // flush writes the replies that the read loop has made.
 func (c *connection) flush() {

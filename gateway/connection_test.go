@@ -52,7 +52,7 @@ func piped(t *testing.T, r Resolver, o Options, f func(client net.Conn)) (server
 		c := newConnection(g, server, &count)
 		var serving sync.WaitGroup
 		serving.Go(func() {
-			c.serve(t.Context(), t.Context())
+			c.serve(t.Context())
 			took = time.Since(server.opened)
 		})
 		f(theirs)
@@ -278,7 +278,7 @@ func TestAcceptErrorsNeitherSpinNorEnd(t *testing.T) {
 		ln := &flakyListener{failures: 12, opened: time.Now(), closed: make(chan struct{})}
 		l := &tcpListener{gateway: g, ln: ln}
 		var serving sync.WaitGroup
-		serving.Go(func() { l.serve(ctx, t.Context()) })
+		serving.Go(func() { l.serve(ctx) })
 		time.Sleep(time.Minute)
 		cancel()
 		serving.Wait()

@@ -63,8 +63,7 @@ func TestADomainWithoutServersHoldsUpNobody(t *testing.T) {
 				began := time.Now()
 				reply, q, next := g.answerNow(nil, packed(withEDNS(query(name), 1232), nil), localClient(), &count)
 				if next == ask {
-					reply = g.answerLater(t.Context(), nil, q.Clone(), loopback.Addr(), &count)
-					g.slots.release()
+					reply = later(g, q, &count)
 				}
 				var m dns.Msg
 				if err := m.Unpack(reply); err != nil || m.Rcode != want {

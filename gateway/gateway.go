@@ -3,9 +3,9 @@
 //
 // It serves plain DNS over UDP and TCP (RFC 1035 section 4.2, RFC 7766) and has
 // never heard of upstreams: a Resolver answers. Its read loops never wait for
-// one. What can't be answered at once gets a goroutine, of which there are at
-// most Options.MaxQueries; whoever comes on top of that gets an error at once,
-// and every well-formed query gets some reply.
+// one, and no goroutine does. Of what can't be answered at once there are at most
+// Options.MaxQueries; whoever comes on top of that gets an error at once, and every
+// well-formed query gets some reply.
 package gateway
 
 import (
@@ -36,15 +36,14 @@ const (
 
 // A Resolver answers queries. It is the only thing that a Gateway needs.
 type Resolver interface {
-	// Exchange returns the answer to q, or an error for which the client gets
-	// SERVFAIL. If that error has a method EDE() wire.EDE, the client is told
-	// what it returns; if it has a method Detail() string, clients in
-	// Options.Trusted are told that in place of the EDE's text.
+	// Ask has done called once with the answer to q, or with an error for which the
+	// client gets SERVFAIL: by the deadline. If that error has a method EDE()
+	// wire.EDE, the client is told what it returns.
 	//
-	// It may be called concurrently. It must return when ctx is done, and by
-	// ctx's deadline, which it has to look after itself: Done doesn't tell. Q is
-	// the callee's to keep, but not to change.
-	Exchange(ctx context.Context, q wire.Query) (wire.Answer, error)
+	// It doesn't block, and neither does done, which may be called before Ask
+	// returns. It may be called concurrently. Q is the callee's to keep, but not to
+	// change.
+	Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error))
 }
 
 // A Gateway serves clients. It goes one way: New, Listen, Serve.
@@ -56,7 +55,6 @@ type Gateway struct {
 	flights flights
 	domains domains
 	loops   loops
-	behind  sync.WaitGroup // exchanges that no client's goroutine makes
 	clients connections
 	panics  panicLog
 
@@ -107,17 +105,13 @@ func (g *Gateway) Addrs() (all []netip.AddrPort) {
 // that listens. All goroutines of g are gone when it returns. It can't be
 // called again.
 func (g *Gateway) Serve(ctx context.Context) error {
-	// Queries outlive ctx: what was asked before the end gets its answer.
-	work, abandon := context.WithCancel(context.WithoutCancel(ctx))
-	defer abandon()
-	if !g.begin(ctx, work) {
+	if !g.begin(ctx) {
 		return errors.New("serve: nothing is listening")
 	}
 	g.log.Debug("serving clients", "addresses", g.Addrs())
 	<-ctx.Done()
-	g.end(abandon)
-	abandon() // what still goes on is for no client
-	g.behind.Wait()
+	g.end()
+	g.abandon() // what still goes on is for no client
 	g.log.Debug("stopped serving clients")
 	return nil
 }

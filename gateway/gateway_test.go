@@ -27,9 +27,28 @@ var loopback = netip.MustParseAddrPort("127.0.0.1:0")
 // localClient is one on this host.
 func localClient() *client { return &client{addr: loopback.Addr()} }
 
+// A resolver is a Resolver that takes its time, for each query in a goroutine. Its
+// context ends at the deadline.
 type resolver func(context.Context, wire.Query) (wire.Answer, error)
 
-func (r resolver) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) { return r(ctx, q) }
+func (r resolver) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
+	go func() {
+		ctx, cancel := context.WithDeadline(context.Background(), deadline)
+		defer cancel()
+		done(r(ctx, q))
+	}()
+}
+
+// crashing is a Resolver with a bug.
+type crashing struct{}
+
+func (crashing) Ask(wire.Query, time.Time, func(wire.Answer, error)) { panic("oops") }
+
+// forgetful is a Resolver that never says anything, not even at the deadline. It
+// tells of the first query.
+type forgetful chan struct{}
+
+func (f forgetful) Ask(wire.Query, time.Time, func(wire.Answer, error)) { close(f) }
 
 // answer makes the answer to q that has these records.
 func answer(q wire.Query, records ...dns.RR) (wire.Answer, error) {
@@ -71,9 +90,6 @@ var addressed = resolver(func(_ context.Context, q wire.Query) (wire.Answer, err
 
 // silent never answers.
 var silent = resolver(func(ctx context.Context, q wire.Query) (wire.Answer, error) {
-	deadline, _ := ctx.Deadline()
-	ctx, cancel := context.WithDeadline(ctx, deadline) // one whose Done tells
-	defer cancel()
 	<-ctx.Done()
 	return wire.Answer{}, ctx.Err()
 })
@@ -273,10 +289,7 @@ func TestShutdownAnswersWhatIsUnderWay(t *testing.T) {
 func TestShutdownDoesNotWaitForever(t *testing.T) {
 	eachTransport(t, func(t *testing.T, network string) {
 		asked := make(chan struct{})
-		g, stop := start(t, resolver(func(ctx context.Context, q wire.Query) (wire.Answer, error) {
-			close(asked)
-			return silent(ctx, q)
-		}), Options{Timeout: time.Hour})
+		g, stop := start(t, forgetful(asked), Options{Timeout: time.Hour})
 		c := dial(t, network, g.Addrs()[0])
 		sendQuery(t, c, withEDNS(query("example.com."), 1232))
 		<-asked

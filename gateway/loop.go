@@ -49,10 +49,16 @@ type loop struct {
 	found    time.Time
 }
 
+// A Suspect is an upstream that may bring our queries back.
+type Suspect interface {
+	// Exchange asks it. It returns when ctx is done.
+	Exchange(ctx context.Context, q wire.Query) (wire.Answer, error)
+}
+
 // WatchLoops finds out, now and then, whether queries to the suspects come back,
 // and has those refused that do. It blocks until ctx is done. Suspects are upstreams
 // by name, those of the moment; those that only forward to the public can't know us.
-func (g *Gateway) WatchLoops(ctx context.Context, suspects func() map[string]Resolver) error {
+func (g *Gateway) WatchLoops(ctx context.Context, suspects func() map[string]Suspect) error {
 	tick := time.NewTicker(loopInterval)
 	defer tick.Stop()
 	for {
@@ -74,7 +80,7 @@ func (g *Gateway) WatchLoops(ctx context.Context, suspects func() map[string]Res
 }
 
 // look asks all suspects at once, each for a name of its own.
-func (ls *loops) look(ctx context.Context, suspects map[string]Resolver) {
+func (ls *loops) look(ctx context.Context, suspects map[string]Suspect) {
 	ctx, cancel := context.WithTimeout(ctx, loopPatience)
 	defer cancel()
 	names := make(map[string]string)

@@ -33,6 +33,8 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
+func (r resolver) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) { return r(ctx, q) }
+
 // forwardTo asks the gateway at to, with an ID, a spelling and options of its own,
 // as every forwarder does.
 func forwardTo(to func() netip.AddrPort) resolver {
@@ -70,7 +72,7 @@ func TestALoopIsFoundAndCut(t *testing.T) {
 		watched := make(chan struct{})
 		go func() {
 			defer close(watched)
-			g.WatchLoops(ctx, just("next", g.now().resolver))
+			g.WatchLoops(ctx, just("next", g.now().resolver.(Suspect)))
 		}()
 		for g.loops.known.Load() == nil {
 			if t.Context().Err() != nil {
@@ -132,6 +134,6 @@ func TestNoLoopIsSeenWhereThereIsNone(t *testing.T) {
 }
 
 // just suspects one, and does so all the time.
-func just(name string, r Resolver) func() map[string]Resolver {
-	return func() map[string]Resolver { return map[string]Resolver{name: r} }
+func just(name string, r Suspect) func() map[string]Suspect {
+	return func() map[string]Suspect { return map[string]Suspect{name: r} }
 }

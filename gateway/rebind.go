@@ -1,7 +1,7 @@
 package gateway
 
 import (
-	"context"
+	"time"
 
 	"dotgate/gateway/wire"
 )
@@ -25,18 +25,27 @@ func newGuard(r Resolver, exempt []string) (*guard, error) {
 	return g, nil
 }
 
-// Exchange returns the Resolver's answer, or one that there is nothing of this type
-// if it has a private address. An error would make clients ask elsewhere.
-func (g *guard) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) {
-	a, err := g.Resolver.Exchange(ctx, q)
-	if err != nil || a.IsZero() || !a.HasPrivate() {
-		return a, err
-	}
+// Ask asks the Resolver. If its answer has a private address, it becomes one that
+// there is nothing of this type: an error would make clients ask elsewhere.
+func (g *guard) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
+	g.Resolver.Ask(q, deadline, func(a wire.Answer, err error) {
+		if err == nil && !a.IsZero() && a.HasPrivate() && !g.exempts(q) {
+			a, err = nothing(q)
+		}
+		done(a, err)
+	})
+}
+
+// exempts reports whether the name of q may have a private address.
+func (g *guard) exempts(q wire.Query) bool {
 	var room [wire.MaxKey]byte
-	if _, _, ok := g.exempt.Find(q.AppendName(room[:0])); ok {
-		return a, nil
-	}
-	// The answer may be for others too, who speak EDNS if this client does not.
+	_, _, ok := g.exempt.Find(q.AppendName(room[:0]))
+	return ok
+}
+
+// nothing returns the answer that there is nothing. It may be for others too, who
+// speak EDNS if this client does not.
+func nothing(q wire.Query) (wire.Answer, error) {
 	ours, err := wire.KeyQuery(q.AppendKey(nil))
 	if err != nil {
 		return wire.Answer{}, err

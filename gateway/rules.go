@@ -109,6 +109,14 @@ func (c *Change) Commit() {
 	g.follow(c.rules)
 	before := g.stations
 	g.stations = append(c.stay, c.fresh...)
+	if g.service.ctx == nil { // Serve begins with them
+		for _, s := range before {
+			if !slices.Contains(c.stay, s) {
+				s.close()
+			}
+		}
+		return
+	}
 	for _, s := range c.fresh {
 		g.man(s)
 	}

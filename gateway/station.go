@@ -30,9 +30,9 @@ func (s *station) close() {
 
 // A service is a Gateway that serves. The zero service does not, yet.
 type service struct {
-	ctx, work context.Context
-	manned    sync.WaitGroup // stations
-	over      bool           // nobody begins any more
+	ctx    context.Context
+	manned sync.WaitGroup // stations
+	over   bool           // nobody begins any more
 }
 
 // man has clients served at s: until the service ends or s.leave is called, and
@@ -40,14 +40,13 @@ type service struct {
 func (g *Gateway) man(s *station) {
 	var ctx context.Context
 	ctx, s.leave = context.WithCancel(g.service.ctx)
-	work := g.service.work
 	g.service.manned.Go(func() {
 		var servers sync.WaitGroup
 		for _, u := range s.udp {
-			servers.Go(func() { u.serve(ctx, work) })
+			servers.Go(func() { u.serve(ctx) })
 		}
 		for _, l := range s.tcp {
-			servers.Go(func() { l.serve(ctx, work) })
+			servers.Go(func() { l.serve(ctx) })
 		}
 		servers.Wait()
 		s.leave()
@@ -102,13 +101,13 @@ func (g *Gateway) eachStation(do func(*station)) {
 
 // begin begins the service that ends with ctx. It reports false if nothing is
 // listening.
-func (g *Gateway) begin(ctx, work context.Context) bool {
+func (g *Gateway) begin(ctx context.Context) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if len(g.stations) == 0 {
 		return false
 	}
-	g.service.ctx, g.service.work = ctx, work
+	g.service.ctx = ctx
 	for _, s := range g.stations {
 		g.man(s)
 	}
@@ -117,8 +116,8 @@ func (g *Gateway) begin(ctx, work context.Context) bool {
 
 // end waits until everybody has left. What is still under way is given up after
 // grace, and connections are closed a moment later.
-func (g *Gateway) end(abandon context.CancelFunc) {
-	defer time.AfterFunc(grace, abandon).Stop()
+func (g *Gateway) end() {
+	defer time.AfterFunc(grace, g.abandon).Stop()
 	defer time.AfterFunc(grace+farewell, g.clients.closeAll).Stop()
 	g.mu.Lock()
 	g.service.over = true

@@ -26,7 +26,7 @@ type acceptor interface {
 
 // serve accepts connections until shortly after ctx is done, so that the
 // backlog is not met by resets, and then waits for those that are open.
-func (l *tcpListener) serve(ctx, work context.Context) {
+func (l *tcpListener) serve(ctx context.Context) {
 	var open sync.WaitGroup
 	defer open.Wait()
 	defer l.ln.Close()
@@ -58,7 +58,7 @@ func (l *tcpListener) serve(ctx, work context.Context) {
 		}
 		open.Go(func() {
 			defer clients.leave(c)
-			c.serve(ctx, work)
+			c.serve(ctx)
 		})
 	}
 }

@@ -40,14 +40,15 @@ type datagram struct {
 }
 
 // A udpSocket serves the clients of one socket. Its loop reads queries and writes
-// the replies that can be had at once; those that come later are written by who
-// has them, a burst of them by one for all. If each query wrote its own, the read
-// loop would have to queue for the socket behind thousands of them.
+// the replies that can be had at once; those that come later are written by another
+// loop, a burst of them at once. If whoever has an answer wrote the reply, others'
+// answers would wait behind it.
 type udpSocket struct {
 	gateway *Gateway
 	conn    *net.UDPConn
 	batch   *batchConn // the read loop's, as are the next two
 	in, out []datagram
+	asking  []*waiter
 	late    outbox
 	queries sync.WaitGroup // those that wait for the Resolver
 	client  client         // whose packet the read loop is at
@@ -58,23 +59,21 @@ type udpSocket struct {
 
 // An outbox has the replies that came later.
 type outbox struct {
-	conn *batchConn // of who sends
+	conn *batchConn    // of the loop that sends them
+	wake chan struct{} // one place: there is something to send
 
-	// mu guards the rest. It is not held while anything is sent.
-	mu      sync.Mutex
-	waiting []udpReply // at most as many as there are slots
-	sending bool       // somebody sends what waits
+	mu      sync.Mutex // guards waiting; not held while anything is sent
+	waiting []lateReply
 
-	// Of who sends.
-	taken []udpReply
+	// Of the loop.
+	taken []lateReply
 	batch [batchSize]datagram
 }
 
-// A udpReply is a reply that came later.
-type udpReply struct {
-	buffer *[]byte
-	source []byte // as a control message; may be empty
-	to     peer
+// A lateReply is a reply that came later.
+type lateReply struct {
+	message *[]byte
+	*waiter
 }
 
 // newUDPSocket opens a socket.
@@ -95,7 +94,7 @@ func adoptUDPSocket(g *Gateway, conn *net.UDPConn, v6 bool, addr netip.AddrPort)
 			return nil, err
 		}
 	}
-	s := &udpSocket{gateway: g, conn: conn}
+	s := &udpSocket{gateway: g, conn: conn, late: outbox{wake: make(chan struct{}, 1)}}
 	var err error
 	s.batch, err = newBatchConn(conn)
 	if err == nil {
@@ -129,9 +128,13 @@ func noteDestination(conn *net.UDPConn, v6 bool) error {
 
 // serve reads until shortly after ctx is done, then waits for the queries under
 // way and closes the socket.
-func (s *udpSocket) serve(ctx, work context.Context) {
-	s.readLoop(ctx, work)
+func (s *udpSocket) serve(ctx context.Context) {
+	var sender sync.WaitGroup
+	sender.Go(s.sendLoop)
+	s.readLoop(ctx)
 	s.queries.Wait()
+	close(s.late.wake)
+	sender.Wait()
 	s.drops.Store(dropped(s.conn))
 	s.conn.Close()
 }
@@ -139,7 +142,7 @@ func (s *udpSocket) serve(ctx, work context.Context) {
 // dropped returns how many packets the system has dropped for want of room.
 func (s *udpSocket) dropped() uint64 { return max(s.drops.Load(), dropped(s.conn)) }
 
-func (s *udpSocket) readLoop(ctx, work context.Context) {
+func (s *udpSocket) readLoop(ctx context.Context) {
 	stop := context.AfterFunc(ctx, func() { s.conn.SetReadDeadline(time.Now().Add(lastCall)) })
 	defer stop()
 	failing := setback{log: s.gateway.log, doing: "read UDP"}
@@ -148,7 +151,7 @@ func (s *udpSocket) readLoop(ctx, work context.Context) {
 		err := s.batch.read(s.in, func(in []datagram) bool {
 			failing.over()
 			s.tally.received.Add(uint64(len(in)))
-			s.handle(work, in)
+			s.handle(in)
 			s.batch.gatherAbove(s.gateway.now().GatherAbove) // which may change
 			return true
 		})
@@ -165,8 +168,8 @@ func (s *udpSocket) readLoop(ctx, work context.Context) {
 	}
 }
 
-// handle answers what can be answered now and starts goroutines for the rest.
-func (s *udpSocket) handle(work context.Context, in []datagram) {
+// handle answers what can be answered now, and then has the rest asked for.
+func (s *udpSocket) handle(in []datagram) {
 	n := 0
 	for i := range in {
 		d, out := &in[i], &s.out[n]
@@ -186,66 +189,76 @@ func (s *udpSocket) handle(work context.Context, in []datagram) {
 			}
 		case ask:
 			s.queries.Add(1)
-			go s.later(work, q.Clone(), slices.Clone(source), d.peer)
+			w := newWaiter(q, s, s.client.addr, &s.tally)
+			w.source, w.to = slices.Clone(source), d.peer
+			s.asking = append(s.asking, w)
 		}
 		if next == sendAndRenew {
-			s.gateway.renew(work, q.Clone(), &s.tally)
+			s.gateway.renew(q.Clone(), &s.tally)
 		}
 	}
 	s.send(s.batch, s.out[:n])
-}
-
-// later answers q when the Resolver has.
-func (s *udpSocket) later(work context.Context, q wire.Query, source []byte, to peer) {
-	defer s.queries.Done()
-	defer s.gateway.slots.release()
-	buffer := buffers.Get().(*[]byte)
-	began := time.Now()
-	*buffer = s.gateway.answerLater(work, (*buffer)[:0], q, to.addr(), &s.tally)
-	if log := s.gateway.now().QueryLog; log != nil {
-		log.Note(to.addrPort(), wire.UDP, q.Packet(), *buffer, time.Since(began))
+	for _, w := range s.asking {
+		s.gateway.answerLater(w)
 	}
-	s.sendLate(udpReply{buffer, source, to})
+	clear(s.asking)
+	s.asking = s.asking[:0]
 }
 
-// sendLate sends a reply, and those of others that come meanwhile, unless somebody
-// does so already.
-func (s *udpSocket) sendLate(reply udpReply) {
+// reply leaves a reply to sendLoop.
+func (s *udpSocket) reply(w *waiter, message *[]byte) {
+	if log := s.gateway.now().QueryLog; log != nil {
+		log.Note(w.to.addrPort(), wire.UDP, w.query.Packet(), *message, time.Since(w.began))
+	}
 	o := &s.late
 	o.mu.Lock()
-	o.waiting = append(o.waiting, reply)
-	if o.sending {
-		o.mu.Unlock()
-		return
-	}
-	o.sending = true
-	o.mu.Unlock()
-	// A burst of answers came, most likely, and those that they are for are about
-	// to reply: a packet sent alone costs several in company.
-	runtime.Gosched()
-	for o.take() {
-		for rest := o.taken; len(rest) > 0; {
-			n := min(len(rest), batchSize)
-			for i, r := range rest[:n] {
-				o.batch[i].packet, o.batch[i].control, o.batch[i].peer = *r.buffer, r.source, r.to
-			}
-			s.send(o.conn, o.batch[:n])
-			for _, r := range rest[:n] {
-				putBuffer(r.buffer)
-			}
-			rest = rest[n:]
+	defer o.mu.Unlock() // not sooner: once the reply is sent, wake may be closed
+	o.waiting = append(o.waiting, lateReply{message, w})
+	if len(o.waiting) == 1 {
+		select {
+		case o.wake <- struct{}{}:
+		default: // it has not begun yet
 		}
 	}
 }
 
-// take takes what waits. If nothing does, nobody sends any more.
+// sendLoop sends the replies that came later, until there will be no more.
+func (s *udpSocket) sendLoop() {
+	o := &s.late
+	for range o.wake {
+		// A burst of answers came, most likely, and more replies are about to: a
+		// packet sent alone costs several in company.
+		runtime.Gosched()
+		for o.take() {
+			for rest := o.taken; len(rest) > 0; {
+				n := min(len(rest), batchSize)
+				s.sendLate(rest[:n])
+				rest = rest[n:]
+			}
+		}
+	}
+}
+
+// sendLate sends a batch.
+func (s *udpSocket) sendLate(batch []lateReply) {
+	o := &s.late
+	for i, r := range batch {
+		o.batch[i].packet, o.batch[i].control, o.batch[i].peer = *r.message, r.source, r.to
+	}
+	s.send(o.conn, o.batch[:len(batch)])
+	for _, r := range batch {
+		putBuffer(r.message)
+		s.queries.Done()
+	}
+}
+
+// take takes what waits, and reports whether anything does.
 func (o *outbox) take() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	clear(o.taken)
 	o.taken, o.waiting = o.waiting, o.taken[:0]
-	o.sending = len(o.taken) > 0
-	return o.sending
+	return len(o.taken) > 0
 }
 
 func (s *udpSocket) send(conn *batchConn, replies []datagram) {

@@ -146,7 +146,7 @@ func TestQueryFromPortZeroIsIgnored(t *testing.T) {
 	g := newGateway(t)
 	s := &udpSocket{gateway: g, batch: new(batchConn), out: newDatagrams(wire.MaxUDPSize)}
 	d := datagram{packet: packed(new(dns.Msg).SetAxfr("example.com."), nil)}
-	s.handle(t.Context(), []datagram{d, d})
+	s.handle([]datagram{d, d})
 	if n := s.tally.outcomes[IgnoredSource].Load(); n != 2 {
 		t.Errorf("ignored %d", n)
 	}

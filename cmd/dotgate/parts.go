@@ -35,8 +35,8 @@ func (p *parts) recheck() {
 
 // suspects returns the upstreams, by name, that may ask us in turn: those on this
 // host and in private networks.
-func suspects(all []upstream) map[string]gateway.Resolver {
-	found := make(map[string]gateway.Resolver)
+func suspects(all []upstream) map[string]gateway.Suspect {
+	found := make(map[string]gateway.Suspect)
 	for _, u := range all {
 		if slices.ContainsFunc(u.Addresses(), func(a netip.AddrPort) bool { return !upstreams.IsPublic(a.Addr()) }) {
 			found[u.String()] = u

@@ -100,7 +100,9 @@ func (s *sources) serve(ctx context.Context, config *configs.Config, _ io.Writer
 		group.Go(func() error { return m.Run(ctx) })
 	}
 	group.Go(func() error { watchNetwork(ctx, func() { fleet.recheck(); routed.recheck() }, log); return nil })
-	group.Go(func() error { return server.WatchLoops(ctx, func() map[string]gateway.Resolver { return suspects(append(fleet.upstreams(), routed.upstreams...)) }) })
+	group.Go(func() error {
+		return server.WatchLoops(ctx, func() map[string]gateway.Suspect { return suspects(append(fleet.upstreams(), routed.upstreams...)) })
+	})
 	group.Go(func() error { return answers.Run(ctx) })
 	// What is asked to the end is logged.
 	logging, logged := context.WithCancel(context.WithoutCancel(ctx))

@@ -38,7 +38,7 @@ const hotNames = 100
 
 // Names that are new start here, clear of hot ones and of those that warm up.
 const (
-	newNames  = 1 << 24
+	firstNew  = 1 << 24
 	warmNames = 1 << 20
 )
 
@@ -66,7 +66,7 @@ func fresh(names uint32) func() func() (uint32, bool) {
 		next := uint32(0)
 		return func() (uint32, bool) {
 			next++
-			return newNames + next, next <= names
+			return firstNew + next, next <= names
 		}
 	}
 }
@@ -81,7 +81,7 @@ func zipf() func() (uint32, bool) {
 		}
 		number := rest[0]
 		rest = rest[1:]
-		return newNames + number, true
+		return firstNew + number, true
 	}
 }
 
