@@ -245,7 +245,9 @@ func (r *race) finish(a wire.Answer, err error) {
 	if err != nil || len(r.all) > 1 {
 		r.balancer.tell(r, a, err)
 	}
-	r.done(a, err)
+	done := r.done
+	r.done = nil // attempts that are left behind keep r, but not what waited for it
+	done(a, err)
 }
 
 // An alarm wakes a race up. It is used for one after the other, as timers are dear.
@@ -466,6 +468,9 @@ func (r *race) patienceLeft() time.Duration {
 		rest = 100 * time.Millisecond // somebody lives: it is worth waiting
 	}
 	newest := r.open[len(r.open)-1]
+	if newest.late && r.other() == nil && (len(r.weak) > 0 || r.again() == nil) {
+		return rest // there is nobody to ask any more
+	}
 	if newest.late { // there was no hedge, so far; look again, ever less often
 		return min(rest, max(time.Since(newest.began)/4, lookAgain))
 	}
