@@ -22,6 +22,20 @@ func (c *Config) Differences(other *Config) []string {
 	return keys
 }
 
+// Rerouted returns the names whose routes are not the same in other, or are there
+// in one only.
+func (c *Config) Rerouted(other *Config) (names []string) {
+	for _, pair := range [][2]*Config{{c, other}, {other, c}} {
+		for _, r := range pair[0].Routes {
+			same := func(o Route) bool { return o.Name == r.Name && sameUpstreams(o.Upstreams, r.Upstreams) }
+			if !slices.ContainsFunc(pair[1].Routes, same) && !slices.Contains(names, r.Name) {
+				names = append(names, r.Name)
+			}
+		}
+	}
+	return names
+}
+
 // sameUpstreams disregards what is no configuration.
 func sameUpstreams(a, b []Upstream) bool {
 	return slices.EqualFunc(a, b, func(a, b Upstream) bool {

@@ -38,7 +38,8 @@ const (
 type Resolver interface {
 	// Ask has done called once with the answer to q, or with an error for which the
 	// client gets SERVFAIL: by the deadline. If that error has a method EDE()
-	// wire.EDE, the client is told what it returns.
+	// wire.EDE, the client is told what it returns; if it has a method Detail()
+	// string, clients in Options.Trusted are told that in place of the EDE's text.
 	//
 	// It doesn't block, and neither does done, which may be called before Ask
 	// returns. It may be called concurrently. Q is the callee's to keep, but not to

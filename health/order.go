@@ -57,7 +57,7 @@ func (m *Monitor) Order(o Order) {
 	}
 	m.mu.Unlock()
 	if changed {
-		m.log.Warn("upstream is set by hand", "to", o)
+		m.log.Warn("upstream is set by hand", "to", o.String())
 		m.nudge()
 	}
 }

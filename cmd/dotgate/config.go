@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -52,13 +53,45 @@ func check(_ context.Context, config *configs.Config, out io.Writer) error {
 	return config.WriteEffective(out)
 }
 
-// newLogger returns a logger, and what changes its level.
-func newLogger(l configs.Log) (*slog.Logger, *slog.LevelVar) {
-	level := new(slog.LevelVar)
-	level.Set(l.Level)
-	options := &slog.HandlerOptions{Level: level}
-	if l.Format == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, options)), level
+// A voice is how the process speaks to its operator: what a logger of it tells, and
+// in what form, may change.
+type voice struct {
+	text, json slog.Handler
+	level      *slog.LevelVar
+	asJSON     *atomic.Bool
+}
+
+func newVoice(l configs.Log) *voice {
+	v := &voice{level: new(slog.LevelVar), asJSON: new(atomic.Bool)}
+	options := &slog.HandlerOptions{Level: v.level}
+	v.text, v.json = slog.NewTextHandler(os.Stderr, options), slog.NewJSONHandler(os.Stderr, options)
+	v.follow(l)
+	return v
+}
+
+// follow has l hold from now on.
+func (v *voice) follow(l configs.Log) {
+	v.level.Set(l.Level)
+	v.asJSON.Store(l.Format == "json")
+}
+
+func (v *voice) handler() slog.Handler {
+	if v.asJSON.Load() {
+		return v.json
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, options)), level
+	return v.text
+}
+
+func (v *voice) Enabled(ctx context.Context, level slog.Level) bool {
+	return v.handler().Enabled(ctx, level)
+}
+
+func (v *voice) Handle(ctx context.Context, r slog.Record) error { return v.handler().Handle(ctx, r) }
+
+func (v *voice) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &voice{v.text.WithAttrs(attrs), v.json.WithAttrs(attrs), v.level, v.asJSON}
+}
+
+func (v *voice) WithGroup(name string) slog.Handler {
+	return &voice{v.text.WithGroup(name), v.json.WithGroup(name), v.level, v.asJSON}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"sync"
 	"syscall"
 	"time"
@@ -11,8 +12,6 @@ import (
 	"dotgate/cmd/dotgate/admin"
 	"dotgate/cmd/dotgate/control"
 	"dotgate/configs"
-	"dotgate/gateway"
-	"dotgate/gateway/querylog"
 )
 
 const (
@@ -22,73 +21,161 @@ const (
 	knock    = 20 * time.Millisecond
 )
 
-// Doors are how operators get in: the control socket and HTTP.
+// A door is where operators get in: the control socket, or HTTP. It may move.
+type door struct {
+	serve func(ctx context.Context, l net.Listener) // until ctx is done; it closes l
 
-// makeWeb makes the server for operators, unless there is to be none.
-func (p *process) makeWeb(server *gateway.Gateway, members func() []control.Member, queries *querylog.Log) (err error) {
-	config := p.config
-	if !config.Admin.Listen.IsValid() {
-		return nil
-	}
-	p.web, err = admin.New(config.Admin, admin.Parts{
-		Control: p.operator, Members: members, Gateway: server, Balancer: p.balancer, Cache: p.answers,
-		Recent: 2*config.Health.Interval + config.Health.ProbeTimeout, Version: versionText(), Log: p.log,
-		Reloads: p.Reloads, QueryLog: queries.Counts,
-	})
-	return err
+	mu       sync.Mutex      // guards the rest
+	listener net.Listener    // or nil
+	ctx      context.Context // of those who serve; nil before
+	over     bool            // nobody begins any more
+	leave    context.CancelFunc
+	serving  sync.WaitGroup
 }
 
-// openDoors opens both. That there is no HTTP where nobody asked for it is no
-// reason not to serve: clients come first.
-func (p *process) openDoors() (err error) {
-	if p.socket == nil {
-		if p.socket, err = listenControl(p.config.Control, p.config.Gateway.Share, p.log); err != nil {
+// move has operators get in at l from now on, or nowhere if it is nil. Who is in
+// may end what they do.
+func (d *door) move(l net.Listener) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.leave != nil {
+		d.leave()
+	} else if d.listener != nil {
+		d.listener.Close()
+	}
+	d.listener, d.leave = l, nil
+	d.begin()
+}
+
+// begin serves at the listener, if it may. The caller holds mu.
+func (d *door) begin() {
+	if d.listener == nil || d.ctx == nil {
+		return
+	}
+	if d.over {
+		d.listener.Close()
+		return
+	}
+	l := d.listener
+	var ctx context.Context
+	ctx, d.leave = context.WithCancel(d.ctx)
+	d.serving.Go(func() { d.serve(ctx, l) })
+}
+
+// run lets operators in until ctx is done. It blocks.
+func (d *door) run(ctx context.Context) {
+	d.mu.Lock()
+	d.ctx = ctx
+	d.begin()
+	d.mu.Unlock()
+	<-ctx.Done()
+	d.mu.Lock()
+	d.over = true
+	d.mu.Unlock()
+	d.serving.Wait()
+}
+
+// close closes a door that was not run.
+func (d *door) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.listener != nil {
+		d.listener.Close()
+	}
+}
+
+// at returns where the door is, or nil.
+func (d *door) at() net.Listener {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.listener
+}
+
+// openDoors opens both, as far as they are not. That there is no HTTP where nobody
+// asked for it is no reason not to serve: clients come first.
+func (p *process) openDoors() error {
+	if p.control.at() == nil {
+		l, err := listenControl(p.config.Control, p.patient, p.log)
+		if err != nil {
 			return err
 		}
+		if l != nil {
+			p.control.move(l)
+		}
 	}
-	if p.web == nil {
+	if !p.config.Admin.Listen.IsValid() || p.http.at() != nil {
 		return nil
 	}
-	err = p.web.Listen()
-	if err != nil && p.config.IsDefault("admin.listen") && !p.config.Gateway.Share {
+	l, err := admin.Listen(p.config.Admin.Listen)
+	if err == nil {
+		p.http.move(l)
+		return nil
+	}
+	if p.config.IsDefault("admin.listen") && !p.patient {
 		p.log.Warn("serving without metrics, readiness and page; another admin.listen or off may help", "error", err)
-		p.web = nil
 		return nil
 	}
 	return err
 }
 
-func (p *process) closeDoors() {
-	if p.socket != nil {
-		p.socket.Close()
-	}
-	if p.web != nil {
-		p.web.Close()
+// A removal moves a door.
+type removal struct {
+	door *door
+	to   net.Listener // or nil
+}
+
+func (r *removal) Commit() { r.door.move(r.to) }
+
+func (r *removal) Abandon() {
+	if r.to != nil {
+		r.to.Close()
 	}
 }
 
-// serveDoors lets operators in by the socket until serving is done, and over HTTP
-// until operating is. It blocks.
-func (p *process) serveDoors(serving, operating context.Context) {
-	var open sync.WaitGroup
-	if p.socket != nil {
-		open.Go(func() { p.operator.Serve(serving, p.socket) })
+// prepareDoors opens the doors that another configuration has elsewhere.
+func (p *process) prepareDoors(next *configs.Config) (changes, error) {
+	var all changes
+	if next.Control != p.config.Control && !p.hasControl(next.Control) {
+		l, err := listenControl(next.Control, false, p.log)
+		if err != nil {
+			return nil, err
+		}
+		move := &removal{door: &p.control}
+		if l != nil { // or else it would be an interface that is not nil
+			move.to = l
+		}
+		all = append(all, move)
 	}
-	if p.web != nil && p.web.Addr().IsValid() {
-		open.Go(func() { p.web.Serve(operating) })
-		open.Go(func() { p.web.Run(serving) })
+	if next.Admin.Listen != p.config.Admin.Listen {
+		move := &removal{door: &p.http}
+		if next.Admin.Listen.IsValid() {
+			l, err := admin.Listen(next.Admin.Listen)
+			if err != nil {
+				all.Abandon()
+				return nil, err
+			}
+			move.to = l
+		}
+		all = append(all, move)
 	}
-	open.Wait()
+	return all, nil
 }
 
+// hasControl reports whether the control socket is where c has it.
+func (p *process) hasControl(c configs.Control) bool {
+	l, ok := p.control.at().(*control.Listener)
+	return ok && l.Path() == c.Socket
+}
+
+// adminText says where HTTP is served.
 func (p *process) adminText() string {
-	switch {
-	case p.web == nil:
-		return "off"
-	case p.web.Addr().IsValid():
-		return p.web.Addr().String()
+	switch l := p.http.at(); {
+	case l != nil:
+		return l.Addr().(*net.TCPAddr).AddrPort().String()
+	case p.config.Admin.Listen.IsValid() && p.patient:
+		return "later" // the former gateway has it
 	}
-	return "later" // the former gateway has it
+	return "off"
 }
 
 // former returns a client of the gateway to take over from, nil if there is none

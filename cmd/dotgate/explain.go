@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"dotgate/balancer"
 	"dotgate/cmd/dotgate/control"
 	"dotgate/configs"
 	"dotgate/gateway/cache"
@@ -36,16 +34,13 @@ func (p *process) Explain(ctx context.Context, name, recordType string) (control
 	trace := new(upstreams.Trace)
 	ctx, cancel := context.WithTimeout(ctx, explainLimit-time.Second)
 	defer cancel()
-	answer, story := p.balancer.Explain(upstreams.WithTrace(ctx, trace), query)
-	e := control.Explain(story, trace.Steps())
-	e.Policy = p.policy()
+	fleet := p.fleetFor(query)
+	answer, story := fleet.balancer.Explain(upstreams.WithTrace(ctx, trace), query)
+	e := control.Explain(story, fleet.route, trace.Steps())
+	e.Policy = fleet.policy()
 	e.Cache = map[cache.Found]string{cache.Nothing: "nothing", cache.Fresh: "fresh", cache.Stale: "stale"}[found]
 	if !answer.IsZero() {
 		e.Answer = answer.String()
-	}
-	if failed, ok := errors.AsType[*balancer.Error](story.Err); ok {
-		e.EDE = fmt.Sprintf("%d (%s)", failed.EDE().Code, failed.EDE().Text)
-		e.Detail = failed.Detail()
 	}
 	return e, nil
 }
@@ -119,6 +114,9 @@ func writeExplanation(out io.Writer, e control.Explanation) {
 	}
 	if e.Cache != "" {
 		fmt.Fprintf(out, "  the cache had %s\n", map[string]string{"nothing": "nothing", "fresh": "a fresh answer", "stale": "a stale answer"}[e.Cache])
+	}
+	if e.Route != "" {
+		fmt.Fprintf(out, "  the route is %s\n", e.Route)
 	}
 	if e.Policy != "" {
 		fmt.Fprintf(out, "  the policy is %s\n", e.Policy)

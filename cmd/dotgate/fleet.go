@@ -20,6 +20,7 @@ import (
 	"dotgate/configs"
 	"dotgate/gateway/wire"
 	"dotgate/health"
+	"dotgate/upstreams"
 )
 
 // attemptsEnd is how long queries may still be under way to an upstream after
@@ -30,16 +31,18 @@ const attemptsEnd = 6 * time.Second
 // longer than clients would.
 const warmUpLimit = 2 * time.Second
 
-// A fleet is the upstreams of a running gateway: as the configuration has them,
-// and as the operator wants them.
+// A fleet is upstreams that stand in for each other: as the configuration has
+// them, and as the operator wants them.
 type fleet struct {
+	route    string // the name that they are for; empty: all that have no other
 	log      *slog.Logger
+	tell     func(balancer.Story)
 	balancer *balancer.Balancer
 	members  atomic.Pointer[[]*member]
 
-	mu       sync.Mutex // one change at a time
+	mu       sync.Mutex // guards all below
 	options  balancer.Options
-	ctx      context.Context // of Run; nil before
+	ctx      context.Context // of the watching; nil before
 	running  sync.WaitGroup
 	retiring sync.WaitGroup
 }
@@ -55,29 +58,43 @@ type member struct {
 	stop     context.CancelFunc
 }
 
-// newFleet makes the upstreams of a configuration, and the balancer over them.
-func newFleet(config *configs.Config, tell func(balancer.Story), log *slog.Logger) (*fleet, error) {
-	f := &fleet{log: log}
+// newFleet returns a fleet without anybody: what is prepared makes it one.
+func newFleet(route string, tell func(balancer.Story), log *slog.Logger) *fleet {
+	f := &fleet{route: route, tell: tell, log: log}
 	f.members.Store(new([]*member))
-	f.options.Tell, f.options.Log = tell, log
-	return f, f.apply(config)
+	return f
 }
 
-// Run watches the upstreams, those that come later too, until ctx is done; then
-// it closes all. It blocks.
-func (f *fleet) Run(ctx context.Context) error {
+// Ask asks them, as the balancer has it. Somebody has to be there.
+func (f *fleet) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
+	f.balancer.Ask(q, deadline, done)
+}
+
+// watch watches the upstreams, those that come later too, until ctx is done.
+func (f *fleet) watch(ctx context.Context) {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.ctx = ctx
 	for _, m := range *f.members.Load() {
 		f.start(m)
 	}
-	f.mu.Unlock()
-	<-ctx.Done()
-	f.mu.Lock()
-	defer f.mu.Unlock()
+}
+
+// wait waits until nobody watches any more. What f.watch was given has to be done,
+// and nothing may be prepared.
+func (f *fleet) wait() {
 	f.running.Wait()
 	f.retiring.Wait()
-	return nil
+}
+
+// disband ends a fleet that nobody is sent to any more.
+func (f *fleet) disband() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range *f.members.Load() {
+		f.retire(m)
+	}
+	f.members.Store(new([]*member))
 }
 
 // recheck retries upstreams, as the network has changed.
@@ -87,15 +104,6 @@ func (f *fleet) recheck() {
 			m.monitor.Recheck()
 		}
 	}
-}
-
-// upstreams returns those of now.
-func (f *fleet) upstreams() []upstream {
-	var all []upstream
-	for _, m := range *f.members.Load() {
-		all = append(all, m.upstream)
-	}
-	return all
 }
 
 // warmUp asks all upstreams, and returns as soon as one has answered, or none did
@@ -137,69 +145,109 @@ func (f *fleet) start(m *member) {
 	f.running.Go(func() { _ = m.monitor.Run(ctx) })
 }
 
-// apply has the upstreams be as config says. Those that it has unchanged go on as
-// if nothing had happened. On an error, nothing has changed.
-func (f *fleet) apply(config *configs.Config) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+// A manning is other upstreams of a fleet: ready, but not asked. One of Commit and
+// Abandon has to be called, once.
+type manning struct {
+	fleet       *fleet
+	next, fresh []*member
+	config      []configs.Upstream // for each of next
+	options     balancer.Options
+}
+
+// prepare gets other upstreams ready. Those that stay as they are will go on as if
+// nothing had happened. Only one manning may be there at a time.
+func (f *fleet) prepare(list []configs.Upstream, o balancer.Options, watch health.Options) (*manning, error) {
+	o.Tell, o.Log = f.tell, f.log
+	p := &manning{fleet: f, config: list, options: o}
 	old := *f.members.Load()
-	var next, fresh []*member
-	abandon := func() {
-		for _, m := range fresh {
-			m.upstream.Close()
-		}
-	}
-	for _, c := range config.Upstreams {
-		m, err := f.make(c, config.Health)
+	for _, c := range list {
+		m, err := f.make(c, watch)
 		if err != nil {
-			abandon()
-			return err
+			p.Abandon()
+			return nil, err
 		}
 		if i := slices.IndexFunc(old, m.equals); i >= 0 {
-			next = append(next, old[i])
-			old[i].config.Weight, old[i].config.Tier = c.Weight, c.Tier
+			p.next = append(p.next, old[i])
 			m.upstream.Close() // it has not dialled
 			continue
 		}
-		next, fresh = append(next, m), append(fresh, m)
+		p.next, p.fresh = append(p.next, m), append(p.fresh, m)
 	}
-	options := config.Balancer
-	options.Tell, options.Log = f.options.Tell, f.log
-	if err := f.man(next, options); err != nil {
-		abandon()
-		return err
+	// Whoever is barred is asked for nothing: of the others there must be one.
+	var problems []error
+	o.Check(func(option, problem string) {
+		problems = append(problems, fmt.Errorf("balancer: %s %s", option, problem))
+	})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(candidatesOf(p.next)) == 0 {
+		problems = append(problems, errNobodyLeft)
 	}
-	f.members.Store(&next)
-	if f.ctx != nil {
-		for _, m := range fresh {
+	if err := errors.Join(problems...); err != nil {
+		p.Abandon()
+		return nil, err
+	}
+	return p, nil
+}
+
+// Abandon closes who is new.
+func (p *manning) Abandon() {
+	for _, m := range p.fresh {
+		m.upstream.Close()
+	}
+}
+
+// Commit has the upstreams asked from now on, and ends those that are not any more.
+func (p *manning) Commit() {
+	f := p.fleet
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, m := range p.next {
+		m.config.Weight, m.config.Tier = p.config[i].Weight, p.config[i].Tier
+	}
+	if err := f.man(p.next, p.options); err != nil {
+		f.log.Error("BUG: upstreams that were prepared can't be asked", "error", err)
+		p.Abandon()
+		return
+	}
+	old := *f.members.Load()
+	f.members.Store(&p.next)
+	if f.ctx != nil && f.ctx.Err() == nil {
+		for _, m := range p.fresh {
 			f.start(m)
 		}
 	}
 	for _, m := range old {
-		if !slices.Contains(next, m) {
+		if !slices.Contains(p.next, m) {
 			f.retire(m)
 		}
 	}
-	return nil
+}
+
+var errNobodyLeft = errors.New("clients would have nobody: every upstream is set to down by hand")
+
+// candidatesOf returns those who are not barred.
+func candidatesOf(members []*member) (all []balancer.Candidate) {
+	for _, m := range members {
+		if !m.barred {
+			all = append(all, balancer.Candidate{Member: m.monitor, Weight: m.config.Weight, Tier: m.config.Tier})
+		}
+	}
+	return all
 }
 
 // man has the balancer ask the members that are not barred.
 func (f *fleet) man(members []*member, o balancer.Options) error {
-	var candidates []balancer.Candidate
-	for _, m := range members {
-		if !m.barred {
-			candidates = append(candidates, balancer.Candidate{Member: m.monitor, Weight: m.config.Weight, Tier: m.config.Tier})
-		}
-	}
+	candidates := candidatesOf(members)
 	if len(candidates) == 0 {
-		return errors.New("clients would have nobody: every upstream is set to down by hand")
-	}
-	if f.balancer == nil {
-		b, err := balancer.New(candidates, o)
-		f.balancer, f.options = b, o
-		return err
+		return errNobodyLeft
 	}
 	f.options = o
+	if f.balancer == nil {
+		b, err := balancer.New(candidates, o)
+		f.balancer = b
+		return err
+	}
 	return f.balancer.Replace(candidates, o)
 }
 
@@ -257,22 +305,15 @@ func digest(files ...string) [sha256.Size]byte {
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// Order sets what the operator wants of an upstream.
-func (f *fleet) Order(name string, o health.Order) error {
+// order sets what the operator wants of m, who is of f.
+func (f *fleet) order(m *member, o health.Order) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	members := *f.members.Load()
-	i := slices.IndexFunc(members, func(m *member) bool { return m.config.Name == name })
-	if i < 0 {
-		return fmt.Errorf("upstream: %q %w; there are %s", name, control.ErrUnknown,
-			joined(members, func(m *member) string { return m.config.Name }))
-	}
-	m := members[i]
 	before := m.barred
 	m.barred = o == health.ForcedDown
-	if err := f.man(members, f.options); err != nil {
+	if err := f.man(*f.members.Load(), f.options); err != nil {
 		m.barred = before
-		return fmt.Errorf("set %s to %v: %w", name, o, err)
+		return fmt.Errorf("set %s to %v: %w", m.config.Name, o, err)
 	}
 	m.monitor.Order(o)
 	return nil
@@ -289,7 +330,7 @@ func (f *fleet) policy() string {
 func (f *fleet) Members() []control.Member {
 	var all []control.Member
 	for _, m := range *f.members.Load() {
-		all = append(all, control.Member{Upstream: m.upstream, Monitor: m.monitor})
+		all = append(all, control.Member{Route: f.route, Upstream: m.upstream, Monitor: m.monitor})
 	}
 	return all
 }
@@ -305,4 +346,19 @@ func joined[T any](items []T, text func(T) string) string {
 		texts = append(texts, text(item))
 	}
 	return strings.Join(texts, ", ")
+}
+
+// An upstream is any of those in package upstreams.
+type upstream interface {
+	health.Upstream
+	control.Upstream
+	NetworkChanged() (matters bool)
+	Close() error
+}
+
+func newUpstream(o upstreams.Options) (upstream, error) {
+	if o.Protocol == upstreams.TLS {
+		return upstreams.New(o)
+	}
+	return upstreams.NewPlain(o)
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
@@ -19,12 +20,16 @@ import (
 // we are. Without one, none of this does anything.
 
 // listen opens the gateway's sockets, or takes those that a service manager has
-// opened (LISTEN_FDS, see sd_listen_fds(3)).
-func listen(server *gateway.Gateway) error {
+// opened (LISTEN_FDS, see sd_listen_fds(3)), and reports whether it did.
+func listen(server *gateway.Gateway) (handed bool, err error) {
 	files := activation.Files(true)
 	if len(files) == 0 {
-		return server.Listen()
+		return false, server.Listen()
 	}
+	return true, adopt(server, files)
+}
+
+func adopt(server *gateway.Gateway, files []*os.File) error {
 	var listeners []*net.TCPListener
 	var conns []*net.UDPConn
 	for _, file := range files {
@@ -50,7 +55,7 @@ func isUDP(c net.PacketConn) bool { _, ok := c.(*net.UDPConn); return ok }
 // reportToManager tells the service manager that we are ready, until ctx is done
 // that we answer (WatchdogSec=), and then that we are stopping. What it tells is
 // true: a client of ours asks.
-func reportToManager(ctx context.Context, addrs []netip.AddrPort, log *slog.Logger) error {
+func reportToManager(ctx context.Context, addrs func() []netip.AddrPort, log *slog.Logger) error {
 	tell := func(state string) {
 		if _, err := daemon.SdNotify(false, state); err != nil {
 			log.Warn("the service manager can't be told", "what", state, "error", err)
@@ -66,7 +71,7 @@ func reportToManager(ctx context.Context, addrs []netip.AddrPort, log *slog.Logg
 	tick := time.NewTicker(interval / 3)
 	defer tick.Stop()
 	for {
-		if err := answersItself(ctx, addrs[0], interval/3); err == nil {
+		if err := answersItself(ctx, addrs()[0], interval/3); err == nil {
 			tell(daemon.SdNotifyWatchdog)
 		} else if ctx.Err() == nil {
 			log.Error("no answer from ourselves; the service manager will start us again if that lasts", "error", err)

@@ -16,7 +16,7 @@ import (
 // openCache makes the cache, with what a file has of it, and shares out the memory
 // between it and everything else.
 func openCache(o cache.Options, log *slog.Logger) (*cache.Cache, error) {
-	o.Size = cache.Size(shareMemory(os.DirFS("/"), int64(o.Size), log))
+	o.Size = affordable(o.Size, log)
 	c, err := cache.New(o)
 	if err != nil {
 		return nil, err
@@ -28,6 +28,11 @@ func openCache(o cache.Options, log *slog.Logger) (*cache.Cache, error) {
 		log.Info("read the cache", "answers", n, "file", o.File)
 	}
 	return c, nil
+}
+
+// affordable is shareMemory for a cache of this size here.
+func affordable(size cache.Size, log *slog.Logger) cache.Size {
+	return cache.Size(shareMemory(os.DirFS("/"), int64(size), log))
 }
 
 // shareMemory tells the Go runtime how much memory is left for it, and how often to

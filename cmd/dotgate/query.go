@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"dotgate/balancer"
 	"dotgate/cmd/dotgate/control"
 	"dotgate/configs"
 	"dotgate/gateway/wire"
@@ -84,18 +85,19 @@ func (a asked) ask(ctx context.Context, config *configs.Config) (control.Explana
 		if err != nil {
 			return control.Explanation{}, usageError{err}
 		}
-		config.Upstreams = []configs.Upstream{u}
+		config.Upstreams, config.Routes = []configs.Upstream{u}, nil
 	}
-	fleet, err := newFleet(config, nil, slog.New(slog.DiscardHandler))
+	fleets, _, err := newFleets(config, func(string, balancer.Story) {}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return control.Explanation{}, err
 	}
-	defer fleet.Close()
+	defer fleets.Close()
 	trace := new(upstreams.Trace)
 	ctx, cancel := context.WithTimeout(upstreams.WithTrace(ctx, trace), explainLimit)
 	defer cancel()
+	fleet := fleets.fleetFor(a.query)
 	answer, story := fleet.balancer.Explain(ctx, a.query)
-	e := control.Explain(story, trace.Steps())
+	e := control.Explain(story, fleet.route, trace.Steps())
 	if !answer.IsZero() {
 		e.Answer = answer.String()
 	}

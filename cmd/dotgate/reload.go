@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,7 +22,10 @@ import (
 	"dotgate/cmd/dotgate/admin"
 	"dotgate/cmd/dotgate/control"
 	"dotgate/configs"
+	"dotgate/gateway"
 	"dotgate/gateway/cache"
+	"dotgate/gateway/querylog"
+	"dotgate/health"
 )
 
 // settle is how long files must be quiet before they are read: editors and
@@ -31,16 +35,22 @@ const settle = 200 * time.Millisecond
 // A process is a gateway at work: it does what operators ask, and takes over
 // other configurations.
 type process struct {
-	*fleet
+	*fleets
 	sources  *sources
 	stories  *control.Stories
 	answers  *cache.Cache
+	queries  *querylog.Log
+	gateway  *gateway.Gateway
 	log      *slog.Logger
-	level    *slog.LevelVar
+	voice    *voice
 	operator *control.Server
-	socket   *control.Listener // or nil
-	web      *admin.Server     // or nil
-	stop     func()            // ends the serving
+	web      *admin.Server
+	control  door
+	http     door
+	handed   bool         // the gateway's sockets are a service manager's
+	recent   atomic.Int64 // see setRecent
+	patient  bool         // somebody else may still have what is to be ours
+	stop     func()       // ends the serving
 
 	loading sync.Mutex // one at a time; guards config
 	config  *configs.Config
@@ -49,6 +59,13 @@ type process struct {
 
 	mu      sync.Mutex // guards all below
 	reloads admin.Reloads
+}
+
+// Order sets what the operator wants of an upstream.
+func (p *process) Order(upstream string, o health.Order) error {
+	p.loading.Lock()
+	defer p.loading.Unlock()
+	return p.fleets.Order(upstream, o)
 }
 
 // Reloads returns how the configuration was reloaded.
@@ -79,7 +96,7 @@ func (p *process) Reload() (control.Reloaded, error) {
 	}
 	p.reloads.Done++
 	p.reloads.Last, p.reloads.Problem = time.Now(), ""
-	p.log.Info("the configuration is reloaded", "changed", strings.Join(done.Changed, ", "), "asking", p.fleet)
+	p.log.Info("the configuration is reloaded", "changed", strings.Join(done.Changed, ", "), "asking", p.fleets.String())
 	if len(done.Restart) > 0 {
 		p.log.Warn("some of what changed takes a restart", "keys", strings.Join(done.Restart, ", "))
 	}
@@ -92,42 +109,146 @@ func (p *process) reload() (done control.Reloaded, err error) {
 		return done, err
 	}
 	for _, key := range p.config.Differences(next) {
-		if needsRestart(key) {
+		if p.needsRestart(key, next) {
 			done.Restart = append(done.Restart, key)
 		} else {
 			done.Changed = append(done.Changed, key)
 		}
 	}
-	if p.web != nil {
-		if err := p.web.Renew(next.Admin); err != nil {
-			return done, err
-		}
-	}
-	if err := p.apply(next); err != nil {
-		return done, err
-	}
-	p.level.Set(next.Log.Level)
 	// What takes a restart is compared with what is in effect, until then.
 	next.Keep(p.config, done.Restart)
+	prepared, err := p.prepare(next)
+	if err != nil {
+		return done, err
+	}
+	prepared.Commit()
+	p.forget(p.config.Rerouted(next))
+	p.voice.follow(next.Log)
+	p.setRecent(next.Health)
 	p.config = next
 	return done, nil
 }
 
-// needsRestart reports whether a key is of what a process is born with: sockets,
-// memory, limits.
-func needsRestart(key string) bool {
-	section, _, _ := strings.Cut(key, ".")
-	switch section {
-	case "gateway", "cache", "routes", "control", "reload", "query_log":
-		return true
+// forget has nobody get the answers of those who are not asked for these names any
+// more.
+func (p *process) forget(rerouted []string) {
+	for _, name := range rerouted {
+		if n, err := p.answers.FlushSubtree(name); err == nil && n > 0 { // the name was checked
+			p.log.Info("answers from before the route has changed are forgotten", "route", name, "answers", n)
+		}
 	}
-	return key == "admin.listen" || key == "log.format"
+}
+
+// setRecent sets how long ago an upstream may have answered last and still count as
+// one that does: it is probed by then.
+func (p *process) setRecent(o health.Options) {
+	p.recent.Store(int64(2*o.Interval + o.ProbeTimeout))
+}
+
+// needsRestart reports whether a key is of what a process can't change: sockets
+// that are somebody else's, or in the way of those that would take their place.
+func (p *process) needsRestart(key string, next *configs.Config) bool {
+	switch key {
+	case "gateway.listen":
+		return p.handed
+	case "admin.listen":
+		now, next := p.config.Admin.Listen, next.Admin.Listen
+		return now.Port() == next.Port() && (now.Addr().IsUnspecified() || next.Addr().IsUnspecified())
+	}
+	return false
+}
+
+// A change is part of another configuration: ready, but not in effect. One of its
+// methods has to be called, once; neither can fail.
+type change interface {
+	Commit()
+	Abandon()
+}
+
+// changes are made together, in order, or not at all.
+type changes []change
+
+func (all changes) Commit() {
+	for _, c := range all {
+		c.Commit()
+	}
+}
+
+func (all changes) Abandon() {
+	for _, c := range all {
+		c.Abandon()
+	}
+}
+
+// A commit is a change that nothing has to be given back for.
+type commit func()
+
+func (c commit) Commit()  { c() }
+func (c commit) Abandon() {}
+
+// prepare gets all that is to change ready. On an error, nothing has changed, and
+// all is given back.
+func (p *process) prepare(next *configs.Config) (all changes, err error) {
+	defer func() {
+		if err != nil {
+			all.Abandon()
+		}
+	}()
+	upstreams, err := p.fleets.prepare(next)
+	if err != nil {
+		return all, err
+	}
+	all = append(all, upstreams)
+	next.Cache.Size = affordable(next.Cache.Size, p.log)
+	answers, err := p.answers.Prepare(next.Cache)
+	if err != nil {
+		return all, err
+	}
+	all = append(all, answers)
+	queries, err := p.queries.Prepare(next.QueryLog)
+	if err != nil {
+		return all, err
+	}
+	all = append(all, commit(queries))
+	clients, err := p.gateway.Prepare(upstreams.resolver, p.gatewayOptions(next))
+	if err != nil {
+		return all, err
+	}
+	all = append(all, clients)
+	operators, err := p.web.Prepare(next.Admin)
+	if err != nil {
+		return all, err
+	}
+	all = append(all, commit(operators))
+	doors, err := p.prepareDoors(next)
+	return append(all, doors), err
+}
+
+// gatewayOptions returns those of the gateway, to which others add: names of routes
+// are asked for, and may have private addresses.
+func (p *process) gatewayOptions(config *configs.Config) gateway.Options {
+	o := config.Gateway
+	o.Log, o.Cache = p.log, p.answers
+	if config.QueryLog.Output != "" {
+		o.QueryLog = p.queries
+	}
+	o.ForwardLocal, o.AllowPrivate = slices.Clip(o.ForwardLocal), slices.Clip(o.AllowPrivate)
+	for _, r := range config.Routes {
+		o.ForwardLocal = append(o.ForwardLocal, r.Name)
+		o.AllowPrivate = append(o.AllowPrivate, r.Name)
+	}
+	return o
 }
 
 // files are those whose contents are part of the configuration.
 func (p *process) files() []string {
-	files := []string{p.sources.path(), p.config.Admin.TokenFile, p.config.Admin.CertFile, p.config.Admin.KeyFile, p.config.Admin.ClientCAFile}
-	for _, u := range p.config.Upstreams {
+	c := p.config
+	files := []string{p.sources.path(), c.Admin.TokenFile, c.Admin.CertFile, c.Admin.KeyFile, c.Admin.ClientCAFile, c.QueryLog.KeyFile}
+	all := slices.Clone(c.Upstreams)
+	for _, r := range c.Routes {
+		all = append(all, r.Upstreams...)
+	}
+	for _, u := range all {
 		files = append(files, u.CAFile, u.CertFile, u.KeyFile)
 	}
 	slices.Sort(files)
@@ -164,7 +285,7 @@ func (p *process) watchFiles(ctx context.Context) error {
 			quiet.Reset(settle) // something was missed
 		case <-quiet.C:
 			p.loading.Lock()
-			changed := p.digest() != p.seen
+			changed := p.config.Reload.Watch && p.digest() != p.seen
 			p.loading.Unlock()
 			if changed {
 				p.log.Info("a file of the configuration has changed")
@@ -176,14 +297,37 @@ func (p *process) watchFiles(ctx context.Context) error {
 
 // watchDirectories watches where the files are. The caller holds loading.
 func (p *process) watchDirectories() {
-	if p.watcher == nil {
+	if p.watcher == nil || !p.config.Reload.Watch {
 		return
 	}
 	for _, name := range p.files() {
-		if err := p.watcher.Add(filepath.Dir(name)); err != nil && !errors.Is(err, fsnotify.ErrClosed) {
-			p.log.Warn("a file of the configuration is not watched (reload.watch)", "file", name, "error", err)
+		for _, dir := range directoriesOf(name) {
+			if err := p.watcher.Add(dir); err != nil && !errors.Is(err, fsnotify.ErrClosed) {
+				p.log.Warn("a file of the configuration is not watched (reload.watch)", "file", name, "error", err)
+			}
 		}
 	}
+}
+
+// linksMax is how many symlinks there may be on the way to a file; the system has
+// the same limit.
+const linksMax = 40
+
+// directoriesOf returns where a file is: its directory and, if it is a symlink, that
+// of what it leads to, and so on.
+func directoriesOf(name string) (all []string) {
+	for range linksMax {
+		all = append(all, filepath.Dir(name))
+		target, err := os.Readlink(name)
+		if err != nil { // it is none, or not there
+			break
+		}
+		if !filepath.IsAbs(target) {
+			target = filepath.Join(filepath.Dir(name), target)
+		}
+		name = target
+	}
+	return all
 }
 
 // heed does what signals ask for, until ctx is done: SIGHUP reloads, SIGUSR1

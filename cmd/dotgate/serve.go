@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"dotgate/balancer"
 	"dotgate/cmd/dotgate/admin"
 	"dotgate/cmd/dotgate/control"
 	"dotgate/configs"
@@ -24,101 +26,49 @@ import (
 
 // serve builds the gateway from the inside out, and runs it until ctx is done.
 func (s *sources) serve(ctx context.Context, config *configs.Config, _ io.Writer) error {
-	log, level := newLogger(config.Log)
 	asked, deaf := signals()
 	defer deaf()
-	config.Gateway.Log, config.Cache.Log = log, log
-
-	stories := new(control.Stories)
-	fleet, err := newFleet(config, stories.Keep, log)
+	p, former, err := s.newProcess(ctx, config)
 	if err != nil {
 		return err
 	}
-	defer fleet.Close()
-	answers, err := openCache(config.Cache, log)
-	if err != nil {
-		return err
-	}
-	defer answers.Close()
-	config.Gateway.Cache = answers
-	former, err := s.former(ctx, config, log)
-	if err != nil {
-		return err
-	}
-	config.Gateway.Share = former != nil
-	config.QueryLog.Log = log
-	queries, err := querylog.New(config.QueryLog)
-	if err != nil {
-		return err
-	}
-	if queries != nil {
-		config.Gateway.QueryLog = queries
-	}
-	var routed parts
-	defer routed.close()
-	with := *config // routes add to what is forwarded
-	with.Balancer.Tell, with.Balancer.Log, with.Health.Log = stories.Keep, log, log
-	resolver, err := routed.router(&with, fleet.balancer)
-	if err != nil {
-		return err
-	}
-	members := func() []control.Member { return append(fleet.Members(), routed.members...) }
-	server, err := gateway.New(resolver, with.Gateway)
-	if err != nil {
-		return err
-	}
-	process := &process{fleet: fleet, sources: s, stories: stories, answers: answers, log: log, level: level, config: config, reloads: admin.Reloads{Last: time.Now()}}
-	process.operator = control.New(control.Options{
-		Version: versionText(), Gateway: server, Balancer: fleet.balancer, Cache: answers, Members: members, Process: process, Log: log,
-	})
-	if err := process.makeWeb(server, members, queries); err != nil {
-		return err
-	}
-	defer process.closeDoors()
+	defer p.close()
 	if former == nil {
-		if err := process.openDoors(); err != nil {
+		if err := p.openDoors(); err != nil {
 			return err
 		}
 	} else {
-		fleet.warmUp(ctx)
+		p.main.warmUp(ctx)
 	}
-	if err := listen(server); err != nil {
+	if p.handed, err = listen(p.gateway); err != nil {
 		return err
 	}
-	log.Info("dotgate is serving", "on", joined(server.Addrs(), netip.AddrPort.String),
-		"asking", fleet, "policy", config.Balancer.Policy, "admin", process.adminText())
+	p.log.Info("dotgate is serving", "on", joined(p.gateway.Addrs(), netip.AddrPort.String),
+		"asking", p.fleets.String(), "policy", config.Balancer.Policy, "admin", p.adminText())
 
-	serving, stop := lameduck(ctx, config.Gateway.Lameduck, process.web, log)
-	process.stop = stop
+	serving, stop := p.lameduck(ctx)
+	p.stop = stop
 	group, ctx := errgroup.WithContext(serving)
-	group.Go(func() error { return fleet.Run(ctx) })
-	group.Go(func() error { return process.heed(ctx, asked) })
-	if config.Reload.Watch {
-		group.Go(func() error { return process.watchFiles(ctx) })
-	}
-	for _, m := range routed.monitors {
-		group.Go(func() error { return m.Run(ctx) })
-	}
-	group.Go(func() error { watchNetwork(ctx, func() { fleet.recheck(); routed.recheck() }, log); return nil })
-	group.Go(func() error {
-		return server.WatchLoops(ctx, func() map[string]gateway.Suspect { return suspects(append(fleet.upstreams(), routed.upstreams...)) })
-	})
-	group.Go(func() error { return answers.Run(ctx) })
+	group.Go(func() error { return p.fleets.Run(ctx) })
+	group.Go(func() error { return p.heed(ctx, asked) })
+	group.Go(func() error { return p.watchFiles(ctx) })
+	group.Go(func() error { watchNetwork(ctx, p.recheck, p.log); return nil })
+	group.Go(func() error { return p.gateway.WatchLoops(ctx, p.suspects) })
+	group.Go(func() error { return p.answers.Run(ctx) })
 	// What is asked to the end is logged.
 	logging, logged := context.WithCancel(context.WithoutCancel(ctx))
 	var writer sync.WaitGroup
-	writer.Go(func() { _ = queries.Run(logging) })
-	group.Go(func() error { return server.Serve(ctx) })
-	group.Go(func() error { return reportToManager(ctx, server.Addrs(), log) })
+	writer.Go(func() { _ = p.queries.Run(logging) })
+	group.Go(func() error { return p.gateway.Serve(ctx) })
+	group.Go(func() error { return reportToManager(ctx, p.gateway.Addrs, p.log) })
 	// Who follows readiness is told that we stop until nobody is served any more.
 	operating, closed := context.WithCancel(context.WithoutCancel(ctx))
 	var operators sync.WaitGroup
-	operators.Go(func() {
-		if former != nil {
-			process.takeOver(ctx, former)
-		}
-		process.serveDoors(ctx, operating)
-	})
+	operators.Go(func() { p.control.run(ctx) })
+	operators.Go(func() { p.http.run(operating) })
+	if former != nil {
+		operators.Go(func() { p.takeOver(ctx, former) })
+	}
 	err = group.Wait()
 	closed()
 	logged()
@@ -127,8 +77,65 @@ func (s *sources) serve(ctx context.Context, config *configs.Config, _ io.Writer
 	if err != nil {
 		return fmt.Errorf("serve: %w", err)
 	}
-	log.Info("dotgate has stopped")
+	p.log.Info("dotgate has stopped")
 	return nil
+}
+
+// newProcess makes all parts of a gateway, and the client of one to take over from,
+// nil if there is none. It opens no socket and starts nothing.
+func (s *sources) newProcess(ctx context.Context, config *configs.Config) (p *process, former *control.Client, err error) {
+	p = &process{sources: s, stories: new(control.Stories), voice: newVoice(config.Log), config: config, reloads: admin.Reloads{Last: time.Now()}}
+	p.setRecent(config.Health)
+	p.log = slog.New(p.voice)
+	config.Cache.Log, config.QueryLog.Log = p.log, p.log
+	var resolver balancer.Resolver
+	if p.fleets, resolver, err = newFleets(config, p.stories.Keep, p.log); err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	if p.answers, err = openCache(config.Cache, p.log); err != nil {
+		return p, nil, err
+	}
+	if former, err = s.former(ctx, config, p.log); err != nil {
+		return p, nil, err
+	}
+	p.patient = former != nil
+	if p.queries, err = querylog.New(config.QueryLog); err != nil {
+		return p, nil, err
+	}
+	o := p.gatewayOptions(config)
+	o.Share = p.patient
+	if p.gateway, err = gateway.New(resolver, o); err != nil {
+		return p, nil, err
+	}
+	p.operator = control.New(control.Options{
+		Version: versionText(), Gateway: p.gateway, Balancer: p.fleets, Cache: p.answers, Members: p.Members, Process: p, Log: p.log,
+	})
+	p.web, err = admin.New(config.Admin, admin.Parts{
+		Control: p.operator, Members: p.Members, Gateway: p.gateway, Balancer: p.fleets, Cache: p.answers,
+		Recent: func() time.Duration { return time.Duration(p.recent.Load()) }, Version: versionText(), Log: p.log, Reloads: p.Reloads, QueryLog: p.queries.Counts,
+	})
+	p.control.serve, p.http.serve = p.operator.Serve, func(ctx context.Context, l net.Listener) {
+		var watching sync.WaitGroup
+		watching.Go(func() { p.web.Run(ctx) })
+		p.web.Serve(ctx, l)
+		watching.Wait()
+	}
+	return p, former, err
+}
+
+// close gives back what a process has that does not run.
+func (p *process) close() {
+	p.control.close()
+	p.http.close()
+	p.fleets.Close()
+	if p.answers != nil {
+		p.answers.Close()
+	}
 }
 
 // watchNetwork has upstreams retried as soon as a link, an address or a route
@@ -139,20 +146,21 @@ func watchNetwork(ctx context.Context, retry func(), log *slog.Logger) {
 	}
 }
 
-// lameduck returns a context that ends so long after ctx, or with a second
-// signal. From the end of ctx on, web says that clients should not come.
-// Stop ends it at once.
-func lameduck(ctx context.Context, long time.Duration, web *admin.Server, log *slog.Logger) (serving context.Context, stop func()) {
+// lameduck returns a context that ends some time after ctx (gateway.lameduck), or
+// with a second signal. From the end of ctx on, operators are told that clients
+// should not come. Stop ends it at once.
+func (p *process) lameduck(ctx context.Context) (serving context.Context, stop func()) {
 	serving, stop = context.WithCancel(context.WithoutCancel(ctx))
 	context.AfterFunc(ctx, func() {
 		defer stop()
-		if web != nil {
-			web.Lameduck()
-		}
+		p.web.Lameduck()
+		p.loading.Lock()
+		long := p.config.Gateway.Lameduck
+		p.loading.Unlock()
 		if long == 0 {
 			return
 		}
-		log.Info("dotgate is about to stop, and still answers", "for", long)
+		p.log.Info("dotgate is about to stop, and still answers", "for", long)
 		again := make(chan os.Signal, 1)
 		signal.Notify(again, syscall.SIGINT, syscall.SIGTERM)
 		defer signal.Stop(again)

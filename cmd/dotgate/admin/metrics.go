@@ -57,7 +57,7 @@ func Metrics() []*Metric { return known }
 var (
 	mBuild       = describe("gauge", "build_info", "Always 1; the version is in its label.", "version")
 	mReady       = describe("gauge", "ready", "1 if /readyz says that clients should come.")
-	mRedundancy  = describe("gauge", "redundancy", "Upstreams that are up, suspect ones included.")
+	mRedundancy  = describe("gauge", "redundancy", "Upstreams that are up, suspect ones included, by route; route is empty for those of all names that have none.", "route")
 	mReloads     = describe("counter", "config_reloads_total", "Reloads of the configuration, by result: ok or failed.", "result")
 	mReloadOK    = describe("gauge", "config_last_reload_successful", "1 if the last reload, if there was any, was done.")
 	mReloadTime  = describe("gauge", "config_last_reload_success_timestamp_seconds", "When the configuration in effect was loaded.")
@@ -151,7 +151,10 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 	e.one(mBuild, 1, s.p.Version)
 	ready := s.Readiness(now)
 	e.flag(mReady, ready.Ready)
-	e.count(mRedundancy, ready.Redundancy)
+	e.count(mRedundancy, ready.Redundancy, "")
+	for route, up := range ready.Routes {
+		e.count(mRedundancy, up, route)
+	}
 	r := s.p.Reloads()
 	e.total(mReloads, r.Done, "ok")
 	e.total(mReloads, r.Failed, "failed")

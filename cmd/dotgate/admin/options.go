@@ -113,7 +113,7 @@ func (o Options) tls() (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load the certificate: %w", err)
 	}
-	config := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}
+	config := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}, Certificates: []tls.Certificate{pair}}
 	if authorities, err := o.clientCAs(); err == nil && authorities != nil {
 		// Who has none may still see what everybody may.
 		config.ClientAuth, config.ClientCAs = tls.VerifyClientCertIfGiven, authorities

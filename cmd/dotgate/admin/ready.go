@@ -2,7 +2,9 @@ package admin
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"time"
 
 	"dotgate/cmd/dotgate/control"
@@ -19,21 +21,33 @@ type Readiness struct {
 	// Why it is, or is not, in one line.
 	Why      string   `json:"why"`
 	Degraded []string `json:"degraded"` // what is not well, a line each
-	// Redundancy is how many upstreams are up.
+	// Redundancy is how many upstreams are up, those of routes aside.
 	Redundancy int `json:"redundancy"`
+	// Routes has the same for each route, if there are any.
+	Routes map[string]int `json:"routes,omitempty"`
 }
 
 // Readiness goes by evidence: somebody has answered lately, or the cache has
-// something to give.
+// something to give. Routes don't count: they are for few names.
 func (s *Server) Readiness(now time.Time) Readiness {
 	r := Readiness{Degraded: []string{}}
-	recent := 0
+	recent, total := 0, 0
 	var ending []string
 	for _, m := range s.p.Members() {
 		status := m.Status()
+		up := 0
 		if status.State != health.Down {
-			r.Redundancy++
-			if !status.Answered.IsZero() && now.Sub(status.Answered) <= s.p.Recent {
+			up = 1
+		}
+		if m.Route != "" {
+			if r.Routes == nil {
+				r.Routes = make(map[string]int)
+			}
+			r.Routes[m.Route] += up
+		} else {
+			total++
+			r.Redundancy += up
+			if up > 0 && !status.Answered.IsZero() && now.Sub(status.Answered) <= s.p.Recent() {
 				recent++
 			}
 		}
@@ -42,13 +56,18 @@ func (s *Server) Readiness(now time.Time) Readiness {
 			ending = append(ending, fmt.Sprintf("%v: its certificate ends at %s", m, end.UTC().Format(time.RFC3339)))
 		}
 	}
+	for _, route := range slices.Sorted(maps.Keys(r.Routes)) {
+		if r.Routes[route] == 0 {
+			r.Degraded = append(r.Degraded, fmt.Sprintf("no upstream is up for the route %s", route))
+		}
+	}
 	r.Degraded = append(r.Degraded, ending...)
 	answers := s.p.Cache.Usage().Answers
 	switch {
 	case s.lame.Load():
 		r.Why = "the gateway is about to stop"
 	case recent > 0:
-		r.Ready, r.Why = true, fmt.Sprintf("%d of %d upstreams answered lately", recent, len(s.p.Members()))
+		r.Ready, r.Why = true, fmt.Sprintf("%d of %d upstreams answered lately", recent, total)
 	case answers > 0:
 		r.Ready, r.Why = true, fmt.Sprintf("no upstream answered lately, but the cache has %d answers", answers)
 	default:

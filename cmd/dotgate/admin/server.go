@@ -57,7 +57,7 @@ type Parts struct {
 	Cache    Cache
 	// Recent is how long ago an upstream may have answered last and still count as
 	// one that does.
-	Recent   time.Duration
+	Recent   func() time.Duration
 	Reloads  func() Reloads
 	QueryLog func() querylog.Counts
 	Version  string
@@ -71,14 +71,12 @@ type Reloads struct {
 	Problem      string    // of the last one, if it failed
 }
 
-// A Server answers over HTTP. It goes one way: New, Listen, Serve.
+// A Server answers over HTTP, at what Listen returns.
 type Server struct {
-	listen   Address
-	terms    atomic.Pointer[terms]
-	p        Parts
-	watch    *watch
-	listener net.Listener
-	lame     atomic.Bool
+	terms atomic.Pointer[terms]
+	p     Parts
+	watch *watch
+	lame  atomic.Bool
 }
 
 // Terms are what may change while a Server serves.
@@ -109,19 +107,12 @@ func newTerms(o Options) (*terms, error) {
 	return t, nil
 }
 
-// Renew has other options hold from now on, and reads the files that they name
-// again. Where it listens stays, and so does whether it speaks TLS. On an error,
-// nothing has changed.
-func (s *Server) Renew(o Options) error {
+// Prepare gets other options ready, with what the files that they name have by now.
+// They take effect with the function that it returns, but for where it listens. On
+// an error, nothing has changed.
+func (s *Server) Prepare(o Options) (commit func(), err error) {
 	next, err := newTerms(o)
-	if err != nil {
-		return err
-	}
-	if (next.tls == nil) != (s.terms.Load().tls == nil) {
-		return errors.New("admin.cert_file: to begin or end to speak TLS takes a restart")
-	}
-	s.terms.Store(next)
-	return nil
+	return func() { s.terms.Store(next) }, err
 }
 
 // New checks all options and returns a Server. It opens and starts nothing.
@@ -130,28 +121,19 @@ func New(o Options, p Parts) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{listen: o.Listen, p: p}
+	s := &Server{p: p}
 	s.terms.Store(now)
 	s.watch = newWatch(s)
 	return s, nil
 }
 
-// Listen opens the socket.
-func (s *Server) Listen() error {
-	l, err := net.Listen("tcp", s.listen.String())
+// Listen opens a socket to serve at.
+func Listen(at Address) (net.Listener, error) {
+	l, err := net.Listen("tcp", at.String())
 	if err != nil {
-		return fmt.Errorf("serve operators on %v (setting admin.listen): %w", s.listen, err)
+		return nil, fmt.Errorf("serve operators on %v (setting admin.listen): %w", at, err)
 	}
-	s.listener = &bounded{Listener: l, places: make(chan struct{}, connectionsMax)}
-	return nil
-}
-
-// Addr returns where it listens. It is not valid before Listen.
-func (s *Server) Addr() netip.AddrPort {
-	if s.listener == nil {
-		return netip.AddrPort{}
-	}
-	return s.listener.Addr().(*net.TCPAddr).AddrPort()
+	return &bounded{Listener: l, places: make(chan struct{}, connectionsMax)}, nil
 }
 
 // Lameduck makes it say from now on that the gateway is not ready: it is about
@@ -161,9 +143,9 @@ func (s *Server) Lameduck() { s.lame.Store(true) }
 // Run keeps what windows need, until ctx is done. It blocks.
 func (s *Server) Run(ctx context.Context) { s.watch.run(ctx) }
 
-// Serve serves until ctx is done, and returns when all is closed. It blocks. That
-// it can't go on is no reason to stop answering queries, so it logs that.
-func (s *Server) Serve(ctx context.Context) {
+// Serve serves at l until ctx is done, and returns when all is closed. It blocks.
+// That it can't go on is no reason to stop answering queries, so it logs that.
+func (s *Server) Serve(ctx context.Context, l net.Listener) {
 	web := &http.Server{
 		Handler:           s.Handler(ctx),
 		ReadHeaderTimeout: requestLimit,
@@ -172,22 +154,8 @@ func (s *Server) Serve(ctx context.Context) {
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ErrorLog:          slog.NewLogLogger(s.p.Log.Handler(), slog.LevelDebug),
 	}
-	l := s.listener
-	if first := s.terms.Load().tls; first != nil {
-		l = tls.NewListener(l, &tls.Config{
-			MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"},
-			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.terms.Load().tls, nil },
-		})
-	}
-	if err := control.ServeUntil(ctx, web, l); err != nil {
+	if err := control.ServeUntil(ctx, web, &securing{l, s}); err != nil {
 		s.p.Log.Warn("operators are not served any more", "error", err)
-	}
-}
-
-// Close closes the socket. Serve does so too.
-func (s *Server) Close() {
-	if s.listener != nil {
-		s.listener.Close()
 	}
 }
 
@@ -214,7 +182,7 @@ func (s *Server) guarded(next http.Handler) http.Handler {
 			host = name
 		}
 		_, err := netip.ParseAddr(strings.Trim(host, "[]"))
-		if s.listen.Addr().IsLoopback() && err != nil && host != "localhost" {
+		if s.terms.Load().Listen.Addr().IsLoopback() && err != nil && host != "localhost" {
 			http.Error(w, "this is served to this machine only, by address or as localhost", http.StatusMisdirectedRequest)
 			return
 		}
@@ -291,4 +259,18 @@ type boundedConn struct {
 func (c *boundedConn) Close() error {
 	defer c.leave()
 	return c.Conn.Close()
+}
+
+// A securing listener has connections speak TLS if the terms of the moment want it.
+type securing struct {
+	net.Listener
+	s *Server
+}
+
+func (l *securing) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if now := l.s.terms.Load(); err == nil && now.tls != nil {
+		return tls.Server(conn, now.tls), nil
+	}
+	return conn, err
 }

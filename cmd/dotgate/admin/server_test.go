@@ -61,7 +61,7 @@ func newWorld(t *testing.T, o Options, names ...string) *world {
 	operator := control.New(control.Options{Version: "v1", Gateway: w, Balancer: counting{}, Members: w.Members, Process: w, Log: log})
 	var err error
 	w.Server, err = New(o, Parts{
-		Control: operator, Members: w.Members, Gateway: w, Balancer: counting{}, Cache: holding{w}, Recent: time.Minute, Version: "v1", Log: log,
+		Control: operator, Members: w.Members, Gateway: w, Balancer: counting{}, Cache: holding{w}, Recent: func() time.Duration { return time.Minute }, Version: "v1", Log: log,
 		QueryLog: func() querylog.Counts { return querylog.Counts{} },
 		Reloads:  func() Reloads { return Reloads{Done: 2, Failed: 1, Last: time.Unix(1e9, 0)} },
 	})

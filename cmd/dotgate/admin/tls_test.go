@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"math/big"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -61,12 +62,14 @@ func TestAClientCertificateDoesInPlaceOfTheToken(t *testing.T) {
 	strangerCert, strangerKey := pair(t, "stranger.example.com")
 	o.ClientCAFile = clientCert
 	w := newWorld(t, o, "one")
-	if err := w.Listen(); err != nil {
+	l, err := Listen(o.Listen)
+	if err != nil {
 		t.Fatal(err)
 	}
+	at := l.Addr().(*net.TCPAddr).AddrPort()
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan struct{})
-	go func() { defer close(served); w.Serve(ctx) }()
+	go func() { defer close(served); w.Serve(ctx, l) }()
 	defer func() { cancel(); <-served }()
 
 	drain := func(certFile, keyFile string) (int, error) {
@@ -79,7 +82,7 @@ func TestAClientCertificateDoesInPlaceOfTheToken(t *testing.T) {
 			config.Certificates = []tls.Certificate{own}
 		}
 		transport := &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}
-		r, err := http.NewRequest(http.MethodPost, "https://"+w.Addr().String()+"/api/upstreams/one/drain", http.NoBody)
+		r, err := http.NewRequest(http.MethodPost, "https://"+l.Addr().String()+"/api/upstreams/one/drain", http.NoBody)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -100,21 +103,38 @@ func TestAClientCertificateDoesInPlaceOfTheToken(t *testing.T) {
 		t.Errorf("an operator's: %d, %v, %q", code, err, w.ordered)
 	}
 
-	if ready, why, err := AskReady(t.Context(), o, w.Addr()); err != nil || !ready || !strings.HasPrefix(why, "ready: 1 of 1") {
+	if ready, why, err := AskReady(t.Context(), o, at); err != nil || !ready || !strings.HasPrefix(why, "ready: 1 of 1") {
 		t.Errorf("%v, %q, %v", ready, why, err)
 	}
 	other := o
 	other.CertFile, other.KeyFile = pair(t, "other.example.com")
-	if _, _, err := AskReady(t.Context(), other, w.Addr()); err == nil {
+	if _, _, err := AskReady(t.Context(), other, at); err == nil {
 		t.Error("another's certificate is believed")
 	}
-	if err := w.Renew(other); err != nil {
-		t.Fatal(err)
+	follow := func(o Options) {
+		t.Helper()
+		commit, err := w.Prepare(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		commit()
 	}
-	if ready, _, err := AskReady(t.Context(), other, w.Addr()); err != nil || !ready {
+	follow(other)
+	if ready, _, err := AskReady(t.Context(), other, at); err != nil || !ready {
 		t.Errorf("the new certificate is not in use: %v, %v", ready, err)
 	}
-	if err := w.Renew(Defaults()); err == nil {
-		t.Error("TLS ends without a restart")
+	bad := other
+	bad.KeyFile = o.KeyFile
+	if _, err := w.Prepare(bad); err == nil {
+		t.Error("a certificate with the key of another can be used")
+	}
+	if ready, _, err := AskReady(t.Context(), other, at); err != nil || !ready {
+		t.Errorf("what can't be used changes something: %v, %v", ready, err)
+	}
+	plain := o
+	plain.CertFile, plain.KeyFile, plain.ClientCAFile = "", "", ""
+	follow(plain)
+	if ready, _, err := AskReady(t.Context(), plain, at); err != nil || !ready {
+		t.Errorf("TLS does not end: %v, %v", ready, err)
 	}
 }

@@ -162,10 +162,10 @@ func (s *Server) enter(d *session, phase string, left time.Duration) {
 	d.phase, d.ends = phase, time.Now().Add(left)
 }
 
-// alone reports whether nobody but m is up.
+// alone reports whether nobody but m is up of those that stand in for each other.
 func (s *Server) alone(m Member) bool {
 	for _, other := range s.o.Members() {
-		if other.Upstream != m.Upstream && other.Status().State != health.Down {
+		if other.Route == m.Route && other.Upstream != m.Upstream && other.Status().State != health.Down {
 			return false
 		}
 	}

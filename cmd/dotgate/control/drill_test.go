@@ -36,7 +36,7 @@ func newWorld(names ...string) *world {
 	for _, name := range names {
 		w.states[name] = health.Up
 		u := &fake{w, name}
-		members = append(members, Member{u, u})
+		members = append(members, Member{Upstream: u, Monitor: u})
 	}
 	w.Server = New(Options{Version: "v1", Gateway: w, Process: w, Balancer: counting{}, Members: func() []Member { return members }, Log: slog.New(slog.DiscardHandler)})
 	return w

@@ -1,6 +1,8 @@
 package control
 
 import (
+	"errors"
+	"fmt"
 	"net/http"
 	"sync"
 	"time"
@@ -15,6 +17,7 @@ type Explanation struct {
 	Began  time.Time `json:"began"`
 	Took   Millis    `json:"took_ms"`
 	Cache  string    `json:"cache,omitempty"` // what it had: nothing, fresh or stale
+	Route  string    `json:"route,omitempty"` // of the configuration; empty: none, as most names have
 	Policy string    `json:"policy,omitempty"`
 	// Candidates are in the order in which they would have been asked.
 	Candidates []CandidateStatus `json:"candidates"`
@@ -59,10 +62,14 @@ type StepStatus struct {
 }
 
 // Explain returns a story in the form in which it is told.
-func Explain(s balancer.Story, steps []upstreams.Step) Explanation {
-	e := Explanation{Query: s.Query.String(), Began: s.Began, Took: Millis(s.Took), Outcome: s.RCode.String()}
+func Explain(s balancer.Story, route string, steps []upstreams.Step) Explanation {
+	e := Explanation{Query: s.Query.String(), Began: s.Began, Took: Millis(s.Took), Route: route, Outcome: s.RCode.String()}
 	if s.Err != nil {
 		e.Outcome, e.Error = "failed", s.Err.Error()
+	}
+	if failed, ok := errors.AsType[*balancer.Error](s.Err); ok {
+		e.EDE = fmt.Sprintf("%d (%s)", failed.EDE().Code, failed.EDE().Text)
+		e.Detail = failed.Detail()
 	}
 	for _, c := range s.Candidates {
 		state := "up"
@@ -99,12 +106,19 @@ const storiesMax = 1000
 // once. The zero Stories has none.
 type Stories struct {
 	mu   sync.Mutex
-	kept []balancer.Story // a ring, once it is full
+	kept []routedStory // a ring, once it is full
 	next int
 }
 
-// Keep keeps s, in place of the oldest if there are enough.
-func (k *Stories) Keep(s balancer.Story) {
+type routedStory struct {
+	route string
+	balancer.Story
+}
+
+// Keep keeps a story of a route, empty for none, in place of the oldest if there
+// are enough.
+func (k *Stories) Keep(route string, story balancer.Story) {
+	s := routedStory{route, story}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if len(k.kept) < storiesMax {
@@ -121,7 +135,8 @@ func (k *Stories) Latest() []Explanation {
 	defer k.mu.Unlock()
 	all := make([]Explanation, 0, len(k.kept))
 	for i := range k.kept {
-		all = append(all, Explain(k.kept[(k.next+len(k.kept)-1-i)%len(k.kept)], nil))
+		s := k.kept[(k.next+len(k.kept)-1-i)%len(k.kept)]
+		all = append(all, Explain(s.Story, s.route, nil))
 	}
 	return all
 }

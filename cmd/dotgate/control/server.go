@@ -83,6 +83,7 @@ type Monitor interface {
 
 // A Member is an upstream, and what is thought of it.
 type Member struct {
+	Route string // the name that it is for; empty: all that have no other
 	Upstream
 	Monitor
 }

@@ -108,7 +108,7 @@ func TestStoriesAreKeptUpToAThousandNewestFirst(t *testing.T) {
 	t.Parallel()
 	var kept Stories
 	for i := range storiesMax + 3 {
-		kept.Keep(balancer.Story{Took: time.Duration(i) * time.Millisecond, Attempts: []balancer.AttemptStory{{Name: "one", Err: errors.New("no"), Ended: true}}})
+		kept.Keep("", balancer.Story{Took: time.Duration(i) * time.Millisecond, Attempts: []balancer.AttemptStory{{Name: "one", Err: errors.New("no"), Ended: true}}})
 	}
 	all := kept.Latest()
 	if len(all) != storiesMax || all[0].Took != Millis((storiesMax+2)*time.Millisecond) || all[storiesMax-1].Took != Millis(3*time.Millisecond) {

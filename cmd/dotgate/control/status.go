@@ -44,6 +44,7 @@ type Status struct {
 // An UpstreamStatus is about one upstream.
 type UpstreamStatus struct {
 	Name      string           `json:"name"`
+	Route     string           `json:"route,omitempty"` // the name that it is for; empty: all that have no other
 	Addresses []netip.AddrPort `json:"addresses"`
 	State     string           `json:"state"`            // up, suspect or down
 	Since     time.Time        `json:"since,omitzero"`   // when it went up or down, or silent; zero if unknown
@@ -134,7 +135,7 @@ func (s *Server) Status() Status {
 func upstreamStatus(m Member) UpstreamStatus {
 	s, c, h := m.Monitor.Status(), m.Upstream.Counts(), m.History()
 	status := UpstreamStatus{
-		Name: m.String(), Addresses: m.Addresses(),
+		Name: m.String(), Route: m.Route, Addresses: m.Addresses(),
 		State: s.State.String(), Since: s.Since, Reason: s.Reason,
 		Usual: Millis(s.Usual), Patience: Millis(s.Patience),
 		Open: c.Open, Counts: upstreamCounts(c), Attempts: attemptCounts(h),
