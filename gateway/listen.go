@@ -22,7 +22,7 @@ func (g *Gateway) Listen() error {
 	if len(g.Addrs()) > 0 {
 		return errors.New("listen: already listening")
 	}
-	_, stations, err := g.open(g.now().Options, nil)
+	_, stations, err := g.open(g.now().Options, nil, nil)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.stations = stations
@@ -31,7 +31,7 @@ func (g *Gateway) Listen() error {
 
 // open opens stations for all addresses in the options but those that stay: the
 // ones among have that are for the same. On an error, nothing is opened.
-func (g *Gateway) open(o Options, have []*station) (stay, fresh []*station, err error) {
+func (g *Gateway) open(o Options, have, leaving []*station) (stay, fresh []*station, err error) {
 	var problems []error
 	for _, addr := range o.Listen {
 		family := familyOf(addr, o.Listen)
@@ -40,7 +40,7 @@ func (g *Gateway) open(o Options, have []*station) (stay, fresh []*station, err 
 			stay = append(stay, have[i])
 			continue
 		}
-		share := o.Share || slices.ContainsFunc(have, func(s *station) bool { return s.overlaps(addr) })
+		share := o.Share || slices.ContainsFunc(slices.Concat(have, leaving), func(s *station) bool { return s.overlaps(addr) })
 		s, err := g.openStation(addr, family, share)
 		switch {
 		case err == nil:

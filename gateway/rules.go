@@ -86,13 +86,13 @@ func (g *Gateway) Prepare(r Resolver, o Options) (*Change, error) {
 		return nil, err
 	}
 	g.mu.Lock()
-	have := slices.Clone(g.stations)
+	have, leaving := slices.Clone(g.stations), slices.Clone(g.leaving)
 	g.mu.Unlock()
 	c := &Change{gateway: g, rules: next, stay: have}
 	if g.adopted {
 		return c, nil
 	}
-	c.stay, c.fresh, err = g.open(next.Options, have)
+	c.stay, c.fresh, err = g.open(next.Options, have, leaving)
 	return c, err
 }
 

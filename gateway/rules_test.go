@@ -134,6 +134,10 @@ func TestAddressesComeAndGo(t *testing.T) {
 	}
 	stays.Close()
 	exchange(t, dial(t, "udp", another), query("example.com."))
+	// Back again, and gone again, while the last have hardly left.
+	for _, listen := range [][]netip.AddrPort{{first, another}, {another}, {first, another}, {another}} {
+		change(t, g, addressed, Options{Listen: listen})
+	}
 	for deadline := time.Now().Add(patience); ; {
 		c, err := net.Dial("tcp", first.String())
 		if errors.Is(err, syscall.ECONNREFUSED) {

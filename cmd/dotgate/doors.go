@@ -19,6 +19,8 @@ const (
 	// included, and knock how often it is looked for meanwhile.
 	handover = 10 * time.Second
 	knock    = 20 * time.Millisecond
+	// settleLimit is longer than those may take to leave who are in when a door moves.
+	settleLimit = time.Second
 )
 
 // A door is where operators get in: the control socket, or HTTP. It may move.
@@ -30,6 +32,8 @@ type door struct {
 	ctx      context.Context // of those who serve; nil before
 	over     bool            // nobody begins any more
 	leave    context.CancelFunc
+	left     chan struct{} // closed when nobody is in any more who came in here
+	former   chan struct{} // the same of where the door was before, or nil
 	serving  sync.WaitGroup
 }
 
@@ -40,6 +44,7 @@ func (d *door) move(l net.Listener) {
 	defer d.mu.Unlock()
 	if d.leave != nil {
 		d.leave()
+		d.former = d.left
 	} else if d.listener != nil {
 		d.listener.Close()
 	}
@@ -56,10 +61,31 @@ func (d *door) begin() {
 		d.listener.Close()
 		return
 	}
-	l := d.listener
+	l, left := d.listener, make(chan struct{})
 	var ctx context.Context
 	ctx, d.leave = context.WithCancel(d.ctx)
-	d.serving.Go(func() { d.serve(ctx, l) })
+	d.left = left
+	d.serving.Go(func() {
+		defer close(left)
+		d.serve(ctx, l)
+	})
+}
+
+// settle waits until the door is gone from where it was before, should it have just
+// moved: it may move back.
+func (d *door) settle() {
+	d.mu.Lock()
+	former := d.former
+	d.mu.Unlock()
+	if former == nil {
+		return
+	}
+	timer := time.NewTimer(settleLimit)
+	defer timer.Stop()
+	select {
+	case <-former:
+	case <-timer.C: // to listen there fails then
+	}
 }
 
 // run lets operators in until ctx is done. It blocks.
@@ -136,6 +162,7 @@ func (r *removal) Abandon() {
 func (p *process) prepareDoors(next *configs.Config) (changes, error) {
 	var all changes
 	if next.Control != p.config.Control && !p.hasControl(next.Control) {
+		p.control.settle()
 		l, err := listenControl(next.Control, false, p.log)
 		if err != nil {
 			return nil, err
@@ -149,6 +176,7 @@ func (p *process) prepareDoors(next *configs.Config) (changes, error) {
 	if next.Admin.Listen != p.config.Admin.Listen {
 		move := &removal{door: &p.http}
 		if next.Admin.Listen.IsValid() {
+			p.http.settle()
 			l, err := admin.Listen(next.Admin.Listen)
 			if err != nil {
 				all.Abandon()

@@ -199,8 +199,12 @@ func (p *process) prepare(next *configs.Config) (all changes, err error) {
 		return all, err
 	}
 	all = append(all, upstreams)
-	next.Cache.Size = affordable(next.Cache.Size, p.log)
-	answers, err := p.answers.Prepare(next.Cache)
+	keep := next.Cache
+	keep.Size = cache.Size(p.answers.Usage().Size)
+	if next.Cache.Size != p.config.Cache.Size {
+		keep.Size = affordable(next.Cache.Size, p.log)
+	}
+	answers, err := p.answers.Prepare(keep)
 	if err != nil {
 		return all, err
 	}
@@ -361,7 +365,8 @@ func reloadCommand(s *sources) *cobra.Command {
 		Short: "Have the running gateway read its configuration again",
 		Long: `reload has the running gateway read its file again (as SIGHUP does, and a change of
 the file itself). What can't be used is reported and changes nothing. Upstreams
-that stay as they were keep their connections and what is known of them.`,
+that stay as they were keep their connections and what is known of them, addresses
+that stay their sockets, and the cache its answers.`,
 		Args: noArguments,
 		RunE: s.with(func(ctx context.Context, config *configs.Config, out io.Writer) error {
 			client, err := newClient(config.Control)
