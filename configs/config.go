@@ -119,6 +119,18 @@ func Load(s Sources) (*Config, error) {
 	return l.load(s)
 }
 
+// LoadControl returns how to reach the running gateway, as far as the sources say
+// so, be they else of no use: that is when its operator needs to. The error is what
+// is wrong with them, which Load tells too.
+func LoadControl(s Sources) (Control, error) {
+	l := newLoader(s.File)
+	if s.File != "" {
+		l.readFile()
+	}
+	_, err := l.load(s)
+	return l.config.Control, err
+}
+
 // A loader is one Load under way.
 type loader struct {
 	config   *Config

@@ -40,12 +40,14 @@ func (s *sources) with(run func(context.Context, *configs.Config, io.Writer) err
 // path returns the name of the file, empty if there is none.
 func (s *sources) path() string { return cmp.Or(s.file, os.Getenv("DOTGATE_CONFIG")) }
 
-func (s *sources) load() (*configs.Config, error) {
+func (s *sources) load() (*configs.Config, error) { return configs.Load(s.from()) }
+
+func (s *sources) from() configs.Sources {
 	from := configs.Sources{File: s.path(), Environ: os.Environ()}
 	if len(s.listen) > 0 {
 		from.Flags = map[string][]string{"gateway.listen": s.listen}
 	}
-	return configs.Load(from)
+	return from
 }
 
 // check prints the effective configuration. That it could be loaded is the check.

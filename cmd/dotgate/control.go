@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"time"
@@ -45,16 +46,30 @@ func newClient(c configs.Control) (*control.Client, error) {
 	return control.NewClient([]string{c.Socket}), nil
 }
 
+// client returns a client of the running gateway, which may well run while what it
+// was configured with has become useless: that is told to errors.
+func (s *sources) client(errors io.Writer) (*control.Client, error) {
+	c, err := configs.LoadControl(s.from())
+	if err != nil {
+		fmt.Fprintf(errors, "dotgate: the configuration is of no use (dotgate check tells why); the running gateway is asked all the same\n")
+	}
+	return newClient(c)
+}
+
 // withClient returns what cobra runs for a command that asks the running gateway
-// and waits no longer than this for what it says.
+// and waits no longer than this for what it says; 0 for as long as it takes.
 func (s *sources) withClient(limit time.Duration, run func(context.Context, *control.Client, io.Writer) error) func(*cobra.Command, []string) error {
-	return s.with(func(ctx context.Context, config *configs.Config, out io.Writer) error {
-		client, err := newClient(config.Control)
+	return func(c *cobra.Command, _ []string) error {
+		client, err := s.client(c.ErrOrStderr())
 		if err != nil {
 			return err
 		}
-		ctx, cancel := context.WithTimeout(ctx, limit)
-		defer cancel()
-		return run(ctx, client, out)
-	})
+		ctx := c.Context()
+		if limit > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, limit)
+			defer cancel()
+		}
+		return run(ctx, client, c.OutOrStdout())
+	}
 }

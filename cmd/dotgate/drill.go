@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"dotgate/cmd/dotgate/control"
-	"dotgate/configs"
 	"dotgate/upstreams"
 )
 
@@ -58,18 +57,14 @@ no other upstream is up any more. It does not begin unless another one is up.`,
 		if _, err := upstreams.ParseDrill(r.fault); err != nil {
 			return usageError{fmt.Errorf("--fault: %w", err)}
 		}
-		return s.with(r.run)(c, args)
+		return s.withClient(0, r.run)(c, args)
 	}
 	return c
 }
 
 // run prints the report. That clients lost queries, or that the upstream did not
 // return, is an error.
-func (r *rehearsal) run(ctx context.Context, config *configs.Config, out io.Writer) error {
-	client, err := newClient(config.Control)
-	if err != nil {
-		return err
-	}
+func (r *rehearsal) run(ctx context.Context, client *control.Client, out io.Writer) error {
 	request := control.Request{
 		Upstream: r.upstream, Fault: r.fault, For: control.Millis(r.length), Before: control.Millis(r.before),
 	}

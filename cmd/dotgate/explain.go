@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"dotgate/cmd/dotgate/control"
-	"dotgate/configs"
 	"dotgate/gateway/cache"
 	"dotgate/gateway/wire"
 	"dotgate/upstreams"
@@ -67,13 +66,7 @@ than one upstream; a thousand of them are kept.`,
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.Flags().IntVar(&recent, "recent", 0, "tell of so `many` of the latest that failed or were sent twice")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		return s.with(func(ctx context.Context, config *configs.Config, out io.Writer) error {
-			client, err := newClient(config.Control)
-			if err != nil {
-				return err
-			}
-			ctx, cancel := context.WithTimeout(ctx, explainLimit)
-			defer cancel()
+		return s.withClient(explainLimit, func(ctx context.Context, client *control.Client, out io.Writer) (err error) {
 			var all []control.Explanation
 			if recent > 0 {
 				all, err = client.Stories(ctx)

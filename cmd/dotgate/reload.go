@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -54,7 +56,8 @@ type process struct {
 
 	loading sync.Mutex // one at a time; guards config
 	config  *configs.Config
-	seen    [32]byte          // what its files had in them when they were read last
+	seen    contents          // of its files when they were read last
+	applied contents          // of those that are in effect
 	watcher *fsnotify.Watcher // or nil
 
 	mu      sync.Mutex // guards all below
@@ -80,10 +83,16 @@ func (p *process) Reloads() admin.Reloads {
 func (p *process) Reload() (control.Reloaded, error) {
 	p.loading.Lock()
 	defer p.loading.Unlock()
-	p.seen = p.digest()
+	p.seen = p.contents()
 	done, err := p.reload()
 	if err == nil {
-		p.seen = p.digest() // it may name others
+		p.seen = p.contents() // it may name others
+		for _, name := range p.files() {
+			if before, known := p.applied[name]; known && before != p.seen[name] && name != p.sources.path() {
+				done.Changed = append(done.Changed, "what is in "+name)
+			}
+		}
+		p.applied = p.seen
 		p.watchDirectories()
 	}
 	p.mu.Lock()
@@ -259,7 +268,16 @@ func (p *process) files() []string {
 	return slices.DeleteFunc(slices.Compact(files), func(name string) bool { return name == "" })
 }
 
-func (p *process) digest() [32]byte { return digest(p.files()...) }
+// Contents are digests of files, by name.
+type contents map[string][sha256.Size]byte
+
+func (p *process) contents() contents {
+	all := make(contents)
+	for _, name := range p.files() {
+		all[name] = digest(name)
+	}
+	return all
+}
 
 // watchFiles reloads when one of the files changes, until ctx is done. It blocks.
 //
@@ -273,7 +291,7 @@ func (p *process) watchFiles(ctx context.Context) error {
 	}
 	defer watcher.Close()
 	p.loading.Lock()
-	p.seen, p.watcher = p.digest(), watcher
+	p.watcher = watcher
 	p.watchDirectories()
 	p.loading.Unlock()
 	quiet := time.NewTimer(time.Hour)
@@ -289,7 +307,7 @@ func (p *process) watchFiles(ctx context.Context) error {
 			quiet.Reset(settle) // something was missed
 		case <-quiet.C:
 			p.loading.Lock()
-			changed := p.config.Reload.Watch && p.digest() != p.seen
+			changed := p.config.Reload.Watch && !maps.Equal(p.contents(), p.seen)
 			p.loading.Unlock()
 			if changed {
 				p.log.Info("a file of the configuration has changed")

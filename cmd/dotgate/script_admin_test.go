@@ -3,7 +3,9 @@ package main
 import (
 	"io"
 	"net/http"
+	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -30,15 +32,16 @@ func scriptGet(ts *testscript.TestScript, neg bool, args []string) {
 
 // scriptBecomes asks for a page until its code is another.
 func scriptBecomes(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 2 {
-		ts.Fatalf("usage: becomes PATH CODE")
+	if neg || len(args) < 2 || len(args) > 3 {
+		ts.Fatalf("usage: becomes PATH CODE [REGEXP]")
 	}
+	wanted := regexp.MustCompile("(?m)" + strings.Join(args[2:], ""))
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()
 	for deadline := time.Now().Add(10 * time.Second); ; <-again.C {
 		code, text := get(ts, args[0], "")
 		switch {
-		case code == args[1]:
+		case code == args[1] && wanted.Match(text):
 			ts.Stdout().Write(text)
 			return
 		case time.Now().After(deadline):

@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 //
 //	upstream NAME [FAULT]...   starts an upstream, whose URL is then $NAME; if it
 //	                           runs already, changes what it does wrong
+//	authority FILE             writes the certificate of another authority
+//	certificate NAME [AUTHORITY]  writes a client's certificate NAME.crt, and its key,
+//	                           of the upstreams' authority or of another
 //	asked NAME                 prints how many queries it got
 //	ask NAME TYPE              asks the gateway at $GATEWAY, which may be about to
 //	                           start, and prints what it says
@@ -41,7 +44,8 @@ func TestMain(m *testing.M) {
 //	load RATE                  asks for so many names a second, until unload, which
 //	                           prints how many, and how many were lost
 //	get PATH [CODE] [TOKEN]    asks for a page of $ADMIN, and prints it
-//	becomes PATH CODE          asks for it until that is its code, and prints it
+//	becomes PATH CODE [REGEXP]  asks for it until that is its code, and that is in it,
+//	                           and prints it
 //
 // $GATEWAY and $ADMIN are addresses of the story's own, and $SSL_CERT_FILE trusts the upstreams. No other
 // variable is passed on.
@@ -52,18 +56,20 @@ func TestStories(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup:               setUpStory,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"upstream": scriptUpstream,
-			"asked":    scriptAsked,
-			"ask":      scriptAsk,
-			"await":    scriptAwait,
-			"exits":    scriptExits,
-			"until":    scriptUntil,
-			"expand":   scriptExpand,
-			"load":     scriptLoad,
-			"unload":   scriptUnload,
-			"plain":    scriptPlain,
-			"get":      scriptGet,
-			"becomes":  scriptBecomes,
+			"upstream":    scriptUpstream,
+			"asked":       scriptAsked,
+			"authority":   scriptAuthority,
+			"certificate": scriptCertificate,
+			"ask":         scriptAsk,
+			"await":       scriptAwait,
+			"exits":       scriptExits,
+			"until":       scriptUntil,
+			"expand":      scriptExpand,
+			"load":        scriptLoad,
+			"unload":      scriptUnload,
+			"plain":       scriptPlain,
+			"get":         scriptGet,
+			"becomes":     scriptBecomes,
 		},
 	})
 }
@@ -117,6 +123,10 @@ func scriptUpstream(ts *testscript.TestScript, neg bool, args []string) {
 			options.Certificate = s.ca.Issue(dottest.CertOptions{
 				Names: []string{dottest.ServerName}, NotAfter: time.Now().Add(-time.Hour),
 			})
+			continue
+		}
+		if word == "wants-certificate" {
+			faults = append(faults, dottest.Fault{ClientCAs: s.ca.Pool()})
 			continue
 		}
 		fault, err := faultNamed(word)

@@ -86,6 +86,8 @@ func (s *sources) serve(ctx context.Context, config *configs.Config, _ io.Writer
 func (s *sources) newProcess(ctx context.Context, config *configs.Config) (p *process, former *control.Client, err error) {
 	p = &process{sources: s, stories: new(control.Stories), voice: newVoice(config.Log), config: config, reloads: admin.Reloads{Last: time.Now()}}
 	p.setRecent(config.Health)
+	p.seen = p.contents()
+	p.applied = p.seen
 	p.log = slog.New(p.voice)
 	config.Cache.Log, config.QueryLog.Log = p.log, p.log
 	var resolver balancer.Resolver

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"dotgate/cmd/dotgate/control"
-	"dotgate/configs"
 )
 
 // clear moves to the upper left corner and clears what is below.
@@ -31,8 +30,8 @@ func topCommand(s *sources) *cobra.Command {
 		if every < 100*time.Millisecond {
 			return usageError{fmt.Errorf("--every: %v is below 100ms", every)}
 		}
-		return s.with(func(ctx context.Context, config *configs.Config, out io.Writer) error {
-			return watchStatus(ctx, config, out, every, times)
+		return s.withClient(0, func(ctx context.Context, client *control.Client, out io.Writer) error {
+			return watchStatus(ctx, client, out, every, times)
 		})(c, args)
 	}
 	return c
@@ -40,11 +39,7 @@ func topCommand(s *sources) *cobra.Command {
 
 // watchStatus writes the status until ctx is done: over itself on a terminal, one
 // after the other elsewhere.
-func watchStatus(ctx context.Context, config *configs.Config, out io.Writer, every time.Duration, times int) error {
-	client, err := newClient(config.Control)
-	if err != nil {
-		return err
-	}
+func watchStatus(ctx context.Context, client *control.Client, out io.Writer, every time.Duration, times int) error {
 	before, after := "", "\n"
 	if info, err := os.Stdout.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
 		before, after = clear, ""

@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"dotgate/cmd/dotgate/control"
-	"dotgate/configs"
 	"dotgate/health"
 )
 
@@ -17,14 +16,8 @@ import (
 // for them.
 func upstreamsCommand(s *sources) *cobra.Command {
 	var asJSON bool
-	ask := func(do func(context.Context, *control.Client) (control.Status, error)) func(context.Context, *configs.Config, io.Writer) error {
-		return func(ctx context.Context, config *configs.Config, out io.Writer) error {
-			client, err := newClient(config.Control)
-			if err != nil {
-				return err
-			}
-			ctx, cancel := context.WithTimeout(ctx, statusLimit)
-			defer cancel()
+	ask := func(do func(context.Context, *control.Client) (control.Status, error)) func(*cobra.Command, []string) error {
+		return s.withClient(statusLimit, func(ctx context.Context, client *control.Client, out io.Writer) error {
 			status, err := do(ctx, client)
 			switch {
 			case err != nil:
@@ -33,14 +26,14 @@ func upstreamsCommand(s *sources) *cobra.Command {
 				return writeJSON(out, status.Upstreams)
 			}
 			return writeUpstreams(out, status.Upstreams, time.Now())
-		}
+		})
 	}
 	list := ask(func(ctx context.Context, c *control.Client) (control.Status, error) { return c.Status(ctx) })
 	c := &cobra.Command{
 		Use:   "upstreams",
 		Short: "List the upstreams of the running gateway; drain them, set them up or down",
 		Args:  noArguments,
-		RunE:  s.with(list),
+		RunE:  list,
 	}
 	c.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON")
 	for _, o := range []struct {
@@ -57,9 +50,9 @@ func upstreamsCommand(s *sources) *cobra.Command {
 			Short: o.short,
 			Args:  oneArgument("the name of an upstream"),
 			RunE: func(c *cobra.Command, args []string) error {
-				return s.with(ask(func(ctx context.Context, client *control.Client) (control.Status, error) {
+				return ask(func(ctx context.Context, client *control.Client) (control.Status, error) {
 					return client.Order(ctx, args[0], o.order)
-				}))(c, args)
+				})(c, args)
 			},
 		})
 	}
