@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -363,10 +364,20 @@ func (p *process) heed(ctx context.Context, signals <-chan os.Signal) error {
 			if s == syscall.SIGHUP {
 				_, _ = p.Reload() // which tells
 			} else {
-				p.log.Info("status", "status", p.operator.Status())
+				p.logStatus()
 			}
 		}
 	}
+}
+
+// logStatus logs what `dotgate status --json` prints.
+func (p *process) logStatus() {
+	text, err := json.Marshal(p.operator.Status())
+	if err != nil {
+		p.log.Error("BUG: the status can't be told", "error", err)
+		return
+	}
+	p.log.Info("status", "status", json.RawMessage(text))
 }
 
 // signals returns where SIGHUP and SIGUSR1 arrive. From then on, they don't end

@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 // TestUnderAServiceManager hands over sockets as systemd does, and listens to what
@@ -20,24 +23,7 @@ import (
 func TestUnderAServiceManager(t *testing.T) {
 	_, urls := startUpstreams(t, time.Millisecond)
 	addr := ownAddr()
-	ln, err := net.Listen("tcp", addr.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	pc, err := net.ListenPacket("udp", addr.String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pc.Close()
-	tcp, err := ln.(*net.TCPListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	udp, err := pc.(*net.UDPConn).File()
-	if err != nil {
-		t.Fatal(err)
-	}
+	udp, tcp := socketsAt(t, addr)
 	socket := filepath.Join(t.TempDir(), "notify.sock")
 	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
 	if err != nil {
@@ -98,6 +84,91 @@ func TestUnderAServiceManager(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestSocketsOfAServiceManagerOutliveAGateway hands the same sockets, as systemd
+// does, to one gateway after the other: one that takes over, and one that is started
+// when the former has stopped.
+func TestSocketsOfAServiceManagerOutliveAGateway(t *testing.T) {
+	_, urls := startUpstreams(t, time.Millisecond)
+	addr := ownAddr()
+	udp, tcp := socketsAt(t, addr)
+	socket := filepath.Join(t.TempDir(), "control.sock")
+	next := func(args string) *process {
+		t.Helper()
+		// LISTEN_PID has to be the program's own.
+		p := unstarted("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" serve `+args, dotgate)
+		p.cmd.Env = environment(ownAddr(), urls, "LISTEN_FDS=2", "DOTGATE_CONTROL_SOCKET="+socket)
+		p.cmd.ExtraFiles = []*os.File{udp, tcp}
+		p.begin(t)
+		p.await(t, "dotgate is serving")
+		return p
+	}
+	asked := 0
+	ask := func(when string) {
+		t.Helper()
+		for _, network := range []string{"udp", "tcp"} {
+			asked++
+			client := dns.Client{Net: network, Timeout: 3 * time.Second}
+			r, _, err := client.Exchange(new(dns.Msg).SetQuestion(fmt.Sprintf("n%d.example.com.", asked), dns.TypeA), addr.String())
+			if err != nil || r.Rcode != dns.RcodeSuccess || len(r.Answer) != 1 {
+				t.Errorf("%s, over %s: %v, %v", when, network, r, err)
+			}
+		}
+	}
+	serving := next("")
+	ask("at first")
+	l := dottestLoad(addr, "handed", 3000, 500)
+	done := make(chan outcome)
+	go func() { done <- l.run(t) }()
+	for range 3 {
+		successor := next("--takeover")
+		if code := serving.exitCode(t, stopLimit); code != 0 {
+			t.Errorf("the former gateway exits with %d", code)
+		}
+		successor.await(t, "took over")
+		ask("after a takeover")
+		serving = successor
+	}
+	(<-done).mustBeWhole(t)
+	for range 2 {
+		serving.signal(syscall.SIGTERM)
+		if code := serving.exitCode(t, stopLimit); code != 0 {
+			t.Errorf("it exits with %d", code)
+		}
+		serving = next("")
+		ask("after a restart")
+	}
+	serving.signal(syscall.SIGUSR1)
+	serving.await(t, "msg=status")
+	if !serving.output.contains(`status="{\"version\":`) {
+		t.Errorf("SIGUSR1: %s", serving.output.tail(3))
+	}
+	serving.signal(syscall.SIGTERM)
+	serving.exitCode(t, stopLimit)
+}
+
+// socketsAt opens what a service manager would hand over.
+func socketsAt(t *testing.T, addr netip.AddrPort) (udp, tcp *os.File) {
+	t.Helper()
+	ln, err := net.Listen("tcp", addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	pc, err := net.ListenPacket("udp", addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	if tcp, err = ln.(*net.TCPListener).File(); err != nil {
+		t.Fatal(err)
+	}
+	if udp, err = pc.(*net.UDPConn).File(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { udp.Close(); tcp.Close() })
+	return udp, tcp
 }
 
 // TestTheUnitIsSound has systemd look at the unit, where it is installed.

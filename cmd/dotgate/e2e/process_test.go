@@ -32,8 +32,20 @@ type process struct {
 
 func start(t *testing.T, environ []string, program string, args ...string) *process {
 	t.Helper()
-	p := &process{cmd: exec.Command(program, args...), ended: make(chan struct{})}
+	p := unstarted(program, args...)
 	p.cmd.Env = environ
+	p.begin(t)
+	return p
+}
+
+// unstarted returns a process that was not started yet.
+func unstarted(program string, args ...string) *process {
+	return &process{cmd: exec.Command(program, args...), ended: make(chan struct{})}
+}
+
+// begin starts p.
+func (p *process) begin(t *testing.T) {
+	t.Helper()
 	p.cmd.Stdout, p.cmd.Stderr = &p.output, &p.output
 	// Should the tests be killed, nothing lingers.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -47,10 +59,9 @@ func start(t *testing.T, environ []string, program string, args ...string) *proc
 	t.Cleanup(func() {
 		p.kill()
 		if t.Failed() {
-			t.Logf("%s said:\n%s", program, p.output.tail(60))
+			t.Logf("%s said:\n%s", p.cmd.Path, p.output.tail(60))
 		}
 	})
-	return p
 }
 
 func (p *process) signal(s os.Signal) { _ = p.cmd.Process.Signal(s) } // who has ended needs none
