@@ -79,6 +79,7 @@ type conn struct {
 	sent     int         // queries, in all
 	answered int         // of these
 	out      []byte      // frames that writeLoop has not taken yet
+	traced   []*Trace    // of those whose queries are in out, for who wants to know
 	timer    *time.Timer // runs check
 	swept    int64       // instant of the last look for calls that got too old
 	err      *connError  // why it ended, or nil
@@ -181,6 +182,9 @@ func (c *conn) enter(call *call) error {
 		case c.wake <- struct{}{}:
 		default:
 		}
+	}
+	if call.trace != nil {
+		c.traced = append(c.traced, call.trace)
 	}
 	c.upstream.counts.sent.Add(1)
 	return nil
@@ -297,13 +301,22 @@ func (c *conn) writeLoop() {
 		runtime.Gosched()
 		c.mu.Lock()
 		frames, c.out = c.out, frames[:0]
+		traced := c.traced
+		c.traced = nil
 		c.mu.Unlock()
 		if len(frames) == 0 || c.drill().swallows() {
 			continue
 		}
+		var began int64
+		if traced != nil {
+			began = c.upstream.now()
+		}
 		if _, err := c.tls.Write(frames); err != nil {
 			c.close(fmt.Errorf("%w: %w", errWrite, err))
 			return
+		}
+		for _, t := range traced {
+			c.upstream.note(t, "written in %v", time.Duration(c.upstream.now()-began).Round(time.Microsecond))
 		}
 		if writes < acknowledged {
 			acknowledgeAtOnce(c.tls.NetConn())
@@ -380,6 +393,9 @@ func (c *conn) receive(message []byte) quality {
 	if call == nil {
 		u.counts.unasked.Add(1)
 		return unasked
+	}
+	if call.trace != nil {
+		u.note(call.trace, "%d octets came back", len(message))
 	}
 	answer, err := wire.ParseAnswer(call.query, message)
 	if err != nil {

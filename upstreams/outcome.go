@@ -246,7 +246,7 @@ func (u *Upstream) record(call *call, a wire.Answer, err error) {
 	if call.trace != nil && err != nil {
 		u.note(call.trace, "%v: %v", outcome, err)
 	} else if call.trace != nil {
-		u.note(call.trace, "answer came and verified: %v", a.RCode())
+		u.note(call.trace, "verified: %v", a.RCode())
 	}
 	u.ledger.enter(outcome, time.Duration(u.now()-call.began), err)
 }
