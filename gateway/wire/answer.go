@@ -16,6 +16,8 @@ var (
 	ErrWrongQuestion = errors.New("response to another question")
 	ErrTruncated     = errors.New("truncated response")
 	ErrMalformed     = errors.New("malformed response")
+	// ErrWrongSubnet is an ErrWrongQuestion too: it was asked for another network.
+	ErrWrongSubnet = fmt.Errorf("%w: the Client Subnet is not the one sent", ErrWrongQuestion)
 	// ErrForeign means that the answer section has records that are not of names that
 	// the question leads to.
 	ErrForeign = errors.New("response with records that were not asked for")
@@ -74,7 +76,8 @@ const noSOATTL = 10
 // not understood or not answered (RFC 1035 section 4.1.1 asks for no more). One
 // that has, in its answer section, a record whose owner neither is the name asked
 // for nor is led to from there by CNAME and DNAME records is none. From the other
-// sections, records that have nothing to do with the question are removed.
+// sections, records that have nothing to do with the question are removed. If q has a
+// subnet on its way, a response that is for another one is none (RFC 7871 section 7.3).
 func ParseAnswer(q Query, message []byte) (Answer, error) {
 	if len(message) < headerLen || len(message) > MaxSize {
 		return Answer{}, ErrMalformed
@@ -99,6 +102,8 @@ func ParseAnswer(q Query, message []byte) (Answer, error) {
 		return Answer{}, ErrWrongQuestion
 	case found.strays > 0 && !found.chain.holds(message, off):
 		return Answer{}, ErrForeign
+	case found.hasOPT && !q.sentSubnet(found.opt.rdata(message)):
+		return Answer{}, ErrWrongSubnet
 	}
 	lost := 0
 	if found.others > 0 {

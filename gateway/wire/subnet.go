@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net/netip"
 )
@@ -47,6 +48,28 @@ func (q Query) ClientSubnet() (option []byte, ok bool) {
 		return nil, true
 	}
 	return option, true
+}
+
+// sentSubnet reports whether the options in the data of an OPT record have no Client
+// Subnet but the one that went along with q, whatever its scope. Who sent none does
+// not look: the option is then of no meaning (RFC 7871 section 7.3).
+func (q Query) sentSubnet(rdata []byte) bool {
+	sent := q.subnet()
+	if sent == nil {
+		return true
+	}
+	const scope = 7 // its offset, behind code, length, family and prefix length
+	for len(rdata) > 0 {
+		option := rdata[:4+int(binary.BigEndian.Uint16(rdata[2:]))]
+		rdata = rdata[len(option):]
+		if binary.BigEndian.Uint16(option) != ednsOptionSubnet {
+			continue
+		}
+		if len(option) != len(sent) || !bytes.Equal(option[4:scope], sent[4:scope]) || !bytes.Equal(option[scope+1:], sent[scope+1:]) {
+			return false
+		}
+	}
+	return true
 }
 
 const (

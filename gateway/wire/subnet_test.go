@@ -1,6 +1,7 @@
 package wire_test
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -90,6 +91,41 @@ func TestTheScopeOfAnAnswerReachesItsClient(t *testing.T) {
 	if got := show(t, mustAnswer(t, other, text).AppendReply(nil, other, wire.Terms{})); !strings.HasSuffix(got, "opt 1232 ede=3") {
 		t.Errorf("got %s", got)
 	}
+}
+
+// RFC 7871 sections 7.3 and 11.2: what is for another network may be forged, and is
+// dropped.
+func TestTheSubnetOfAnAnswerIsTheOneSent(t *testing.T) {
+	f := func(sent, option, want string) {
+		t.Helper()
+		q := mustQuery(t, "question a. A", wire.UDP)
+		if sent != "" {
+			q = q.With(&wire.Extras{Subnet: wire.AppendSubnet(nil, netip.MustParsePrefix(sent))})
+		}
+		message := pack(t, "flags qr; question a. A; answer a. 60 IN A 192.0.2.1; opt"+option)
+		_, err := wire.ParseAnswer(q, message)
+		if got := fmt.Sprint(err); got != want {
+			t.Errorf("%s, sent for %s: got %s, want %s", option, sent, got, want)
+		}
+		if err != nil && !errors.Is(err, wire.ErrWrongQuestion) {
+			t.Errorf("%v is of another kind", err)
+		}
+	}
+	const ok, wrong = "<nil>", wrongQuestion + ": the Client Subnet is not the one sent"
+	f("192.0.2.0/24", "", ok) // whoever knows nothing of it
+	f("192.0.2.0/24", " ede=3", ok)
+	f("192.0.2.0/24", " 8:00011800c00002", ok)
+	f("192.0.2.0/24", " 8:00011814c00002", ok) // for a larger network
+	f("192.0.2.0/24", " 8:00011820c00002", ok) // for a part of it
+	f("2001:db8::/48", " 8:0002303020010db80000", ok)
+	f("192.0.2.0/24", " 8:00011800c63364", wrong)
+	f("192.0.2.0/24", " 8:00011000c000", wrong) // a shorter prefix
+	f("192.0.2.0/24", " 8:00011900c0000200", wrong)
+	f("192.0.2.0/24", " 8:00021800c00002", wrong) // family
+	f("192.0.2.0/24", " 8:00010000", wrong)
+	f("192.0.2.0/24", " 8:", wrong)
+	f("192.0.2.0/24", " 8:00011800c00002 8:00011800c63364", wrong)
+	f("", " 8:00011800c63364", ok) // it is not looked at
 }
 
 func TestPrivateAddressesAreSeen(t *testing.T) {
