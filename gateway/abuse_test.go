@@ -18,7 +18,7 @@ import (
 func TestACrowdThatSaysNothingKeepsNobodyWaiting(t *testing.T) {
 	const crowd, limit = 10_000, 100 * time.Millisecond
 	g, _ := start(t, addressed, Options{})
-	ask := func() {
+	once := func() time.Duration {
 		t.Helper()
 		began := time.Now()
 		c := dialFrom(t, "tcp", "127.0.0.1", g.Addrs()[0])
@@ -26,7 +26,12 @@ func TestACrowdThatSaysNothingKeepsNobodyWaiting(t *testing.T) {
 		if reply := exchange(t, c, query("example.com.")); len(reply.Answer) != 1 {
 			t.Errorf("got %v", reply)
 		}
-		if took := time.Since(began); took > limit {
+		return time.Since(began)
+	}
+	ask := func() {
+		t.Helper()
+		// What the crowd does to one, it does to all; a busy machine does not.
+		if took := min(once(), once(), once()); took > limit {
 			t.Errorf("a query took %v", took)
 		}
 	}
@@ -38,7 +43,7 @@ func TestACrowdThatSaysNothingKeepsNobodyWaiting(t *testing.T) {
 	}
 	ask()
 	c := g.Counts().Connections
-	if c.Open > 256+1 || c.Evicted == 0 {
+	if c.Open > 256+3 || c.Evicted == 0 { // our own may still be ending
 		t.Errorf("got %+v", c)
 	}
 }
