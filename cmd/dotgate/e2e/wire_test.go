@@ -211,3 +211,49 @@ remote-control:
 	start(t, nil, program(t, "unbound", "unbound"), "-d", "-p", "-c", file).await(t, "start of service")
 	return addr
 }
+
+// TestAnIPv6HomeIsOneClient asks from IPv6 addresses, in a network namespace: those of
+// one /56 share a limit, and who is not allowed is refused as often as an IPv4 address
+// would be.
+func TestAnIPv6HomeIsOneClient(t *testing.T) {
+	const one, sameHome, otherHome, stranger = "2001:db8:0:100::1", "2001:db8:0:1ff::2", "2001:db8:0:200::1", "2001:db8:ffff::1"
+	script := "set -e\nip link set lo up\n"
+	for _, addr := range []string{one, sameHome, otherHome, stranger} {
+		script += fmt.Sprintf("ip -6 addr add %s/128 dev lo nodad\n", addr)
+	}
+	if out, err := exec.Command("unshare", "--net", "true").CombinedOutput(); err != nil {
+		t.Skipf("NOT TESTED: no network namespace can be had here: %s", out)
+	}
+	listen := netip.MustParseAddrPort("[::1]:5300")
+	nobody := netip.MustParseAddrPort("127.0.0.1:853")
+	environ := environment(listen, []string{url(nobody)}, "PATH="+os.Getenv("PATH"),
+		"DOTGATE_GATEWAY_ALLOW=::1,2001:db8:0::/48", "DOTGATE_GATEWAY_RATE_LIMIT=1", "DOTGATE_GATEWAY_RATE_BURST=10")
+	g := start(t, environ, "unshare", "--net", "sh", "-c", script+`exec "$0" serve`, dotgate)
+	g.await(t, "dotgate is serving")
+
+	const rounds = 60
+	out, err := exec.Command("nsenter", "--net", "--target", fmt.Sprint(g.cmd.Process.Pid), "/usr/bin/python3", "testdata/prefixes.py",
+		listen.Addr().String(), fmt.Sprint(listen.Port()), fmt.Sprint(rounds), one, sameHome, otherHome, stranger).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	got := make(map[string][3]int)
+	for line := range strings.Lines(string(out)) {
+		var addr string
+		var n [3]int
+		if _, err := fmt.Sscanf(line, "%s answered=%d truncated=%d refused=%d", &addr, &n[0], &n[1], &n[2]); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		got[addr] = n
+	}
+	for addr, answered := range map[string]int{one: 10, sameHome: 0, otherHome: 10} {
+		// A token more comes each second. Of the others, every other one is told to come by TCP.
+		n := got[addr]
+		if n[0] < answered || n[0] > answered+3 || n[1] < 20 || n[1] > 32 || n[2] != 0 {
+			t.Errorf("%s got %v answers, truncations and refusals", addr, n)
+		}
+	}
+	if n := got[stranger]; n[0]+n[1] > 0 || n[2] < 20 || n[2] > 25 {
+		t.Errorf("a stranger got %v answers, truncations and refusals", n)
+	}
+}
