@@ -70,6 +70,14 @@ func TestImportsFollowThePicture(t *testing.T) {
 	}
 }
 
+func TestNoProgramIsExecuted(t *testing.T) {
+	for pkg, found := range importsOf(t, "../..") {
+		if slices.Contains(found, "os/exec") {
+			t.Errorf("%s imports os/exec: what comes from the network must never get near a command line", pkg)
+		}
+	}
+}
+
 func TestTheTopLevelStaysAsItIs(t *testing.T) {
 	known := []string{
 		"CHANGELOG.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "balancer", "cmd", "configs",

@@ -177,7 +177,8 @@ func TestTheUnitIsSound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"Type=notify", "WatchdogSec=", "CapabilityBoundingSet=CAP_NET_BIND_SERVICE\n", "NoNewPrivileges=yes", "ProtectSystem=strict", "DynamicUser=yes"} {
+	for _, want := range []string{"Type=notify", "WatchdogSec=", "CapabilityBoundingSet=CAP_NET_BIND_SERVICE\n", "NoNewPrivileges=yes", "ProtectSystem=strict", "DynamicUser=yes",
+		"RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK\n"} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("%s is missing", want)
 		}
