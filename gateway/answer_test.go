@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -118,7 +119,7 @@ func TestTooManyQueriesAreRefusedAtOnce(t *testing.T) {
 			asked <- struct{}{}
 			<-release
 			return addressed(ctx, q)
-		}), Options{MaxQueries: 1})
+		}), Options{MaxQueries: 1, Cache: newCache(t, nil)})
 		first, second := dial(t, network, g.Addrs()[0]), dial(t, network, g.Addrs()[0])
 		sendQuery(t, first, query("example.com."))
 		<-asked
@@ -129,6 +130,13 @@ func TestTooManyQueriesAreRefusedAtOnce(t *testing.T) {
 		close(release)
 		if reply := receive(t, first); len(reply.Answer) != 1 {
 			t.Errorf("got %v", reply)
+		}
+		// That there was no room is not remembered.
+		for deadline := time.Now().Add(patience); g.Counts().UnderWay > 0 && time.Now().Before(deadline); {
+			runtime.Gosched()
+		}
+		if reply := exchange(t, second, query("example.org.")); len(reply.Answer) != 1 {
+			t.Errorf("once there is room, got %v", reply)
 		}
 		first.Close()
 		second.Close()

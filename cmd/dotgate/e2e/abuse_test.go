@@ -5,12 +5,15 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -362,10 +365,11 @@ func TestSoak(t *testing.T) {
 	}
 	_, urls := startUpstreams(t, 5*time.Millisecond, 8*time.Millisecond, 10*time.Millisecond)
 	// A cache that is full after two minutes, so that memory has its size by then.
-	g := startGateway(t, urls, "DOTGATE_CACHE_SIZE=8MiB")
+	operators := netip.AddrPortFrom(dottest.Loopback(), 8053)
+	g := startGateway(t, urls, "DOTGATE_CACHE_SIZE=8MiB", "DOTGATE_ADMIN_LISTEN="+operators.String())
 	warmUp(t, g.addr)
 	const perRound = 20_000
-	var memory, files int
+	var memory, files, routines int
 	for round, began := 0, time.Now(); time.Since(began) < lasts; round++ {
 		l := dottestLoad(g.addr, "", perRound, 2000)
 		l.name = func(i int) string {
@@ -375,16 +379,35 @@ func TestSoak(t *testing.T) {
 			return fmt.Sprintf("n%d.r%d.example%d.com", i, round, i%500)
 		}
 		l.run(t).mustBeWhole(t)
-		now, open := g.memory(t), g.files(t)
-		t.Logf("after %v: %d MiB, %d files", time.Since(began).Round(time.Second), now>>20, open)
+		now, open, running := g.memory(t), g.files(t), goroutines(t, operators)
+		t.Logf("after %v: %d MiB, %d files, %d goroutines", time.Since(began).Round(time.Second), now>>20, open, running)
 		switch {
 		case time.Since(began) < 2*time.Minute:
 		case memory == 0:
-			memory, files = now, open
-		case now > memory+memory/20 || open > files+8:
-			t.Errorf("memory went from %d to %d KiB, files from %d to %d", memory>>10, now>>10, files, open)
+			memory, files, routines = now, open, running
+		case now > memory+memory/20 || open > files+8 || running > routines+16:
+			t.Errorf("memory went from %d to %d KiB, files from %d to %d, goroutines from %d to %d",
+				memory>>10, now>>10, files, open, routines, running)
 		}
 	}
+}
+
+// goroutines returns how many a gateway has, as it tells operators.
+func goroutines(t *testing.T, operators netip.AddrPort) (n int) {
+	t.Helper()
+	reply, err := http.Get("http://" + operators.String() + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reply.Body.Close()
+	text, err := io.ReadAll(reply.Body)
+	if err == nil {
+		n, err = strconv.Atoi(found(string(text), `(?m)^go_goroutines (\d+)$`))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // files returns how many files and sockets p has open.
