@@ -81,8 +81,10 @@ func checkQuery(t *testing.T, packet []byte, via wire.Transport) *wire.Query {
 	if err != nil {
 		return nil
 	}
-	d, _ := dissect(packet)
-	mustUnpack(t, packet)
+	d, ok := dissect(packet)
+	if ok { // else a name leads through a TTL, which is of no matter here
+		mustUnpack(t, packet)
+	}
 	if q.Type() != wire.Type(d.qtype) || q.String() != d.qname+" "+dns.Type(d.qtype).String() {
 		t.Fatalf("%x: got %s", packet, q)
 	}
@@ -131,8 +133,7 @@ func expectQuery(packet []byte) (e expectation) {
 func (e *expectation) readRecords(packet []byte, off, misplaced, additional int) (verdict string) {
 	packet = append(bytes.Clone(packet), make([]byte, 64)...)[:len(packet)]
 	for i := range misplaced + additional {
-		var ttls []int // of no matter, as queries don't age
-		r, ok := dissectRecord(packet, off, &ttls)
+		r, ok := dissectRecord(packet, off, nil)
 		if !ok {
 			return "FORMERR"
 		}

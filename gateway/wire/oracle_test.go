@@ -76,8 +76,14 @@ func dissect(msg []byte) (d dissected, ok bool) {
 	return d, off == len(msg)
 }
 
+// dissectRecord takes the record at off apart. Names avoid the TTLs at ttls, among
+// which its own is then; unless ttls is nil, as for queries, which don't age.
 func dissectRecord(msg []byte, off int, ttls *[]int) (r dissectedRecord, ok bool) {
 	r.start = off
+	ages := ttls != nil
+	if !ages {
+		ttls = new([]int)
+	}
 	r.header.Name, off, ok = readName(msg, off, *ttls)
 	if !ok || off+10 > len(msg) {
 		return r, false
@@ -93,7 +99,7 @@ func dissectRecord(msg []byte, off int, ttls *[]int) (r dissectedRecord, ok bool
 		return r, false
 	}
 	r.rdata = msg[data:r.end]
-	if r.header.Rrtype != dns.TypeOPT {
+	if r.header.Rrtype != dns.TypeOPT && ages {
 		*ttls = append(*ttls, r.ttlAt)
 	}
 	layout, known := dataNames[r.header.Rrtype]
