@@ -1,8 +1,11 @@
 package gateway
 
 import (
+	"context"
 	"math/rand/v2"
 	"net"
+	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -180,6 +183,39 @@ func checkStream(t *testing.T, g *Gateway, stream []byte, size int) {
 	checkCounts(t, counts)
 	if n := counts.Outcomes[Crashed][wire.TCP]; n > 0 {
 		t.Errorf("%d messages caused a panic", n)
+	}
+}
+
+// TestLongAnswersDoNotPileUp has clients ask for much and read nothing. They are cut off
+// before their time is up, when all of them together are too much; who reads is not.
+func TestLongAnswersDoNotPileUp(t *testing.T) {
+	t.Parallel()
+	const size = 60_000
+	long := resolver(func(_ context.Context, q wire.Query) (wire.Answer, error) {
+		header := dns.RR_Header{Name: nameOf(q), Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: 60}
+		return answer(q, &dns.TXT{Hdr: header, Txt: slices.Repeat([]string{strings.Repeat("x", 249)}, size/250)})
+	})
+	g, _ := start(t, long, Options{})
+	const deaf = 2 * unsentMax / (100 * size)
+	began := time.Now()
+	for range deaf {
+		c := dialFrom(t, "tcp", "127.0.0.2", g.Addrs()[0])
+		c.(*net.TCPConn).SetReadBuffer(4096)
+		c.Write(numbered(100))
+	}
+	for g.Counts().Connections.Slow == 0 && time.Since(began) < patience {
+		time.Sleep(time.Millisecond)
+	}
+	if took := time.Since(began); took >= writeTimeout {
+		t.Errorf("nobody was cut off before %v", took)
+	}
+	if waits := g.clients.unsent.Load(); waits > 2*unsentMax { // of who is cut off, some may still go
+		t.Errorf("%d octets wait to be written", waits)
+	}
+	c := dialFrom(t, "tcp", "127.0.0.1", g.Addrs()[0])
+	c.Write(numbered(100))
+	for range 100 {
+		receive(t, c)
 	}
 }
 

@@ -34,6 +34,10 @@ const (
 	lingerSize = 256 << 10
 	// writeSize is where a batch of replies is complete.
 	writeSize = 32 << 10
+	// unsentMax is how many octets of replies may wait to be written, to all clients
+	// together: a hundred long answers are nothing for one that reads, and much for a
+	// thousand that don't.
+	unsentMax = 8 << 20
 )
 
 // A stream is what a *net.TCPConn does for us.
@@ -64,6 +68,7 @@ type connection struct {
 	// replies has the same capacity: it never blocks.
 	underWay chan struct{}
 	replies  chan *[]byte
+	unsent   atomic.Int64   // octets in replies, and being written from there
 	queries  sync.WaitGroup // those that wait for the Resolver
 
 	opened time.Time
@@ -193,10 +198,28 @@ func (c *connection) reply(w *waiter, message *[]byte) {
 	if log := c.gateway.now().QueryLog; log != nil {
 		log.Note(c.peer(), wire.TCP, w.query.Packet(), *message, time.Since(w.began))
 	}
-	c.replies <- message
+	c.hand(message)
 }
 
 func (c *connection) peer() netip.AddrPort { return c.nc.RemoteAddr().(*net.TCPAddr).AddrPort() }
+
+// hand gives a reply to writeLoop.
+func (c *connection) hand(reply *[]byte) {
+	size := int64(len(*reply))
+	c.unsent.Add(size)
+	if clients := &c.gateway.clients; clients.unsent.Add(size) > unsentMax {
+		clients.relieve()
+	}
+	c.replies <- reply
+}
+
+// cutOff ends the connection of a client that does not read, whatever is under way.
+func (c *connection) cutOff() {
+	if c.broken.CompareAndSwap(false, true) {
+		c.slow.Store(true)
+		c.nc.Close() // doesn't wait; both loops learn from it
+	}
+}
 
 // flush writes the replies that the read loop has made.
 func (c *connection) flush() {
@@ -322,6 +345,9 @@ func (c *connection) writeLoop() {
 			n++
 		}
 		c.write(batch, n)
+		sent := int64(len(batch) - 2*n) // without the lengths
+		c.unsent.Add(-sent)
+		c.gateway.clients.unsent.Add(-sent)
 		if cap(batch) > writeSize || len(c.underWay) == 0 {
 			batch = nil // idle connections keep no buffers
 		}

@@ -125,6 +125,9 @@ func start(t testing.TB, r Resolver, o Options) (g *Gateway, stop func()) {
 			t.Errorf("Serve returned %v", err)
 		}
 		checkCounts(t, g.Counts())
+		if n := g.clients.unsent.Load(); n != 0 {
+			t.Errorf("after Serve, %d octets wait to be written", n)
+		}
 	}
 	t.Cleanup(stop)
 	return g, stop

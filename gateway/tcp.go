@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -83,6 +84,8 @@ func boundBuffers(nc net.Conn) {
 // says nothing keeps nobody out (RFC 7766 section 6.2.3 permits it). If it is one
 // client that has too many, one of its own makes room.
 type connections struct {
+	unsent atomic.Int64 // octets of replies that wait to be written
+
 	mu           sync.Mutex // guards all below; not held during I/O
 	max          int
 	maxPerClient int
@@ -122,6 +125,29 @@ func (cs *connections) admit(c *connection) bool {
 		evicted.nc.Close()
 	}
 	return true
+}
+
+// relieve cuts off whoever has the most octets waiting, and the next, until what waits
+// for the others is not too much. That is who does not read, among those who do.
+func (cs *connections) relieve() {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for {
+		all, most := int64(0), (*connection)(nil)
+		for c := range cs.open {
+			if c.broken.Load() {
+				continue // what it has is about to go
+			}
+			all += c.unsent.Load()
+			if most == nil || c.unsent.Load() > most.unsent.Load() {
+				most = c
+			}
+		}
+		if all <= unsentMax || most == nil {
+			return
+		}
+		most.cutOff()
+	}
 }
 
 // evict closes the connection that has been idle longest, if there is any.

@@ -323,7 +323,7 @@ func TestACrowdOfIdleConnections(t *testing.T) {
 func TestClientsThatDoNotRead(t *testing.T) {
 	g, _, socket := abused(t)
 	lasts := either(8*time.Second, 30*time.Second)
-	query := newQuery(1, "big4000.example.com")
+	query := newQuery(1, "big60000.example.com")
 	query = append([]byte{byte(len(query) >> 8), byte(len(query))}, query...)
 	grows(t, g, 100<<20, func() {
 		endures(t, newNames(g.addr, "tcp"), func() {
@@ -350,7 +350,7 @@ func deaf(t *testing.T, d net.Dialer, to netip.AddrPort, query []byte, end time.
 		_ = c.(*net.TCPConn).SetReadBuffer(4096) // so that it is soon full
 		for err == nil {
 			_, err = c.Write(query)
-			time.Sleep(10 * time.Millisecond)
+			time.Sleep(100 * time.Millisecond)
 		}
 		c.Close()
 	}
@@ -369,7 +369,7 @@ func TestSoak(t *testing.T) {
 	g := startGateway(t, urls, "DOTGATE_CACHE_SIZE=8MiB", "DOTGATE_ADMIN_LISTEN="+operators.String())
 	warmUp(t, g.addr)
 	const perRound = 20_000
-	var memory, files, routines int
+	var memory, files, routines []int // from minute 2 on
 	for round, began := 0, time.Now(); time.Since(began) < lasts; round++ {
 		l := dottestLoad(g.addr, "", perRound, 2000)
 		l.name = func(i int) string {
@@ -381,14 +381,29 @@ func TestSoak(t *testing.T) {
 		l.run(t).mustBeWhole(t)
 		now, open, running := g.memory(t), g.files(t), goroutines(t, operators)
 		t.Logf("after %v: %d MiB, %d files, %d goroutines", time.Since(began).Round(time.Second), now>>20, open, running)
-		switch {
-		case time.Since(began) < 2*time.Minute:
-		case memory == 0:
-			memory, files, routines = now, open, running
-		case now > memory+memory/20 || open > files+8 || running > routines+16:
-			t.Errorf("memory went from %d to %d KiB, files from %d to %d, goroutines from %d to %d",
-				memory>>10, now>>10, files, open, routines, running)
+		if time.Since(began) > 2*time.Minute {
+			memory, files, routines = append(memory, now), append(files, open), append(routines, running)
 		}
+	}
+	// A burst of a busy machine, and how far the collector is, are worth some MiB: what
+	// counts is where the middle of the first minutes is, and that of the last.
+	flat(t, "octets of memory", memory, 4<<20)
+	flat(t, "files", files, 2)
+	flat(t, "goroutines", routines, 4)
+}
+
+// flat checks that a series does not grow by more than 5 %, or by noise.
+func flat(t *testing.T, what string, series []int, noise int) {
+	t.Helper()
+	if len(series) < 4 {
+		t.Fatalf("%d samples are too few: SOAK must be longer than that", len(series))
+	}
+	middle := func(part []int) int { return slices.Sorted(slices.Values(part))[len(part)/2] }
+	quarter := len(series) / 4
+	first, last := middle(series[:quarter]), middle(series[len(series)-quarter:])
+	t.Logf("%s: from %d to %d", what, first, last)
+	if last > first+max(first/20, noise) {
+		t.Errorf("%s went from %d to %d", what, first, last)
 	}
 }
 
