@@ -193,7 +193,7 @@ func soundTTL(ttl uint32) uint32 {
 // it could not move up, as names in them may point into each other; being
 // additional, they are dropped.
 func walk(message []byte, off int, asked Type, ttls []uint16) (parts, bool) {
-	p := parts{ttls: ttls, end: len(message), least: 1<<31 - 1, chain: newChain()}
+	p := parts{ttls: ttls, end: len(message), least: 1<<31 - 1, chain: newChain(message, off)}
 	for section := 1; section <= 3; section++ {
 		for range binary.BigEndian.Uint16(message[4+2*section:]) {
 			r, ok := parseRecord(message, off, p.ttls)

@@ -12,15 +12,16 @@ const (
 // names are some names of a message, by their offsets, each once. Which ones they
 // are does not depend on ASCII case.
 type names struct {
-	at  [maxTargets]uint16
-	n   int
-	max int // how many there may be; what is too much is left out
+	at     [maxTargets]uint16
+	labels [maxTargets]uint8 // how many each has
+	n      int
+	max    int // how many there may be; what is too much is left out
 }
 
 // add adds the well-formed name at off.
 func (s *names) add(msg []byte, off int) {
 	if s.n < s.max && !s.has(msg, off) {
-		s.at[s.n] = uint16(off)
+		s.at[s.n], s.labels[s.n] = uint16(off), uint8(depth(msg, off))
 		s.n++
 	}
 }
@@ -37,8 +38,9 @@ func (s *names) has(msg []byte, off int) bool {
 
 // anyIn reports whether one of them is in the subtree of the well-formed name at top.
 func (s *names) anyIn(msg []byte, top int) bool {
+	labels := depth(msg, top)
 	for i := s.n - 1; i >= 0; i-- {
-		if inSubtree(msg, int(s.at[i]), top) {
+		if isBelow(msg, int(s.at[i]), int(s.labels[i])-labels, top) {
 			return true
 		}
 	}
@@ -48,8 +50,9 @@ func (s *names) anyIn(msg []byte, top int) bool {
 // anyAbove reports whether the well-formed name at off is in the subtree of one of
 // them.
 func (s *names) anyAbove(msg []byte, off int) bool {
+	labels := depth(msg, off)
 	for i := s.n - 1; i >= 0; i-- {
-		if inSubtree(msg, off, int(s.at[i])) {
+		if isBelow(msg, off, labels-int(s.labels[i]), int(s.at[i])) {
 			return true
 		}
 	}
@@ -61,9 +64,13 @@ func (s *names) anyAbove(msg []byte, off int) bool {
 // name through the CNAME record that comes with it (RFC 6672 section 3.1).
 type chain struct{ names }
 
-func newChain() (c chain) {
+// newChain returns what msg's question, which ends at off and is well-formed, leads
+// to at first: nothing if there is none.
+func newChain(msg []byte, off int) (c chain) {
 	c.max = maxChain
-	c.at[0], c.n = headerLen, 1
+	if off > headerLen {
+		c.add(msg, headerLen)
+	}
 	return c
 }
 
@@ -144,11 +151,17 @@ func sameName(msg []byte, a, b int) bool {
 // inSubtree reports whether the well-formed name at off is the one at top or below
 // it.
 func inSubtree(msg []byte, off, top int) bool {
-	for deeper := depth(msg, off) - depth(msg, top); deeper > 0; deeper-- {
+	return isBelow(msg, off, depth(msg, off)-depth(msg, top), top)
+}
+
+// isBelow is inSubtree for names of which the one at off is known to have so many
+// labels more.
+func isBelow(msg []byte, off, deeper, top int) bool {
+	for ; deeper > 0; deeper-- {
 		off = label(msg, off)
 		off += 1 + int(msg[off])
 	}
-	return sameName(msg, off, top)
+	return deeper == 0 && sameName(msg, off, top)
 }
 
 // depth returns how many labels a well-formed name has.
