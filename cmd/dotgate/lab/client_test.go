@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 
 	"dotgate/gateway/wire"
 )
@@ -61,6 +62,13 @@ func newClient(t *testing.T, g *gateway, truth truth) *client {
 	conn, err := g.dial("udp", g.addr.String())
 	if err != nil {
 		t.Fatal(err)
+	}
+	// A burst of late replies must not be lost here while the machine is busy.
+	if raw, err := conn.(syscall.Conn).SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20) })
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	c := &client{conn: conn, truth: truth, open: make(map[uint16]chan []byte)}
 	go c.read()
