@@ -272,11 +272,13 @@ func (c *conn) handOver(to *conn) {
 	slices.SortFunc(owed, func(a, b *call) int { return cmp.Compare(a.sent, b.sent) })
 	for _, old := range owed[min(oldest, len(owed)):] {
 		c.mu.Lock()
-		waits := c.calls[old.id%full] == old
-		old.twinned = waits
+		waits := c.findLocked(old.id) == old
+		if waits {
+			old.twinned = true
+		}
 		c.mu.Unlock()
 		if !waits {
-			continue // answered meanwhile
+			continue // answered meanwhile, or failed with the connection
 		}
 		c.upstream.counts.resent.Add(1)
 		c.upstream.enter(to, &call{query: old.query, of: old})
