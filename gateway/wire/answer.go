@@ -100,7 +100,7 @@ func ParseAnswer(q Query, message []byte) (Answer, error) {
 		return Answer{}, ErrMalformed
 	case off == headerLen && len(found.ttls) > 0:
 		return Answer{}, ErrWrongQuestion
-	case found.strays > 0 && !found.chain.holds(message, off):
+	case found.strays > maxStrays, found.strays > 0 && !found.chain.holds(message, off):
 		return Answer{}, ErrForeign
 	case found.hasOPT && !q.sentSubnet(found.opt.rdata(message)):
 		return Answer{}, ErrWrongSubnet
@@ -217,7 +217,7 @@ func walk(message []byte, off int, asked Type, ttls []uint16) (parts, bool) {
 			switch {
 			case section > 1 && !p.hasOPT:
 				p.others++
-			case section == 1 && !p.chain.take(message, r, off):
+			case section == 1 && p.strays <= maxStrays && !p.chain.take(message, r, off):
 				p.strays++
 			}
 			if !p.hasOPT {

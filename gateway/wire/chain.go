@@ -5,7 +5,9 @@ import "encoding/binary"
 const (
 	// maxChain is how many names an alias may lead through. Resolvers give up
 	// much earlier.
-	maxChain  = 32
+	maxChain = 32
+	// maxStrays is how many records may come before the alias that leads to them.
+	maxStrays = 256
 	typeRRSIG = 46
 )
 

@@ -222,6 +222,9 @@ func (d dissected) chain() []string {
 // isOnChain reports whether all records of the answer section are of names that
 // the question leads to.
 func (d dissected) isOnChain() bool {
+	if d.strays() > 256 {
+		return false
+	}
 	names := d.chain()
 	for _, r := range d.records {
 		above := r.covered() == dns.TypeDNAME && slices.ContainsFunc(names, func(name string) bool { return dns.IsSubDomain(r.header.Name, name) })
@@ -231,6 +234,25 @@ func (d dissected) isOnChain() bool {
 		}
 	}
 	return true
+}
+
+// strays returns how many records of the answer section come before the chain leads to
+// them.
+func (d dissected) strays() (n int) {
+	names := []string{strings.ToLower(d.qname)}
+	for _, r := range d.records {
+		above := r.covered() == dns.TypeDNAME && slices.ContainsFunc(names, func(name string) bool { return dns.IsSubDomain(r.header.Name, name) })
+		switch on := slices.Contains(names, strings.ToLower(r.header.Name)); {
+		case r.section != 1:
+		case !on && !above || r.header.Class != dns.ClassINET:
+			n++
+		default:
+			if cname, ok := r.rr.(*dns.CNAME); ok && n <= 256 {
+				names = addName(names, cname.Target, 32)
+			}
+		}
+	}
+	return n
 }
 
 func (r dissectedRecord) covered() uint16 {
@@ -247,19 +269,20 @@ func (d dissected) kept() (kept []dissectedRecord, lost int) {
 	holds := func(top string) bool {
 		return slices.ContainsFunc(chain, func(name string) bool { return dns.IsSubDomain(top, name) })
 	}
-	for _, r := range d.records {
+	others := func(i int) int { return i - d.counts()[0] } // the number of a record behind the answer section
+	for i, r := range d.records {
 		signer, ok := plainName(r.rdata, 18)
-		if r.section == 2 && r.header.Rrtype == dns.TypeRRSIG && ok && holds(signer) && dns.IsSubDomain(signer, r.header.Name) {
+		if others(i) < 256 && r.section == 2 && r.header.Rrtype == dns.TypeRRSIG && ok && holds(signer) && dns.IsSubDomain(signer, r.header.Name) {
 			signers = addName(signers, signer, 8)
 		}
 	}
-	for _, r := range d.records {
+	for i, r := range d.records {
 		if r.header.Rrtype == dns.TypeOPT {
 			return kept, lost
 		}
 		owner, stays := strings.ToLower(r.header.Name), r.section == 1
 		switch typ := r.covered(); {
-		case r.header.Class != dns.ClassINET:
+		case r.header.Class != dns.ClassINET || others(i) >= 256:
 		case r.section == 3:
 			stays = (r.header.Rrtype < 128 || r.header.Rrtype > 255) && (slices.Contains(chain, owner) || slices.Contains(targets, owner))
 		case typ == dns.TypeNS || typ == dns.TypeSOA || typ == dns.TypeDS:

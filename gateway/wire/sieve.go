@@ -10,6 +10,10 @@ const (
 	// chain seldom leads through more than two.
 	maxSigners = 8
 
+	// maxSifted is how many records behind the answer section are looked at. Honest
+	// messages have some dozens; what is beyond is lost.
+	maxSifted = 256
+
 	typeNSEC  = 47
 	typeNSEC3 = 50
 	firstMeta = 128 // types from here to 255 are about messages, not names (RFC 6895 section 3.1)
@@ -44,13 +48,13 @@ func (s *sieve) sift(off int) {
 		s.follow(r)
 	}
 	authority := s.at
-	for range s.count(2) {
+	for range min(s.count(2), maxSifted) {
 		s.noteSigner(s.next())
 	}
 	s.at = authority
 	for range s.count(2) {
 		r, owner := s.next()
-		s.put(r, s.isProof(r, owner))
+		s.put(r, s.isSifted() && s.isProof(r, owner))
 	}
 	ended := false
 	for range s.count(3) {
@@ -61,7 +65,7 @@ func (s *sieve) sift(off int) {
 			ended = true
 			s.keep = append(s.keep, true)
 		default:
-			s.put(r, s.isWanted(r, owner))
+			s.put(r, s.isSifted() && s.isWanted(r, owner))
 		}
 	}
 }
@@ -78,6 +82,9 @@ func (s *sieve) next() (r record, owner int) {
 	s.at = r.end
 	return r, owner
 }
+
+// isSifted reports whether the next record is still looked at.
+func (s *sieve) isSifted() bool { return len(s.keep) < maxSifted }
 
 func (s *sieve) put(r record, held bool) {
 	s.keep = append(s.keep, held)
