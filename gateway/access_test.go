@@ -43,7 +43,7 @@ func replies(t testing.TB, c net.Conn, packet []byte, n int) (got []*dns.Msg, se
 		sent += len(packet)
 	}
 	for {
-		c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
 		size, err := c.Read(buffer)
 		if err != nil {
 			return got, sent, received
