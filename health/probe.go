@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"dotgate/gateway/wire"
@@ -103,7 +104,7 @@ func (m *Monitor) probe(ctx context.Context, limit time.Duration) error {
 	if err != nil {
 		if ctx.Err() != nil {
 			// Not wrapped: the context's error would be excused.
-			return fmt.Errorf("no answer within %v (%v)", limit, err)
+			return errors.New(m.unanswered(limit, err))
 		}
 		return err
 	}
@@ -112,4 +113,13 @@ func (m *Monitor) probe(ctx context.Context, limit time.Duration) error {
 		return fmt.Errorf("%w: %v", errWeakProbe, r)
 	}
 	return nil
+}
+
+// unanswered says that no answer came within limit, and what err adds to that.
+func (m *Monitor) unanswered(limit time.Duration, err error) string {
+	text := fmt.Sprintf("no answer within %v", limit)
+	if more := strings.TrimSuffix(err.Error(), ": "+context.DeadlineExceeded.Error()); more != m.String() {
+		text += " (" + more + ")"
+	}
+	return text
 }

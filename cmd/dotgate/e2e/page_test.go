@@ -129,6 +129,8 @@ func TestThePageShowsAnUpstreamThatFails(t *testing.T) {
 		t.Error("a phone has to scroll to the side")
 	}
 	shoot("page-phone-dark")
+	do(emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "light"}}))
+	shoot("page-phone")
 	do(chromedp.EmulateViewport(1100, 900))
 	servers[1].Set()
 	shows(`[data-name="quad9"] .badge`, "up")
