@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"regexp"
 	"slices"
@@ -17,6 +18,9 @@ import (
 func (l *loader) readFile() {
 	data, err := os.ReadFile(l.file)
 	if err != nil {
+		if at, ok := errors.AsType[*fs.PathError](err); ok {
+			err = at.Err // its path is told already
+		}
 		l.report(source{name: l.file}, "", "read the configuration: %v", err)
 		return
 	}

@@ -57,6 +57,9 @@ becomes of it. The answer is asked for even if the cache has it.
 With --recent, it tells of the latest queries that failed, or were sent to more
 than one upstream; a thousand of them are kept.`,
 		Args: func(c *cobra.Command, args []string) error {
+			if recent < 0 {
+				return usageError{fmt.Errorf("--recent: %d is below 1", recent)}
+			}
 			if (len(args) == 0) == (recent == 0) || len(args) > 2 {
 				return usageError{fmt.Errorf("%s takes a name and perhaps a type, or --recent; see %s --help", c.CommandPath(), c.CommandPath())}
 			}

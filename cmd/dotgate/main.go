@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -35,7 +36,11 @@ func run() int {
 		fmt.Fprintln(os.Stderr, err) // a line each, which says where
 		return exitConfig
 	}
-	fmt.Fprintln(os.Stderr, "dotgate:", err)
+	text := err.Error()
+	if !strings.HasPrefix(text, "dotgate ") { // as those do that name a command
+		text = "dotgate: " + text
+	}
+	fmt.Fprintln(os.Stderr, text)
 	var usage usageError
 	if errors.As(err, &usage) {
 		return exitConfig
@@ -92,5 +97,13 @@ func noArguments(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	return usageError{fmt.Errorf("%s takes no argument, but there is %q; see %s --help", c.CommandPath(), args[0], c.CommandPath())}
+	if !c.HasSubCommands() {
+		return usageError{fmt.Errorf("%s takes no argument, but there is %q; see %s --help", c.CommandPath(), args[0], c.CommandPath())}
+	}
+	c.SuggestionsMinimumDistance = 3 // letters that may be wrong
+	meant := ""
+	if like := c.SuggestionsFor(args[0]); len(like) > 0 {
+		meant = "; did you mean " + strings.Join(like, " or ") + "?"
+	}
+	return usageError{fmt.Errorf("%s has no command %q%s; see %s --help", c.CommandPath(), args[0], meant, c.CommandPath())}
 }
