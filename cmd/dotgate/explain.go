@@ -118,14 +118,14 @@ func writeExplanation(out io.Writer, e control.Explanation) {
 		fmt.Fprintf(out, "  the policy is %s\n", e.Policy)
 	}
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "  ORDER\tSTATE\tTIER\tUSUAL\tPATIENCE\tLOSSES\tOUTSTANDING\tSCORE\tASKED")
+	fmt.Fprintln(t, "  ORDER\tSTATE\tTIER\tUSUAL\tPATIENCE\tLOSSES\tOUTSTANDING\tSCORE\tASKED\tWHY")
 	for i, c := range e.Candidates {
 		asked := "no"
 		if c.Asked {
 			asked = "yes"
 		}
-		fmt.Fprintf(t, "  %d. %s\t%s\t%d\t%s\t%s\t%.1f%%\t%d\t%s\t%s\n", i+1, c.Name, c.State, c.Tier,
-			milliseconds(c.Usual), milliseconds(c.Patience), c.Losses*100, c.Outstanding, milliseconds(c.Cost), asked)
+		fmt.Fprintf(t, "  %d. %s\t%s\t%d\t%s\t%s\t%.1f%%\t%d\t%s\t%s\t%s\n", i+1, c.Name, c.State, c.Tier,
+			milliseconds(c.Usual), milliseconds(c.Patience), c.Losses*100, c.Outstanding, milliseconds(c.Cost), asked, c.Why)
 	}
 	t.Flush()
 	for _, a := range e.Attempts {

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,6 +44,7 @@ type CandidateStatus struct {
 	Outstanding int     `json:"outstanding"`
 	Cost        Millis  `json:"cost_ms"` // what the policy latency compares
 	Asked       bool    `json:"asked"`
+	Why         string  `json:"why"` // it was asked, or not
 }
 
 // An AttemptStatus is about an upstream that was asked.
@@ -80,7 +83,7 @@ func Explain(s balancer.Story, route string, steps []upstreams.Step) Explanation
 		}
 		e.Candidates = append(e.Candidates, CandidateStatus{
 			Name: c.Name, State: state, Tier: c.Tier, Weight: c.Weight, Usual: Millis(c.Usual), Patience: Millis(c.Patience),
-			Losses: c.Losses, Outstanding: c.Outstanding, Cost: Millis(c.Cost), Asked: c.Asked,
+			Losses: c.Losses, Outstanding: c.Outstanding, Cost: Millis(c.Cost), Asked: c.Asked, Why: why(s, c),
 		})
 	}
 	for _, a := range s.Attempts {
@@ -97,6 +100,32 @@ func Explain(s balancer.Story, route string, steps []upstreams.Step) Explanation
 		e.Steps = append(e.Steps, StepStatus{After: Millis(step.At.Sub(s.Began)), Upstream: step.Upstream, What: step.What})
 	}
 	return e
+}
+
+// why says why a candidate was asked, or was not.
+func why(s balancer.Story, c balancer.CandidateStory) string {
+	var reasons []string
+	for _, a := range s.Attempts {
+		if a.Name == c.Name {
+			reasons = append(reasons, a.Reason.String())
+		}
+	}
+	better := func(o balancer.CandidateStory) bool { return o.Up && o.Tier < c.Tier }
+	switch {
+	case c.Outage != nil && len(reasons) > 0:
+		return strings.Join(reasons, ", ") + "; " + c.Outage.Error()
+	case len(reasons) > 0:
+		return strings.Join(reasons, ", ")
+	case c.Outage != nil:
+		return c.Outage.Error()
+	case !c.Up:
+		return "down"
+	case c.Suspect:
+		return "something seems wrong with it; those that are well come first"
+	case slices.ContainsFunc(s.Candidates, better):
+		return "one of a lower tier is up"
+	}
+	return "others come first, and did"
 }
 
 // storiesMax is how many stories are kept.
