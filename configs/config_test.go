@@ -143,6 +143,7 @@ func TestPrecedence(t *testing.T) {
 		"admin.cert_file":                    cert,
 		"admin.key_file":                     key,
 		"admin.client_ca_file":               cert,
+		"admin.shared_addresses":             {"[192.0.2.1]", "192.0.2.2", "2001:db8::3"},
 		"admin.objectives.availability":      {"90", "99", "99.5"},
 		"admin.objectives.latency":           {"1s", "2s", "3s"},
 		"admin.objectives.latency_share":     {"90", "99", "99.5"},

@@ -91,6 +91,13 @@ func setText(field reflect.Value, text string, address addressReader) error {
 		return err
 	case *slog.Level:
 		return setLevel(to, text)
+	case *netip.Addr:
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return fmt.Errorf("%q is not an address; write 192.0.2.1 or 2001:db8::1", text)
+		}
+		*to = a
+		return nil
 	case *netip.Prefix:
 		return setPrefix(to, text)
 	case encoding.TextUnmarshaler:

@@ -44,30 +44,43 @@ func healthcheck(ctx context.Context, config *configs.Config, out io.Writer) err
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "ok: %s answered over UDP and TCP%s\n", strings.Join(asked, ", "), ready)
+	told := ""
+	if ready.Ready {
+		told = "; " + ready.String()
+	}
+	fmt.Fprintf(out, "ok: %s answered over UDP and TCP%s\n", strings.Join(asked, ", "), told)
 	return nil
 }
 
-// askReady returns an error if the gateway says that it is not ready, as it does
-// first when it is about to stop. That nobody says anything is one too, unless
-// nobody asked for anybody there.
-func askReady(ctx context.Context, config *configs.Config) (text string, err error) {
+// A notReady is the error of a gateway that answers, but says that clients should
+// not come.
+type notReady struct {
+	at        netip.AddrPort
+	readiness admin.Readiness
+}
+
+func (e *notReady) Error() string { return fmt.Sprintf("%s says %v", e.at, e.readiness) }
+
+// askReady returns a *notReady if the gateway says that it is not ready, as it does
+// first when it is about to stop. That nobody says anything is an error too, unless
+// nobody asked for anybody there: then it returns the zero Readiness.
+func askReady(ctx context.Context, config *configs.Config) (r admin.Readiness, err error) {
 	if !config.Admin.Listen.IsValid() {
-		return "", nil
+		return r, nil
 	}
 	for _, addr := range reachable(config.Admin.Listen.AddrPort) {
-		var ready bool
-		if ready, text, err = admin.AskReady(ctx, config.Admin, addr); err == nil && !ready {
-			return "", fmt.Errorf("%s says %s", addr, text)
+		if r, err = admin.AskReady(ctx, config.Admin, addr); err != nil {
+			continue
 		}
-		if err == nil {
-			return "; " + text, nil
+		if !r.Ready {
+			return r, &notReady{addr, r}
 		}
+		return r, nil
 	}
 	if errors.Is(err, syscall.ECONNREFUSED) && config.IsDefault("admin.listen") {
-		return "", nil
+		return r, nil
 	}
-	return "", fmt.Errorf("ask whether it is ready (setting admin.listen): %w", err)
+	return r, fmt.Errorf("ask whether it is ready (setting admin.listen): %w", err)
 }
 
 // reachable returns the addresses at which to ask who listens at addr: any of

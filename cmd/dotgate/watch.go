@@ -22,7 +22,31 @@ const (
 	watchFails = 2
 	// watchSteady is for how long nothing may fail for the gateway to be well again.
 	watchSteady = time.Second
+	// watchAgain is how soon a question that failed is asked again.
+	watchAgain = 20 * time.Millisecond
 )
+
+// A verdict is what a watch thinks of the gateway. The higher, the worse: of two
+// gateways, clients are better off with the lower.
+type verdict int
+
+const (
+	well    verdict = iota // it can answer
+	cutOff                 // it has what it remembers, and no upstream
+	useless                // it does not answer, or is about to stop
+)
+
+func (v verdict) String() string {
+	switch v {
+	case well:
+		return "the gateway can answer"
+	case cutOff:
+		return "the gateway has no upstream"
+	case useless:
+		return "the gateway can't answer"
+	}
+	return fmt.Sprintf("verdict(%d)", int(v))
+}
 
 // healthcheckCommand is healthcheck, once or again and again.
 func healthcheckCommand(s *sources) *cobra.Command {
@@ -38,7 +62,7 @@ func healthcheckCommand(s *sources) *cobra.Command {
 			return healthcheck(ctx, config, out)
 		}),
 	}
-	c.Flags().StringVar(&file, "watch", "", "ask until stopped, and keep in this `file` whether the gateway can answer: 0 if it can and 1 if not, as keepalived's vrrp_track_file reads it")
+	c.Flags().StringVar(&file, "watch", "", "ask until stopped, and keep in this `file` whether the gateway can answer: 0 if it can, 1 if it has no upstream, and 2 if it can't or is about to stop, as keepalived's track_file reads it")
 	return c
 }
 
@@ -49,38 +73,39 @@ type watch struct {
 	out       io.Writer
 	questions []*question
 
-	mu      sync.Mutex // guards what follows, and the questions' fails
-	well    bool
-	trouble time.Time // when a question failed last
+	mu      sync.Mutex // guards what follows, and what questions found
+	verdict verdict
 }
 
 // A question is one of those, and how it went.
 type question struct {
-	what            string
 	every, patience time.Duration
 	ask             func(ctx context.Context) error
-	fails           int // in a row
+	proves          verdict   // what it says of the gateway that ask fails, unless that says more
+	proved          verdict   // what it said last
+	fails           int       // in a row
+	failed          time.Time // when it failed last
 }
 
 // newWatch returns a watch that thinks ill of the gateway until it knows better.
 func newWatch(config *configs.Config, path string, out io.Writer) *watch {
-	w := &watch{path: path, out: out, questions: []*question{
+	w := &watch{path: path, out: out, verdict: useless, questions: []*question{
 		// The gateway answers this one by itself: one that is stuck is found out at
 		// once, however slow upstreams are.
-		{what: "answer", every: 100 * time.Millisecond, patience: 200 * time.Millisecond, ask: func(ctx context.Context) error {
+		{every: 100 * time.Millisecond, patience: 150 * time.Millisecond, proves: useless, ask: func(ctx context.Context) error {
 			return askItself(ctx, config)
 		}},
-		// Who is about to stop says so here first.
-		{what: "be ready", every: 300 * time.Millisecond, patience: 300 * time.Millisecond, ask: func(ctx context.Context) error {
-			_, err := askReady(ctx, config)
-			return err
+		// It knows first that it is about to stop, and that no upstream answers.
+		{every: 150 * time.Millisecond, patience: 300 * time.Millisecond, proves: cutOff, ask: func(ctx context.Context) error {
+			return askConnected(ctx, config)
 		}},
-		{what: "answer through upstreams", every: time.Second, patience: time.Second, ask: func(ctx context.Context) error {
+		// So much for what it says; this is what it does.
+		{every: time.Second, patience: time.Second, proves: cutOff, ask: func(ctx context.Context) error {
 			return healthcheck(ctx, config, io.Discard)
 		}},
 	}}
 	for _, q := range w.questions {
-		q.fails = watchFails
+		q.fails, q.proved = watchFails, useless
 	}
 	return w
 }
@@ -124,7 +149,7 @@ func (w *watch) put(ctx context.Context, q *question) error {
 		return err
 	}
 	if err != nil {
-		next.Reset(50 * time.Millisecond)
+		next.Reset(watchAgain)
 	}
 	select {
 	case <-ctx.Done():
@@ -142,40 +167,62 @@ func (w *watch) note(q *question, problem error) error {
 	if problem == nil {
 		q.fails = 0
 	} else {
-		w.trouble = now
-	}
-	well := w.well
-	switch {
-	case q.fails >= watchFails:
-		well = false
-	case !well:
-		well = now.Sub(w.trouble) >= watchSteady
-		for _, other := range w.questions {
-			well = well && other.fails == 0
+		q.failed = now
+		q.proved = q.proves
+		if isStopping(problem) {
+			q.proved = useless
 		}
 	}
-	if well == w.well {
+	next := w.judge(now)
+	if next == w.verdict {
 		return nil
 	}
-	w.well = well
-	if well {
-		fmt.Fprintln(w.out, "the gateway can answer")
+	w.verdict = next
+	if problem != nil {
+		fmt.Fprintf(w.out, "%v: %v\n", next, problem)
 	} else {
-		fmt.Fprintf(w.out, "the gateway can't %s: %v\n", q.what, problem)
+		fmt.Fprintln(w.out, next)
 	}
 	return w.write()
 }
 
+// judge returns what to think now: the worst that is proved, at once, and better
+// than before only of what has not failed for a while, lest it waver. Nobody else
+// may change w meanwhile.
+func (w *watch) judge(now time.Time) verdict {
+	next := well
+	for _, q := range w.questions {
+		switch {
+		case q.fails >= watchFails:
+			next = max(next, q.proved)
+		case q.fails > 0 || now.Sub(q.failed) < watchSteady:
+			next = max(next, min(q.proved, w.verdict))
+		}
+	}
+	return next
+}
+
 // write writes the file. Nobody else may change w meanwhile.
 func (w *watch) write() error {
-	verdict := "1\n"
-	if w.well {
-		verdict = "0\n"
-	}
-	if err := os.WriteFile(w.path, []byte(verdict), 0o644); err != nil {
+	if err := os.WriteFile(w.path, fmt.Appendf(nil, "%d\n", w.verdict), 0o644); err != nil {
 		return fmt.Errorf("healthcheck --watch: %w", err)
 	}
 	return nil
+}
+
+// isStopping reports whether err is that the gateway is about to stop.
+func isStopping(err error) bool {
+	var not *notReady
+	return errors.As(err, &not) && not.readiness.Stopping
+}
+
+// askConnected returns an error if the gateway knows of no upstream that answers.
+func askConnected(ctx context.Context, config *configs.Config) error {
+	r, err := askReady(ctx, config)
+	if err == nil && r.Ready && r.Answering == 0 {
+		return fmt.Errorf("none of its upstreams answers; %v", r)
+	}
+	return err
 }
 
 // askItself asks the gateway what it knows by itself (RFC 6761 section 6.3).

@@ -23,17 +23,17 @@ func TestAWatchTellsWhatKeepalivedShouldThink(t *testing.T) {
 		return strings.TrimSpace(string(text))
 	}
 	synctest.Test(t, func(t *testing.T) {
-		var stuck, cutOff atomic.Bool
+		var stuck, alone atomic.Bool
 		var said bytes.Buffer
-		w := &watch{path: path, out: &said, questions: []*question{
-			{what: "answer", every: 100 * time.Millisecond, patience: 200 * time.Millisecond, fails: watchFails, ask: func(ctx context.Context) error {
+		w := &watch{path: path, out: &said, verdict: useless, questions: []*question{
+			{every: 100 * time.Millisecond, patience: 150 * time.Millisecond, proves: useless, proved: useless, fails: watchFails, ask: func(ctx context.Context) error {
 				if stuck.Load() {
 					<-ctx.Done()
 				}
 				return ctx.Err()
 			}},
-			{what: "answer through upstreams", every: time.Second, patience: time.Second, fails: watchFails, ask: func(context.Context) error {
-				if cutOff.Load() {
+			{every: time.Second, patience: time.Second, proves: cutOff, proved: useless, fails: watchFails, ask: func(context.Context) error {
+				if alone.Load() {
 					return errors.New("SERVFAIL")
 				}
 				return nil
@@ -52,23 +52,31 @@ func TestAWatchTellsWhatKeepalivedShouldThink(t *testing.T) {
 			}
 		}
 		after(time.Millisecond, "0") // nothing has failed
-		cutOff.Store(true)
+		alone.Store(true)
 		after(900*time.Millisecond, "0")
 		after(200*time.Millisecond, "1")
-		cutOff.Store(false)
-		after(900*time.Millisecond, "1") // well again, but for how long?
+		stuck.Store(true) // and worse
+		after(250*time.Millisecond, "1")
+		after(200*time.Millisecond, "2")
+		stuck.Store(false) // no more, but for how long?
+		after(900*time.Millisecond, "2")
+		after(400*time.Millisecond, "1")
+		alone.Store(false)
+		after(900*time.Millisecond, "1")
 		after(400*time.Millisecond, "0")
 		stuck.Store(true)
-		after(250*time.Millisecond, "0") // one may be lost
-		after(350*time.Millisecond, "1")
+		after(150*time.Millisecond, "0") // one may be lost
+		after(300*time.Millisecond, "2")
 		stuck.Store(false)
 		after(1600*time.Millisecond, "0")
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		if !strings.Contains(said.String(), "the gateway can't answer: context deadline exceeded\n") {
-			t.Errorf("it said:\n%s", &said)
+		for _, want := range []string{"the gateway can't answer: context deadline exceeded\n", "the gateway has no upstream: SERVFAIL\n", "the gateway can answer\n"} {
+			if !strings.Contains(said.String(), want) {
+				t.Errorf("it did not say %q but\n%s", want, &said)
+			}
 		}
 	})
 }

@@ -4,24 +4,27 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/netip"
-	"strings"
 )
+
+// healthMax is more than /healthz says of a hundred upstreams.
+const healthMax = 1 << 20
 
 // AskReady asks the Server that has these options, at an address that leads to
 // it, whether it is ready, and why. It believes who shows the very certificate
 // that the options name.
-func AskReady(ctx context.Context, o Options, at netip.AddrPort) (ready bool, why string, err error) {
+func AskReady(ctx context.Context, o Options, at netip.AddrPort) (r Readiness, err error) {
 	scheme, transport := "http", &http.Transport{DisableKeepAlives: true}
 	if o.CertFile != "" {
 		scheme = "https"
 		pair, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
 		if err != nil {
-			return false, "", fmt.Errorf("load the certificate (setting admin.cert_file): %w", err)
+			return r, fmt.Errorf("load the certificate (setting admin.cert_file): %w", err)
 		}
 		transport.TLSClientConfig = &tls.Config{
 			MinVersion:         tls.VersionTLS12,
@@ -34,23 +37,20 @@ func AskReady(ctx context.Context, o Options, at netip.AddrPort) (ready bool, wh
 			},
 		}
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("%s://%s/readyz", scheme, at), http.NoBody)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("%s://%s/healthz", scheme, at), http.NoBody)
 	if err != nil {
-		return false, "", err
+		return r, err
 	}
 	response, err := transport.RoundTrip(request)
 	if err != nil {
-		return false, "", err
+		return r, err
 	}
 	defer response.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(response.Body, headerMax))
-	if err != nil {
-		return false, "", err
+	if response.StatusCode != http.StatusOK {
+		return r, fmt.Errorf("%s is no dotgate: it says %s to /healthz", at, response.Status)
 	}
-	why, _, _ = strings.Cut(string(text), "\n")
-	switch response.StatusCode {
-	case http.StatusOK, http.StatusServiceUnavailable:
-		return response.StatusCode == http.StatusOK, why, nil
+	if err := json.NewDecoder(io.LimitReader(response.Body, healthMax)).Decode(&r); err != nil {
+		return r, fmt.Errorf("read what %s says to /healthz: %w", at, err)
 	}
-	return false, "", fmt.Errorf("%s is no dotgate: it says %s to /readyz", at, response.Status)
+	return r, nil
 }

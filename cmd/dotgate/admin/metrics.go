@@ -58,6 +58,7 @@ var (
 	mBuild       = describe("gauge", "build_info", "Always 1; the version is in its label.", "version")
 	mReady       = describe("gauge", "ready", "1 if /readyz says that clients should come.")
 	mRedundancy  = describe("gauge", "redundancy", "Upstreams that are up, suspect ones included, by route; route is empty for those of all names that have none.", "route")
+	mShared      = describe("gauge", "shared_address_held", "1 if this machine has an address of admin.shared_addresses now.", "address")
 	mReloads     = describe("counter", "config_reloads_total", "Reloads of the configuration, by result: ok or failed.", "result")
 	mReloadOK    = describe("gauge", "config_last_reload_successful", "1 if the last reload, if there was any, was done.")
 	mReloadTime  = describe("gauge", "config_last_reload_success_timestamp_seconds", "When the configuration in effect was loaded.")
@@ -155,6 +156,7 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 	for route, up := range ready.Routes {
 		e.count(mRedundancy, up, route)
 	}
+	e.shared(s)
 	r := s.p.Reloads()
 	e.total(mReloads, r.Done, "ok")
 	e.total(mReloads, r.Failed, "failed")
@@ -216,6 +218,22 @@ func (e emitter) histogram(m *Metric, l latency.Snapshot, labels ...string) {
 		buckets[bound.Seconds()] = l.Within(bound)
 	}
 	e.to <- prometheus.MustNewConstHistogram(m.desc, l.Count(), l.Sum().Seconds(), buckets, labels...)
+}
+
+// shared tells nothing if it can't be known.
+func (e emitter) shared(s *Server) {
+	wanted := s.terms.Load().SharedAddresses
+	if len(wanted) == 0 {
+		return
+	}
+	held, err := held()
+	if err != nil {
+		s.p.Log.Warn("telling metrics failed", "error", err)
+		return
+	}
+	for _, address := range wanted {
+		e.flag(mShared, held[address.Unmap()], address.String())
+	}
 }
 
 func (e emitter) perTransport(m *Metric, n gateway.PerTransport, labels ...string) {

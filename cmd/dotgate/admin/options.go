@@ -27,6 +27,10 @@ type Options struct {
 	// ClientCAFile has the authorities, PEM, whose client certificates do in place
 	// of the token. It needs CertFile.
 	ClientCAFile string `config:"client_ca_file"`
+	// SharedAddresses are those that move between this gateway and others, by VRRP
+	// or a routing protocol. Metrics tell whether this machine has them. Default:
+	// none.
+	SharedAddresses []netip.Addr `config:"shared_addresses"`
 	// Objectives are what each upstream is held to.
 	Objectives Objectives `config:"objectives"`
 }
@@ -66,6 +70,11 @@ func (o Options) Check(report func(option, problem string)) {
 	}
 	if _, err := o.clientCAs(); err != nil {
 		report("client_ca_file", err.Error())
+	}
+	for _, a := range o.SharedAddresses {
+		if a.IsLoopback() || a.IsUnspecified() || a.Zone() != "" {
+			report("shared_addresses", fmt.Sprintf("has %v, which can't move between machines", a))
+		}
 	}
 	for _, p := range []struct {
 		option string

@@ -23,14 +23,27 @@ type Readiness struct {
 	Degraded []string `json:"degraded"` // what is not well, a line each
 	// Redundancy is how many upstreams are up, those of routes aside.
 	Redundancy int `json:"redundancy"`
-	// Routes has the same for each route, if there are any.
+	// Answering is how many of those answer, as far as is known: one that has owed a
+	// sign of life for twice its patience owes the answer to a probe, too.
+	Answering int `json:"answering"`
+	// Routes has the redundancy of each route, if there are any.
 	Routes map[string]int `json:"routes,omitempty"`
+	// Stopping is whether the gateway is about to stop.
+	Stopping bool `json:"stopping"`
+}
+
+// String returns it as one line.
+func (r Readiness) String() string {
+	if r.Ready {
+		return "ready: " + r.Why
+	}
+	return "not ready: " + r.Why
 }
 
 // Readiness goes by evidence: somebody has answered lately, or the cache has
 // something to give. Routes don't count: they are for few names.
 func (s *Server) Readiness(now time.Time) Readiness {
-	r := Readiness{Degraded: []string{}}
+	r := Readiness{Degraded: []string{}, Stopping: s.lame.Load()}
 	recent, total := 0, 0
 	var ending []string
 	for _, m := range s.p.Members() {
@@ -47,6 +60,9 @@ func (s *Server) Readiness(now time.Time) Readiness {
 		} else {
 			total++
 			r.Redundancy += up
+			if up > 0 && status.Silent <= 2*status.Patience {
+				r.Answering++
+			}
 			if up > 0 && !status.Answered.IsZero() && now.Sub(status.Answered) <= s.p.Recent() {
 				recent++
 			}
@@ -64,7 +80,7 @@ func (s *Server) Readiness(now time.Time) Readiness {
 	r.Degraded = append(r.Degraded, ending...)
 	answers := s.p.Cache.Usage().Answers
 	switch {
-	case s.lame.Load():
+	case r.Stopping:
 		r.Why = "the gateway is about to stop"
 	case recent > 0:
 		r.Ready, r.Why = true, fmt.Sprintf("%d of %d upstreams answered lately", recent, total)
@@ -90,12 +106,10 @@ func degraded(m control.Member, status health.Status, now time.Time) []string {
 
 func (s *Server) serveReady(w http.ResponseWriter, _ *http.Request) {
 	r := s.Readiness(time.Now())
-	word := "ready"
 	if !r.Ready {
-		word = "not ready"
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
-	fmt.Fprintf(w, "%s: %s\n", word, r.Why)
+	fmt.Fprintln(w, r)
 	for _, line := range r.Degraded {
 		fmt.Fprintf(w, "degraded: %s\n", line)
 	}

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -54,7 +56,7 @@ func newWorld(t *testing.T, o Options, names ...string) *world {
 		u := &fake{w, name}
 		w.members = append(w.members, control.Member{Upstream: u, Monitor: u})
 	}
-	if o == (Options{}) {
+	if reflect.DeepEqual(o, Options{}) {
 		o = Defaults()
 	}
 	log := slog.New(slog.DiscardHandler)
@@ -212,7 +214,9 @@ func TestNobodyChangesAnythingWithoutAToken(t *testing.T) {
 
 func TestEverythingIsAMetricFromTheStart(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, Options{}, "one")
+	o := Defaults()
+	o.SharedAddresses = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+	w := newWorld(t, o, "one")
 	code, text := w.ask("GET", "/metrics")
 	if code != 200 {
 		t.Fatalf("%d %s", code, text)
@@ -242,12 +246,40 @@ func TestEverythingIsAMetricFromTheStart(t *testing.T) {
 		`dotgate_config_reloads_total{result="failed"} 1`,
 		`dotgate_upstream_slo_error_budget_ratio{objective="availability",upstream="one",window="30d"} 1`,
 		`dotgate_client_outcomes_total{outcome="refused_malformed",transport="udp"} 0`,
+		`dotgate_shared_address_held{address="192.0.2.1"} 0`,
 	} {
 		if !strings.Contains(text, line+"\n") {
 			t.Errorf("there is no %s", line)
 		}
 	}
 	lint(t, text)
+}
+
+func TestASharedAddressIsHeldByWhoShowsIt(t *testing.T) {
+	t.Parallel()
+	all, err := held()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, loopback := range []string{"127.0.0.1", "::1"} {
+		if all[netip.MustParseAddr(loopback)] {
+			t.Errorf("%s counts as shown", loopback)
+		}
+	}
+	// The address that this machine would ask another one from, if it has any.
+	if conn, err := net.Dial("udp", "192.0.2.1:53"); err == nil {
+		defer conn.Close()
+		if addr := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr(); !all[addr.Unmap()] {
+			t.Errorf("%v is not held: %v", addr, all)
+		}
+	}
+	o := Defaults()
+	for _, bad := range []string{"127.0.0.1", "::", "fe80::1%eth0"} {
+		o.SharedAddresses = []netip.Addr{netip.MustParseAddr(bad)}
+		if _, err := newTerms(o); err == nil || !strings.Contains(err.Error(), "admin.shared_addresses has "+bad) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
 }
 
 // lint asks promtool, where it is installed (package prometheus). The end-to-end

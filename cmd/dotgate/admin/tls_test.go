@@ -103,12 +103,12 @@ func TestAClientCertificateDoesInPlaceOfTheToken(t *testing.T) {
 		t.Errorf("an operator's: %d, %v, %q", code, err, w.ordered)
 	}
 
-	if ready, why, err := AskReady(t.Context(), o, at); err != nil || !ready || !strings.HasPrefix(why, "ready: 1 of 1") {
-		t.Errorf("%v, %q, %v", ready, why, err)
+	if r, err := AskReady(t.Context(), o, at); err != nil || !strings.HasPrefix(r.String(), "ready: 1 of 1") {
+		t.Errorf("got %v, %v", r, err)
 	}
 	other := o
 	other.CertFile, other.KeyFile = pair(t, "other.example.com")
-	if _, _, err := AskReady(t.Context(), other, at); err == nil {
+	if _, err := AskReady(t.Context(), other, at); err == nil {
 		t.Error("another's certificate is believed")
 	}
 	follow := func(o Options) {
@@ -120,21 +120,21 @@ func TestAClientCertificateDoesInPlaceOfTheToken(t *testing.T) {
 		commit()
 	}
 	follow(other)
-	if ready, _, err := AskReady(t.Context(), other, at); err != nil || !ready {
-		t.Errorf("the new certificate is not in use: %v, %v", ready, err)
+	if r, err := AskReady(t.Context(), other, at); err != nil || !r.Ready {
+		t.Errorf("the new certificate is not in use: %v, %v", r, err)
 	}
 	bad := other
 	bad.KeyFile = o.KeyFile
 	if _, err := w.Prepare(bad); err == nil {
 		t.Error("a certificate with the key of another can be used")
 	}
-	if ready, _, err := AskReady(t.Context(), other, at); err != nil || !ready {
-		t.Errorf("what can't be used changes something: %v, %v", ready, err)
+	if r, err := AskReady(t.Context(), other, at); err != nil || !r.Ready {
+		t.Errorf("what can't be used changes something: %v, %v", r, err)
 	}
 	plain := o
 	plain.CertFile, plain.KeyFile, plain.ClientCAFile = "", "", ""
 	follow(plain)
-	if ready, _, err := AskReady(t.Context(), plain, at); err != nil || !ready {
-		t.Errorf("TLS does not end: %v, %v", ready, err)
+	if r, err := AskReady(t.Context(), plain, at); err != nil || !r.Ready {
+		t.Errorf("TLS does not end: %v, %v", r, err)
 	}
 }
