@@ -3,7 +3,7 @@
 
 GO ?= go
 
-.PHONY: reference build test e2e e2e-long soak vuln lab lab-short figures pair fuzz bench bench-load
+.PHONY: reference build test e2e e2e-long soak vuln lab lab-short figures ha manifests fuzz bench bench-load
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o dotgate ./cmd/dotgate
@@ -12,7 +12,7 @@ build:
 # imports among them; what memory, allocations and full floods say, without it.
 # Needs nothing but Go (and a C compiler, for the race detector).
 test:
-	@unformatted=$$(gofmt -l cmd configs gateway balancer health upstreams); \
+	@unformatted=$$(gofmt -l cmd configs docker gateway balancer health upstreams); \
 	if [ -n "$$unformatted" ]; then echo "gofmt would change:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags e2e,figures,lab,load ./...
@@ -53,9 +53,14 @@ lab-short:
 figures:
 	$(GO) test -tags figures -count=1 -timeout 10m -run TestFigures -v ./cmd/dotgate/e2e
 
-# Two gateways with one address, as containers (Docker Engine, docker-compose).
-pair:
-	docker/test-pair.sh
+# Two gateways with one address, as containers, broken in every way while clients
+# count (Docker Engine, packages docker-compose, jq, openssl).
+ha:
+	docker/test-ha.sh
+
+# What docker/kubernetes says, against the types of Kubernetes. A module of its own.
+manifests:
+	cd docker/kubernetes && $(GO) vet ./... && $(GO) test -count=1 ./...
 
 # What was found is made shorter for a second only: the minute is for finding.
 FUZZ = $(GO) test -run '^$$' -fuzztime 60s -fuzzminimizetime 1s -fuzz
