@@ -83,6 +83,7 @@ type Monitor struct {
 	liar       atomic.Bool   // it is down for what it answered, so answers don't speak for it
 	recheck    atomic.Bool   // somebody has reason to think that it is back
 	wasLate    bool          // the last probe's end was seen late; Run's own
+	doubt      doubt         // another gateway's word against it
 
 	// mu guards what follows.
 	mu      sync.Mutex
@@ -170,10 +171,10 @@ func (m *Monitor) Up() bool {
 }
 
 // Suspect reports whether something seems wrong with an upstream that is up: a
-// sign of life is overdue, or several exchanges failed in a row. A probe settles
-// it soon.
+// sign of life is overdue, several exchanges failed in a row, or another gateway
+// says so. A probe settles it soon.
 func (m *Monitor) Suspect() bool {
-	if !m.overdue() && !m.failing() {
+	if !m.overdue() && !m.failing() && !m.doubted() {
 		return false
 	}
 	m.nudge()
@@ -332,10 +333,12 @@ func (m *Monitor) changedState() {
 	m.noteLocked(lasted)
 	m.mu.Unlock()
 	m.answers.Store(0)
+	m.tell()
 	if m.up.Load() {
 		m.liar.Store(false)
 		m.log.Info("upstream is up again", "after", lasted.Round(time.Millisecond))
 	} else {
+		m.doubt.borneOut()
 		m.log.Warn("upstream is down", "reason", reason, "after", lasted.Round(time.Millisecond))
 	}
 }
@@ -361,6 +364,9 @@ func (m *Monitor) Run(ctx context.Context) error {
 		rechecked := m.recheck.Swap(false)
 		switch {
 		case m.up.Load():
+			if woken {
+				m.tell()
+			}
 			m.settle(ctx, woken)
 		case down && woken && !rechecked && !m.answeredSince(m.since()):
 			continue // an echo of what brought it down; the timer runs on

@@ -31,6 +31,10 @@ type Options struct {
 	RecoveryMin time.Duration `config:"recovery_min"`
 	RecoveryMax time.Duration `config:"recovery_max"`
 
+	// Changed gets a word when a Monitor goes up or down and when something begins
+	// to seem wrong with its upstream. It should have room for one: nobody waits
+	// until it is taken. Default: nil, for nobody.
+	Changed chan<- struct{} `config:"-"`
 	// Log takes what an operator should see. Default: slog.Default.
 	Log *slog.Logger `config:"-"`
 }

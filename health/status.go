@@ -30,8 +30,11 @@ type Status struct {
 	State State
 	// Since is when it last went up or down, or New. If it is suspect, it is when
 	// its silence began, zero if it is not silent.
-	Since    time.Time
-	Reason   string        // why it is suspect or down; empty if it is up
+	Since  time.Time
+	Reason string // why it is suspect or down; empty if it is up
+	// Failing is whether it is suspect or down by what the Monitor has seen itself,
+	// whatever operators want and other gateways say.
+	Failing  bool
 	Answered time.Time     // when it last answered, zero if never
 	Silent   time.Duration // how long it has owed a sign of life; 0 if it owes none
 	Usual    time.Duration // how long an answer takes; 0 if unknown
@@ -53,6 +56,7 @@ func (m *Monitor) Status() Status {
 	if at := m.lastAnswer.Load(); at != 0 {
 		s.Answered = m.epoch.Add(time.Duration(at))
 	}
+	s.Failing = !m.up.Load() || s.Silent > s.Patience || m.failing()
 	switch {
 	case s.Order == Drained || s.Order == ForcedDown:
 		s.State, s.Reason = Down, "set to "+s.Order.String()+" by hand"
@@ -71,6 +75,8 @@ func (m *Monitor) Status() Status {
 	case m.failing():
 		s.State, s.Since = Suspect, time.Time{}
 		s.Reason = fmt.Sprintf("%d failures in a row, the last: %v", m.failures.Load(), reason)
+	case m.doubted():
+		s.State, s.Since, s.Reason = Suspect, time.Time{}, m.doubt.text()
 	}
 	return s
 }
