@@ -82,12 +82,10 @@ func (c *Cache) Save() (answers int, err error) {
 			os.Remove(f.Name())
 		}
 	}()
-	sum := crc32.New(castagnoli)
 	out := bufio.NewWriterSize(f, 64<<10)
-	if answers, err = c.writeAll(io.MultiWriter(out, sum)); err != nil {
+	if answers, err = c.writeAll(out, (*Cache).usable); err != nil {
 		return 0, err
 	}
-	out.Write(sum.Sum(nil))
 	// Sync, or else a crash may leave the new name on an empty file.
 	for _, step := range []func() error{out.Flush, f.Sync, f.Close} {
 		if err = step(); err != nil {
@@ -97,32 +95,42 @@ func (c *Cache) Save() (answers int, err error) {
 	return answers, os.Rename(f.Name(), name)
 }
 
-func (c *Cache) writeAll(w io.Writer) (answers int, err error) {
+// writeAll writes a whole file: first the answers that the first of turns wants, then
+// those that the second one does, and so on.
+func (c *Cache) writeAll(w io.Writer, turns ...func(c *Cache, r record, now time.Duration) bool) (answers int, err error) {
+	sum := crc32.New(castagnoli)
+	w = io.MultiWriter(w, sum)
 	if _, err = io.WriteString(w, fileMagic); err != nil {
 		return 0, err
 	}
 	var buf []byte
 	var copied shard
 	shards := c.shards()
-	for i := range shards {
-		shards[i].copyTo(&copied)
-		now, wall := c.now(), time.Now()
-		copied.each(func(r record, main bool) bool {
-			if !c.usable(r, now) {
-				return true
+	for _, wanted := range turns {
+		for i := range shards {
+			shards[i].copyTo(&copied)
+			now, wall := c.now(), time.Now()
+			copied.each(func(r record, main bool) bool {
+				if !wanted(c, r, now) {
+					return true
+				}
+				proved := main || r.uses() >= promoted // it is only that nothing has pushed it there yet
+				if buf, err = appendEntry(buf[:0], r, proved, wall.Add(-r.age(now))); err != nil {
+					return false
+				}
+				_, err = w.Write(buf)
+				answers++
+				return err == nil
+			})
+			if err != nil {
+				return 0, err
 			}
-			if buf, err = appendEntry(buf[:0], r, main, wall.Add(-r.age(now))); err != nil {
-				return false
-			}
-			_, err = w.Write(buf)
-			answers++
-			return err == nil
-		})
-		if err != nil {
-			return 0, err
 		}
 	}
-	_, err = w.Write(make([]byte, fileHead))
+	if _, err = w.Write(make([]byte, fileHead)); err != nil {
+		return 0, err
+	}
+	_, err = w.Write(sum.Sum(nil))
 	return answers, err
 }
 
@@ -143,18 +151,18 @@ func (s *shard) copyTo(to *shard) {
 	to.main.mem = to.arena[len(s.probation.mem):]
 }
 
-func appendEntry(dst []byte, r record, main bool, came time.Time) ([]byte, error) {
+func appendEntry(dst []byte, r record, proved bool, came time.Time) ([]byte, error) {
 	key := wire.AppendStoredKey(nil, r.bytes())
 	q, err := wire.KeyQuery(key)
 	if err != nil {
 		return dst, fmt.Errorf("BUG: %w", err)
 	}
-	proved := byte(0)
-	if main {
-		proved = 1
+	flag := byte(0)
+	if proved {
+		flag = 1
 	}
 	dst = binary.BigEndian.AppendUint64(dst, uint64(came.UnixNano()))
-	dst = append(dst, proved)
+	dst = append(dst, flag)
 	dst = binary.BigEndian.AppendUint16(dst, uint16(len(key)))
 	dst = binary.BigEndian.AppendUint16(dst, 0)
 	dst = append(dst, key...)
@@ -275,20 +283,10 @@ func (s *summed) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// restore puts an answer of a file where it was, if it is of use. One that is
-// younger than nothing is not: then nobody knows how old it is.
+// restore puts an answer of a file where it was, if it is of use.
 func (c *Cache) restore(e fileEntry) bool {
-	age := time.Since(e.came)
-	q, err := wire.KeyQuery(e.key)
-	if err != nil || age < 0 || age > 2*maxStale {
-		return false
-	}
-	a, err := wire.ParseAnswer(q, e.message)
+	f, err := c.verify(e)
 	if err != nil {
-		return false
-	}
-	life, ok := c.life(a)
-	if left := time.Duration(life)*time.Second - age; !ok || left <= 0 && !c.mayBeStale(a.Kind(), left) {
 		return false
 	}
 	now := c.now()
@@ -298,6 +296,42 @@ func (c *Cache) restore(e fileEntry) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.put(hash, e.key, a, q, now-age, life, now, e.main)
+	s.put(hash, e.key, f.answer, f.query, now-f.age, f.life, now, e.main)
 	return true
+}
+
+// A verified is an answer of a file, verified as one of an upstream's is.
+type verified struct {
+	query  wire.Query
+	answer wire.Answer
+	age    time.Duration
+	life   uint32 // in seconds
+}
+
+var (
+	errPast = errors.New("its time is over")
+	errAge  = errors.New("nobody knows how old it is")
+)
+
+// verify reads what is in e. The error is errPast if that was good once.
+func (c *Cache) verify(e fileEntry) (f verified, err error) {
+	if f.query, err = wire.KeyQuery(e.key); err != nil {
+		return f, err
+	}
+	if f.answer, err = wire.ParseAnswer(f.query, e.message); err != nil {
+		return f, err
+	}
+	f.age = time.Since(e.came)
+	switch {
+	case f.age < 0: // it is younger than nothing
+		return f, errAge
+	case f.age > 2*maxStale:
+		return f, errPast
+	}
+	life, ok := c.life(f.answer)
+	f.life = life
+	if left := time.Duration(life)*time.Second - f.age; !ok || left <= 0 && !c.mayBeStale(f.answer.Kind(), left) {
+		return f, errPast
+	}
+	return f, nil
 }
