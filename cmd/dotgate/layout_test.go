@@ -18,14 +18,16 @@ import (
 // imports is the picture of who may import whom, tests aside. The four siblings
 // gateway, balancer, health and upstreams never meet but here, in the command.
 var imports = map[string][]string{
-	"cmd/dotgate":         {"balancer", "cmd/dotgate/admin", "cmd/dotgate/control", "configs", "gateway", "gateway/cache", "gateway/querylog", "gateway/wire", "health", "upstreams"},
-	"cmd/dotgate/admin":   {"balancer", "cmd/dotgate/control", "gateway", "gateway/cache", "gateway/latency", "gateway/querylog", "gateway/wire", "health", "upstreams"},
-	"cmd/dotgate/control": {"balancer", "gateway", "gateway/cache", "gateway/wire", "health", "upstreams"},
-	"configs":             {"balancer", "cmd/dotgate/admin", "gateway", "gateway/cache", "gateway/querylog", "gateway/wire", "health", "upstreams"},
+	"cmd/dotgate":         {"balancer", "cmd/dotgate/admin", "cmd/dotgate/control", "cmd/dotgate/peers", "configs", "gateway", "gateway/cache", "gateway/querylog", "gateway/redis", "gateway/wire", "health", "upstreams"},
+	"cmd/dotgate/admin":   {"balancer", "cmd/dotgate/control", "cmd/dotgate/peers", "gateway", "gateway/cache", "gateway/latency", "gateway/querylog", "gateway/redis", "gateway/wire", "health", "upstreams"},
+	"cmd/dotgate/control": {"balancer", "cmd/dotgate/peers", "gateway", "gateway/cache", "gateway/redis", "gateway/wire", "health", "upstreams"},
+	"cmd/dotgate/peers":   {"gateway/cache", "gateway/wire", "health"},
+	"configs":             {"balancer", "cmd/dotgate/admin", "cmd/dotgate/peers", "gateway", "gateway/cache", "gateway/querylog", "gateway/redis", "gateway/wire", "health", "upstreams"},
 	"gateway":             {"gateway/cache", "gateway/latency", "gateway/wire"},
 	"gateway/cache":       {"gateway/wire"},
 	"gateway/latency":     {},
 	"gateway/querylog":    {"gateway/wire"},
+	"gateway/redis":       {"gateway/wire"},
 	"gateway/wire":        {},
 	"balancer":            {"gateway/wire"},
 	"health":              {"gateway/wire"},
@@ -37,20 +39,23 @@ var imports = map[string][]string{
 // owners are the only packages that know of a library, so that replacing it is
 // a change in one package. golang.org/x/sys is none: it is the system itself.
 var owners = map[string]string{
-	"github.com/miekg/dns":           "gateway/wire",
-	"github.com/sony/gobreaker/v2":   "health",
-	"github.com/cenkalti/backoff/v4": "health",
-	"github.com/spf13/viper":         "configs",
-	"go.yaml.in/yaml/v3":             "configs",
-	"github.com/spf13/cobra":         "cmd/dotgate",
-	"github.com/coreos/go-systemd":   "cmd/dotgate",
-	"github.com/fsnotify/fsnotify":   "cmd/dotgate",
-	"github.com/prometheus":          "cmd/dotgate/admin",
-	"google.golang.org/protobuf":     "gateway/querylog",
-	"golang.org/x/net":               "gateway",
-	"go4.org/netipx":                 "gateway",
-	"github.com/dchest/siphash":      "gateway",
-	"github.com/CycloneDX":           "docker/sbom",
+	"github.com/miekg/dns":            "gateway/wire",
+	"github.com/sony/gobreaker/v2":    "health",
+	"github.com/cenkalti/backoff/v4":  "health",
+	"github.com/spf13/viper":          "configs",
+	"go.yaml.in/yaml/v3":              "configs",
+	"github.com/spf13/cobra":          "cmd/dotgate",
+	"github.com/coreos/go-systemd":    "cmd/dotgate",
+	"github.com/fsnotify/fsnotify":    "cmd/dotgate",
+	"github.com/prometheus":           "cmd/dotgate/admin",
+	"github.com/hashicorp/memberlist": "cmd/dotgate/peers",
+	"golang.org/x/time":               "cmd/dotgate/peers",
+	"github.com/redis/go-redis/v9":    "gateway/redis",
+	"google.golang.org/protobuf":      "gateway/querylog",
+	"golang.org/x/net":                "gateway",
+	"go4.org/netipx":                  "gateway",
+	"github.com/dchest/siphash":       "gateway",
+	"github.com/CycloneDX":            "docker/sbom",
 }
 
 func TestImportsFollowThePicture(t *testing.T) {
