@@ -17,9 +17,11 @@ import (
 
 	"dotgate/balancer"
 	"dotgate/cmd/dotgate/admin"
+	"dotgate/cmd/dotgate/peers"
 	"dotgate/gateway"
 	"dotgate/gateway/cache"
 	"dotgate/gateway/querylog"
+	"dotgate/gateway/redis"
 	"dotgate/health"
 	"dotgate/upstreams"
 )
@@ -29,6 +31,7 @@ import (
 type Config struct {
 	Gateway gateway.Options `config:"gateway"`
 	Cache   cache.Options   `config:"cache"`
+	Redis   redis.Options   `config:"cache.redis"`
 	// Upstreams are never empty, and no two have one name.
 	Upstreams []Upstream `config:"upstreams"`
 	// Routes are for names that have upstreams of their own. No two have one name.
@@ -39,6 +42,7 @@ type Config struct {
 	Balancer  balancer.Options `config:"balancer"`
 	Health    health.Options   `config:"health"`
 	Admin     admin.Options    `config:"admin"`
+	Peers     peers.Options    `config:"peers"`
 	Control   Control          `config:"control"`
 	Reload    Reload           `config:"reload"`
 	QueryLog  querylog.Options `config:"query_log"`
@@ -164,9 +168,11 @@ func defaults() *Config {
 	c := &Config{
 		Gateway:  gateway.Defaults(),
 		Cache:    cache.Defaults(),
+		Redis:    redis.Defaults(),
 		Balancer: balancer.Defaults(),
 		Health:   health.Defaults(),
 		Admin:    admin.Defaults(),
+		Peers:    peers.Defaults(),
 		Control:  Control{Socket: SocketAuto},
 		Reload:   Reload{Watch: true},
 		QueryLog: querylog.Defaults(),
@@ -231,12 +237,14 @@ func (l *loader) check() {
 	c := l.config
 	c.Gateway.Check(l.reporter("gateway"))
 	c.Cache.Check(l.reporter("cache"))
+	c.Redis.Check(l.reporter("cache.redis"))
 	l.checkUpstreams()
 	l.checkRoutes()
 	l.checkBootstrap()
 	c.Balancer.Check(l.reporter("balancer"))
 	c.Health.Check(l.reporter("health"))
 	c.Admin.Check(l.reporter("admin"))
+	c.Peers.Check(l.reporter("peers"))
 	c.Control.Check(l.reporter("control"))
 	c.QueryLog.Check(l.reporter("query_log"))
 	c.Log.Check(l.reporter("log"))

@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"log/slog"
@@ -85,11 +86,19 @@ func upstreamNames(c *Config) (names []string) {
 func TestPrecedence(t *testing.T) {
 	t.Parallel()
 	token, cert, key := adminFiles(t)
+	var secrets [3]string
+	for i, digit := range []string{"1", "2", "3"} {
+		secrets[i] = filepath.Join(t.TempDir(), "peers.key")
+		writeFile(t, secrets[i], strings.Repeat(digit, 64))
+	}
 	// What an option can't do without.
 	needs := map[string][]string{
 		"admin.cert_file":      {"DOTGATE_ADMIN_KEY_FILE=" + key[0]},
 		"admin.key_file":       {"DOTGATE_ADMIN_CERT_FILE=" + cert[0]},
 		"admin.client_ca_file": {"DOTGATE_ADMIN_CERT_FILE=" + cert[0], "DOTGATE_ADMIN_KEY_FILE=" + key[0]},
+		"cache.redis.master":   {"DOTGATE_CACHE_REDIS_URL=redis://a"},
+		"cache.redis.ca_file":  {"DOTGATE_CACHE_REDIS_URL=rediss://a"},
+		"peers.nodes":          {"DOTGATE_PEERS_KEY_FILE=" + secrets[0]},
 	}
 	values := map[string][3]string{ // in the file, the environment, a flag
 		"gateway.listen":                     {`[127.0.0.1:1]`, "127.0.0.1:2", "127.0.0.1:3"},
@@ -122,6 +131,11 @@ func TestPrecedence(t *testing.T) {
 		"cache.stale_after":                  {"1s", "2s", "3s"},
 		"cache.max_stale":                    {"1h", "2h", "3h"},
 		"cache.file":                         {"/var/a.cache", "/var/b.cache", "/var/c.cache"},
+		"cache.redis.url":                    {"[redis://me:secret@a:1]", "redis://b:1", "rediss://c:1/2"},
+		"cache.redis.master":                 {"a", "b", "c"},
+		"cache.redis.ca_file":                cert,
+		"cache.redis.limit":                  {"1ms", "2ms", "3ms"},
+		"cache.redis.prefix":                 {"a", "b", "c"},
 		"upstreams":                          {"[google]", "quad9", "tls://192.0.2.1"},
 		"routes":                             {"[corp.example=udp://192.0.2.1]", "corp.example=udp://192.0.2.2", "corp.example=tcp://192.0.2.3"},
 		"bootstrap":                          {"[192.0.2.1]", "192.0.2.2", "192.0.2.3"},
@@ -147,6 +161,10 @@ func TestPrecedence(t *testing.T) {
 		"admin.objectives.availability":      {"90", "99", "99.5"},
 		"admin.objectives.latency":           {"1s", "2s", "3s"},
 		"admin.objectives.latency_share":     {"90", "99", "99.5"},
+		"peers.nodes":                        {"[a]", "b", "192.0.2.1:1"},
+		"peers.listen":                       {"127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"},
+		"peers.key":                          {`["` + strings.Repeat("01", 32) + `"]`, strings.Repeat("02", 32), strings.Repeat("03", 32)}, // and none of it is shown
+		"peers.key_file":                     secrets,
 		"reload.watch":                       {"false", "true", "false"},
 		"query_log.output":                   {"/var/a.log", "/var/b.log", "/var/c.log"},
 		"query_log.format":                   {"json", "dnstap", "json"},
@@ -177,6 +195,21 @@ func TestPrecedence(t *testing.T) {
 			if s.key == "admin.token" {
 				if string(c.Admin.Token) != value {
 					t.Errorf("the token is %s, want %s", string(c.Admin.Token), value)
+				}
+				value = "(hidden)"
+			}
+			if s.key == "cache.redis.url" {
+				if got := string(c.Redis.URL[0]); got != strings.Trim(value, "[]") {
+					t.Errorf("the URL is %s, want %s", got, value)
+				}
+				value = c.Redis.URL[0].String() // without a password
+				if strings.Contains(value, "secret") {
+					t.Error("the password is shown")
+				}
+			}
+			if s.key == "peers.key" {
+				if got := hex.EncodeToString(c.Peers.Key[0][:]); got != strings.Trim(value, `[]"`) {
+					t.Errorf("the key is %s, want %s", got, value)
 				}
 				value = "(hidden)"
 			}

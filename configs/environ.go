@@ -21,6 +21,9 @@ func (l *loader) environ(variables []string) map[string]any {
 	for _, s := range l.settings {
 		keys[variable(s.key)] = s.key
 	}
+	for section, key := range short {
+		keys[variable(section)] = key
+	}
 	layer := make(map[string]any)
 	for _, v := range variables {
 		name, text, _ := strings.Cut(v, "=")
@@ -33,6 +36,8 @@ func (l *loader) environ(variables []string) map[string]any {
 		case !ok:
 			l.report(at, "", "is no variable of dotgate; did you mean %s?", closest(name, slices.Sorted(maps.Keys(keys))))
 		case key == "":
+		case layer[key] != nil:
+			l.report(at, key, "is given twice, by two variables")
 		case text == "":
 			l.report(at, key, "is set but empty; give it a value, or unset it to leave the choice to the file or the default")
 		case !utf8.ValidString(text):

@@ -85,6 +85,8 @@ func (l *loader) readSection(prefix string, mapping *yaml.Node, keys []string, v
 			l.reportUnknown(at, prefix, name.Value, keys)
 		case value.Kind == yaml.MappingNode:
 			l.readSection(section, value, keys, values)
+		case value.Kind == yaml.SequenceNode && short[key] != "":
+			values[short[key]] = given{at, value}
 		case !isNull(value): // all of its keys may be commented out
 			l.report(at, key, "is %s; it is a section, with keys of its own such as %s", kindOf(value), below(section, keys)[0])
 		}

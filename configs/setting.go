@@ -46,6 +46,10 @@ func keysOf(settings []setting) []string {
 	return keys
 }
 
+// short are the sections of which a list stands for one key: who has no more to say
+// than that writes peers: [dotgate-b], or DOTGATE_PEERS.
+var short = map[string]string{"peers": "peers.nodes"}
+
 // variable returns the name of the environment variable for a key.
 func variable(key string) string {
 	return variablePrefix + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))

@@ -29,18 +29,28 @@ func newGuard(r Resolver, exempt []string) (*guard, error) {
 // there is nothing of this type: an error would make clients ask elsewhere.
 func (g *guard) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
 	g.Resolver.Ask(q, deadline, func(a wire.Answer, err error) {
-		if err == nil && !a.IsZero() && a.HasPrivate() && !g.exempts(q) {
+		if err == nil && !a.IsZero() && g.blocks(q, a) {
 			a, err = nothing(q)
 		}
 		done(a, err)
 	})
 }
 
-// exempts reports whether the name of q may have a private address.
-func (g *guard) exempts(q wire.Query) bool {
+// blocks reports whether a, the answer to q, has an address that it should not.
+func (g *guard) blocks(q wire.Query, a wire.Answer) bool {
+	if !a.HasPrivate() {
+		return false
+	}
 	var room [wire.MaxKey]byte
-	_, _, ok := g.exempt.Find(q.AppendName(room[:0]))
-	return ok
+	_, _, exempt := g.exempt.Find(q.AppendName(room[:0]))
+	return !exempt
+}
+
+// Admits reports whether clients may get a, an answer to q that has come otherwise
+// than from the Resolver.
+func (g *Gateway) Admits(q wire.Query, a wire.Answer) bool {
+	guard, ok := g.now().resolver.(*guard)
+	return !ok || !guard.blocks(q, a)
 }
 
 // nothing returns the answer that there is nothing. It may be for others too, who

@@ -117,7 +117,7 @@ func (d *door) at() net.Listener {
 	return d.listener
 }
 
-// openDoors opens both, as far as they are not. That there is no HTTP where nobody
+// openDoors opens both, as far as they are not, and the sockets for other gateways. That there is no HTTP where nobody
 // asked for it is no reason not to serve: clients come first.
 func (p *process) openDoors() error {
 	if p.control.at() == nil {
@@ -128,6 +128,9 @@ func (p *process) openDoors() error {
 		if l != nil {
 			p.control.move(l)
 		}
+	}
+	if err := p.company.listen(); err != nil {
+		return err
 	}
 	if !p.config.Admin.Listen.IsValid() || p.http.at() != nil {
 		return nil

@@ -37,6 +37,7 @@ type fleet struct {
 	route    string // the name that they are for; empty: all that have no other
 	log      *slog.Logger
 	tell     func(balancer.Story)
+	changed  chan<- struct{} // gets a word when what is known of an upstream may have changed
 	balancer *balancer.Balancer
 	members  atomic.Pointer[[]*member]
 
@@ -59,8 +60,8 @@ type member struct {
 }
 
 // newFleet returns a fleet without anybody: what is prepared makes it one.
-func newFleet(route string, tell func(balancer.Story), log *slog.Logger) *fleet {
-	f := &fleet{route: route, tell: tell, log: log}
+func newFleet(route string, tell func(balancer.Story), changed chan<- struct{}, log *slog.Logger) *fleet {
+	f := &fleet{route: route, tell: tell, changed: changed, log: log}
 	f.members.Store(new([]*member))
 	return f
 }
@@ -273,7 +274,7 @@ func (f *fleet) retire(m *member) {
 
 func (f *fleet) make(c configs.Upstream, o health.Options) (*member, error) {
 	m := &member{config: c, health: o, files: digest(c.CAFile, c.CertFile, c.KeyFile)}
-	c.Log, o.Log = f.log, f.log
+	c.Log, o.Log, o.Changed = f.log, f.log, f.changed
 	var err error
 	if m.upstream, err = newUpstream(c.Options); err != nil {
 		return nil, err

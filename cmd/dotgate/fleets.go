@@ -11,6 +11,7 @@ import (
 
 	"dotgate/balancer"
 	"dotgate/cmd/dotgate/control"
+	"dotgate/cmd/dotgate/peers"
 	"dotgate/configs"
 	"dotgate/gateway"
 	"dotgate/gateway/wire"
@@ -24,6 +25,8 @@ type fleets struct {
 	log  *slog.Logger
 	tell func(route string, s balancer.Story)
 	main *fleet
+	// changed has one place: what is known of an upstream may have changed.
+	changed chan struct{}
 
 	mu     sync.Mutex // guards all below
 	routes []*fleet
@@ -34,7 +37,7 @@ type fleets struct {
 
 // newFleets makes the upstreams of a configuration.
 func newFleets(config *configs.Config, tell func(string, balancer.Story), log *slog.Logger) (*fleets, balancer.Resolver, error) {
-	fs := &fleets{log: log, tell: tell}
+	fs := &fleets{log: log, tell: tell, changed: make(chan struct{}, 1)}
 	fs.main = fs.newFleet("")
 	first, err := fs.prepare(config)
 	if err != nil {
@@ -45,7 +48,7 @@ func newFleets(config *configs.Config, tell func(string, balancer.Story), log *s
 }
 
 func (fs *fleets) newFleet(route string) *fleet {
-	return newFleet(route, func(s balancer.Story) { fs.tell(route, s) }, fs.log)
+	return newFleet(route, func(s balancer.Story) { fs.tell(route, s) }, fs.changed, fs.log)
 }
 
 // all returns the fleets of now, the main one first.
@@ -79,6 +82,16 @@ func (fs *fleets) Close() {
 	for _, f := range fs.all() {
 		f.Close()
 	}
+}
+
+// watched returns what knows the upstreams of now, for the words of other gateways.
+func (fs *fleets) watched() (all []peers.Upstream) {
+	for _, f := range fs.all() {
+		for _, m := range *f.members.Load() {
+			all = append(all, m.monitor)
+		}
+	}
+	return all
 }
 
 // recheck retries upstreams, as the network has changed.

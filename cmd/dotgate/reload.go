@@ -28,6 +28,7 @@ import (
 	"dotgate/gateway"
 	"dotgate/gateway/cache"
 	"dotgate/gateway/querylog"
+	"dotgate/gateway/redis"
 	"dotgate/health"
 )
 
@@ -48,12 +49,16 @@ type process struct {
 	voice    *voice
 	operator *control.Server
 	web      *admin.Server
+	shared   *redis.Cache // or nil
+	company  *company
 	control  door
 	http     door
 	handed   bool         // the gateway's sockets are a service manager's
 	recent   atomic.Int64 // see setRecent
 	patient  bool         // somebody else may still have what is to be ours
 	stop     func()       // ends the serving
+	// answersAs is the digest of what answers depend on.
+	answersAs atomic.Pointer[[sha256.Size]byte]
 
 	loading sync.Mutex // one at a time; guards config
 	config  *configs.Config
@@ -136,6 +141,7 @@ func (p *process) reload() (done control.Reloaded, err error) {
 	p.voice.follow(next.Log)
 	p.setRecent(next.Health)
 	p.config = next
+	p.answersAs.Store(new(digestOf(next)))
 	return done, nil
 }
 
@@ -156,7 +162,8 @@ func (p *process) setRecent(o health.Options) {
 }
 
 // needsRestart reports whether a key is of what a process can't change: sockets
-// that are somebody else's, or in the way of those that would take their place.
+// that are somebody else's, or in the way of those that would take their place, and
+// the connections to the shared cache.
 func (p *process) needsRestart(key string, next *configs.Config) bool {
 	switch key {
 	case "gateway.listen":
@@ -165,7 +172,7 @@ func (p *process) needsRestart(key string, next *configs.Config) bool {
 		now, next := p.config.Admin.Listen, next.Admin.Listen
 		return now.Port() == next.Port() && (now.Addr().IsUnspecified() || next.Addr().IsUnspecified())
 	}
-	return false
+	return strings.HasPrefix(key, "cache.redis.")
 }
 
 // A change is part of another configuration: ready, but not in effect. One of its
@@ -224,7 +231,7 @@ func (p *process) prepare(next *configs.Config) (all changes, err error) {
 		return all, err
 	}
 	all = append(all, commit(queries))
-	clients, err := p.gateway.Prepare(upstreams.resolver, p.gatewayOptions(next))
+	clients, err := p.gateway.Prepare(p.shared.Before(upstreams.resolver), p.gatewayOptions(next))
 	if err != nil {
 		return all, err
 	}
@@ -234,6 +241,7 @@ func (p *process) prepare(next *configs.Config) (all changes, err error) {
 		return all, err
 	}
 	all = append(all, commit(operators))
+	all = append(all, commit(func() { p.company.renew(next.Peers) }))
 	doors, err := p.prepareDoors(next)
 	return append(all, doors), err
 }
@@ -257,7 +265,7 @@ func (p *process) gatewayOptions(config *configs.Config) gateway.Options {
 // files are those whose contents are part of the configuration.
 func (p *process) files() []string {
 	c := p.config
-	files := []string{p.sources.path(), c.Admin.TokenFile, c.Admin.CertFile, c.Admin.KeyFile, c.Admin.ClientCAFile, c.QueryLog.KeyFile}
+	files := []string{p.sources.path(), c.Admin.TokenFile, c.Admin.CertFile, c.Admin.KeyFile, c.Admin.ClientCAFile, c.QueryLog.KeyFile, c.Peers.KeyFile}
 	all := slices.Clone(c.Upstreams)
 	for _, r := range c.Routes {
 		all = append(all, r.Upstreams...)

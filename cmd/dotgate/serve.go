@@ -18,6 +18,7 @@ import (
 	"dotgate/balancer"
 	"dotgate/cmd/dotgate/admin"
 	"dotgate/cmd/dotgate/control"
+	"dotgate/cmd/dotgate/peers"
 	"dotgate/configs"
 	"dotgate/gateway"
 	"dotgate/gateway/querylog"
@@ -55,6 +56,7 @@ func (s *sources) serve(ctx context.Context, config *configs.Config, _ io.Writer
 	group.Go(func() error { watchNetwork(ctx, p.recheck, p.log); return nil })
 	group.Go(func() error { return p.gateway.WatchLoops(ctx, p.suspects) })
 	group.Go(func() error { return p.answers.Run(ctx) })
+	group.Go(func() error { return p.shared.Run(ctx) })
 	// What is asked to the end is logged.
 	logging, logged := context.WithCancel(context.WithoutCancel(ctx))
 	var writer sync.WaitGroup
@@ -66,9 +68,12 @@ func (s *sources) serve(ctx context.Context, config *configs.Config, _ io.Writer
 	var operators sync.WaitGroup
 	operators.Go(func() { p.control.run(ctx) })
 	operators.Go(func() { p.http.run(operating) })
-	if former != nil {
-		operators.Go(func() { p.takeOver(ctx, former) })
-	}
+	operators.Go(func() {
+		if former != nil {
+			p.takeOver(ctx, former)
+		}
+		p.company.run(ctx)
+	})
 	err = group.Wait()
 	closed()
 	logged()
@@ -86,6 +91,7 @@ func (s *sources) serve(ctx context.Context, config *configs.Config, _ io.Writer
 func (s *sources) newProcess(ctx context.Context, config *configs.Config) (p *process, former *control.Client, err error) {
 	p = &process{sources: s, stories: new(control.Stories), voice: newVoice(config.Log), config: config, reloads: admin.Reloads{Last: time.Now()}}
 	p.setRecent(config.Health)
+	p.answersAs.Store(new(digestOf(config)))
 	p.seen = p.contents()
 	p.applied = p.seen
 	p.log = slog.New(p.voice)
@@ -109,17 +115,28 @@ func (s *sources) newProcess(ctx context.Context, config *configs.Config) (p *pr
 	if p.queries, err = querylog.New(config.QueryLog); err != nil {
 		return p, nil, err
 	}
+	if p.shared, err = p.shareCache(config.Redis); err != nil {
+		return p, nil, err
+	}
 	o := p.gatewayOptions(config)
 	o.Share = p.patient
-	if p.gateway, err = gateway.New(resolver, o); err != nil {
+	if p.gateway, err = gateway.New(p.shared.Before(resolver), o); err != nil {
+		return p, nil, err
+	}
+	if p.company, err = newCompany(config, peers.Parts{
+		Upstreams: p.watched, Changed: p.changed, Cache: p.answers,
+		Admit: p.gateway.Admits, Digest: p.answersDigest, Version: versionText(), Log: p.log,
+	}); err != nil {
 		return p, nil, err
 	}
 	p.operator = control.New(control.Options{
 		Version: versionText(), Gateway: p.gateway, Balancer: p.fleets, Cache: p.answers, Members: p.Members, Process: p, Log: p.log,
+		Peers: p.company.Status, Redis: p.shared.Counts,
 	})
 	p.web, err = admin.New(config.Admin, admin.Parts{
 		Control: p.operator, Members: p.Members, Gateway: p.gateway, Balancer: p.fleets, Cache: p.answers,
 		Recent: func() time.Duration { return time.Duration(p.recent.Load()) }, Version: versionText(), Log: p.log, Reloads: p.Reloads, QueryLog: p.queries.Counts,
+		Peers: p.company.Status, Redis: p.shared.Counts,
 	})
 	p.control.serve, p.http.serve = p.operator.Serve, func(ctx context.Context, l net.Listener) {
 		var watching sync.WaitGroup
@@ -134,6 +151,7 @@ func (s *sources) newProcess(ctx context.Context, config *configs.Config) (p *pr
 func (p *process) close() {
 	p.control.close()
 	p.http.close()
+	p.company.close()
 	p.fleets.Close()
 	if p.answers != nil {
 		p.answers.Close()

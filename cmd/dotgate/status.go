@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -59,12 +60,23 @@ func writeStatus(out io.Writer, s control.Status, now time.Time) error {
 	if err := writeUpstreams(out, s.Upstreams, now); err != nil {
 		return err
 	}
+	if err := writePeers(out, s.Peers, now); err != nil {
+		return err
+	}
 	c, b := s.Clients, s.Balancer
 	fmt.Fprintf(out, "\nclients   %d packets over UDP, %d messages over TCP (%d connections), %d under way\n", c.UDP, c.TCP, c.Open, c.UnderWay)
 	fmt.Fprintf(out, "          %d answered (%d of them SERVFAIL), %d lost, %d refused, %d ignored\n",
 		c.Outcomes["answered"], c.ServFail, c.Lost, sum(c.Outcomes, "refused_"), sum(c.Outcomes, "ignored_"))
 	fmt.Fprintf(out, "cache     %d hits, %d misses, %d stale answers, %d prefetches\n",
 		c.Cache["hits"], c.Cache["misses"], c.Cache["stale"], c.Cache["prefetches"])
+	if r := s.Redis; r != nil {
+		state := "left alone"
+		if r.Up {
+			state = "up"
+		}
+		fmt.Fprintf(out, "redis     %s, %d hits, %d misses, %d reads failed, %d answers written\n",
+			state, r.Reads["hit"], r.Reads["miss"], r.Reads["failed"], r.Writes["written"])
+	}
 	fmt.Fprintf(out, "latency   p50 %s, p99 %s, at most %s\n", milliseconds(c.P50), milliseconds(c.P99), milliseconds(c.Max))
 	_, err := fmt.Fprintf(out, "balancer  %d queries, %d attempts: %d hedges, %d retries, %d second opinions; %d failures\n",
 		b["queries"], b["attempts"], b["hedges"], b["retries"], b["seconds"], b["failures"])
@@ -82,6 +94,31 @@ func writeUpstreams(out io.Writer, upstreams []control.UpstreamStatus, now time.
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", u.Name, u.State, since,
 			milliseconds(u.Usual), milliseconds(u.Patience), u.Open, u.Counts["sent"], u.Counts["answered"], u.Counts["resent"], u.Reason)
+	}
+	return t.Flush()
+}
+
+// writePeers writes a table, if there are any.
+func writePeers(out io.Writer, peers []control.PeerStatus, now time.Time) error {
+	if len(peers) == 0 {
+		return nil
+	}
+	fmt.Fprintln(out)
+	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "PEER\tSTATE\tFOR\tADDRESS\tVERSION\tFINDS FAILING\tREASON")
+	for _, p := range peers {
+		state, since, address := "down", "-", "-"
+		if p.Up {
+			state = "up"
+		}
+		if !p.Since.IsZero() {
+			since = ago(now.Sub(p.Since))
+		}
+		if p.Address.IsValid() {
+			address = p.Address.String()
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, state, since, address,
+			cmp.Or(p.Version, "-"), cmp.Or(strings.Join(p.Failing, ", "), "-"), p.Problem)
 	}
 	return t.Flush()
 }

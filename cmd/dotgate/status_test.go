@@ -29,7 +29,12 @@ func TestStatusIsATable(t *testing.T) {
 			Cache:    map[string]uint64{"hits": 7000, "misses": 12000, "stale": 3, "prefetches": 400},
 		},
 		Balancer: map[string]uint64{"queries": 12000, "attempts": 12100, "hedges": 80, "retries": 15, "seconds": 5, "failures": 6},
-		Drill:    &control.DrillStatus{Upstream: "office", Fault: "blackhole", Phase: "during", Ends: now.Add(42 * time.Second)},
+		Peers: []control.PeerStatus{
+			{Name: "dotgate-b", Address: netip.MustParseAddrPort("192.0.2.2:8054"), Version: "v1.0", Up: true, Since: before(25 * time.Hour), Failing: []string{"office", "quad9"}},
+			{Name: "dotgate-c", Problem: "no such host"},
+		},
+		Redis: &control.RedisStatus{Up: true, Reads: map[string]uint64{"hit": 50, "miss": 9, "failed": 1}, Writes: map[string]uint64{"written": 8}},
+		Drill: &control.DrillStatus{Upstream: "office", Fault: "blackhole", Phase: "during", Ends: now.Add(42 * time.Second)},
 	}
 	want := `dotgate v1.0, process 12, up for 26h3m, on 192.0.2.1:53, [2001:db8::1]:53
 DRILL of office: blackhole, in the phase "during", the fault ends in 42s
@@ -39,9 +44,14 @@ quad9     up       3d     8.13ms  45.2ms    1            12345  12340     2
 office    down     1m23s  -       200ms     0            0      0         0       connection refused
 new       suspect  -      -       200ms     0            0      0         0       3 failures in a row
 
+PEER       STATE  FOR    ADDRESS         VERSION  FINDS FAILING  REASON
+dotgate-b  up     25h0m  192.0.2.2:8054  v1.0     office, quad9  
+dotgate-c  down   -      -               -        -              no such host
+
 clients   20000 packets over UDP, 30 messages over TCP (4 connections), 5 under way
           19000 answered (7 of them SERVFAIL), 6 lost, 9 refused, 2 ignored
 cache     7000 hits, 12000 misses, 3 stale answers, 400 prefetches
+redis     up, 50 hits, 9 misses, 1 reads failed, 8 answers written
 latency   p50 0.90ms, p99 45.0ms, at most 918ms
 balancer  12000 queries, 12100 attempts: 80 hedges, 15 retries, 5 second opinions; 6 failures
 `

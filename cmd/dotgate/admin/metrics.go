@@ -10,8 +10,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"dotgate/cmd/dotgate/control"
+	"dotgate/cmd/dotgate/peers"
 	"dotgate/gateway"
 	"dotgate/gateway/latency"
+	"dotgate/gateway/redis"
 	"dotgate/gateway/wire"
 	"dotgate/health"
 	"dotgate/upstreams"
@@ -89,6 +91,15 @@ var (
 	mFailures = describe("counter", "balancer_failures_total", "Queries for which no upstream had an answer.")
 	mExtra    = describe("counter", "extra_queries_total", "Upstream queries on top of one per query, the cost of safety, by cause: hedge, retry, second_opinion, resend, probe, prefetch.", "cause")
 	mSpared   = describe("counter", "spared_queries_total", "Queries that shared the exchange of another, and needed none of their own.")
+
+	mPeer     = describe("gauge", "peer_up", "1 if the other gateway is there.", "peer")
+	mWords    = describe("counter", "peer_messages_total", "Messages about upstreams, by what became of them: sent to others, received, or heeded, which had an upstream probed.", "result")
+	mShared   = describe("counter", "peer_answers_total", "Answers of caches, by what became of them: given to others, taken from them, or used, which were valid and news.", "result")
+	mNotTaken = describe("counter", "peer_rejected_total", "What was not taken from others, by reason: malformed, flood, stranger (who has no key of ours), key (a node with another key), version, configuration (other upstreams or routes).", "reason")
+
+	mRedis       = describe("gauge", "redis_up", "1 if the shared cache in Redis is asked; 0 if it is left alone, or there is none.")
+	mRedisReads  = describe("counter", "redis_reads_total", "Queries that the own cache had no answer for, by result: hit, miss, skipped (too many at once), invalid (what is there is no answer), failed.", "result")
+	mRedisWrites = describe("counter", "redis_writes_total", "Answers for it, by result: written, dropped (it was too slow), failed.", "result")
 
 	mUp          = describe("gauge", "upstream_up", "1 if the upstream gets live queries.", "upstream")
 	mSuspect     = describe("gauge", "upstream_suspect", "1 if it is up, but something seems wrong.", "upstream")
@@ -170,6 +181,8 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 	e.cache(s.p.Cache, s.p.Gateway.Counts())
 	e.balancer(s)
 	e.objectives(s.objectives())
+	e.peers(s.p.Peers())
+	e.redis(s.p.Redis())
 	outstanding := make(map[string]int)
 	for _, candidate := range s.p.Balancer.Candidates() {
 		outstanding[candidate.Name] = candidate.Outstanding
@@ -274,6 +287,32 @@ func (e emitter) cache(c Cache, counts gateway.Counts) {
 	e.count(mBytes, u.Bytes)
 	e.count(mSize, u.Size)
 	e.total(mEvictions, u.Evicted)
+}
+
+func (e emitter) peers(s peers.Status) {
+	for _, p := range s.Peers {
+		e.flag(mPeer, p.Up, p.Name)
+	}
+	c := s.Counts
+	e.total(mWords, c.Sent, "sent")
+	e.total(mWords, c.Received, "received")
+	e.total(mWords, c.Heeded, "heeded")
+	e.total(mShared, c.Given, "given")
+	e.total(mShared, c.Taken, "taken")
+	e.total(mShared, c.Used, "used")
+	for _, reason := range peers.Reasons() {
+		e.total(mNotTaken, c.Rejected[reason], reason)
+	}
+}
+
+func (e emitter) redis(c redis.Counts) {
+	e.flag(mRedis, c.Up)
+	for _, result := range []string{"hit", "miss", "skipped", "invalid", "failed"} {
+		e.total(mRedisReads, c.Reads[result], result)
+	}
+	for _, result := range []string{"written", "dropped", "failed"} {
+		e.total(mRedisWrites, c.Writes[result], result)
+	}
 }
 
 // extra returns what was sent to upstreams beyond one query each, by cause.

@@ -25,8 +25,10 @@ import (
 
 	"dotgate/balancer"
 	"dotgate/cmd/dotgate/control"
+	"dotgate/cmd/dotgate/peers"
 	"dotgate/gateway/cache"
 	"dotgate/gateway/querylog"
+	"dotgate/gateway/redis"
 )
 
 const (
@@ -60,6 +62,8 @@ type Parts struct {
 	Recent   func() time.Duration
 	Reloads  func() Reloads
 	QueryLog func() querylog.Counts
+	Peers    func() peers.Status // of other gateways
+	Redis    func() redis.Counts // of the cache that they share
 	Version  string
 	Log      *slog.Logger
 }

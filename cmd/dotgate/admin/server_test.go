@@ -24,9 +24,11 @@ import (
 
 	"dotgate/balancer"
 	"dotgate/cmd/dotgate/control"
+	"dotgate/cmd/dotgate/peers"
 	"dotgate/gateway"
 	"dotgate/gateway/cache"
 	"dotgate/gateway/querylog"
+	"dotgate/gateway/redis"
 	"dotgate/gateway/wire"
 	"dotgate/health"
 	"dotgate/upstreams"
@@ -63,6 +65,8 @@ func newWorld(t *testing.T, o Options, names ...string) *world {
 	operator := control.New(control.Options{Version: "v1", Gateway: w, Balancer: counting{}, Members: w.Members, Process: w, Log: log})
 	var err error
 	w.Server, err = New(o, Parts{
+		Redis:   func() redis.Counts { return redis.Counts{} },
+		Peers:   func() peers.Status { return peers.Status{Peers: []peers.Peer{{Name: "b"}}} },
 		Control: operator, Members: w.Members, Gateway: w, Balancer: counting{}, Cache: holding{w}, Recent: func() time.Duration { return time.Minute }, Version: "v1", Log: log,
 		QueryLog: func() querylog.Counts { return querylog.Counts{} },
 		Reloads:  func() Reloads { return Reloads{Done: 2, Failed: 1, Last: time.Unix(1e9, 0)} },

@@ -13,7 +13,9 @@ import (
 	"time"
 
 	"dotgate/balancer"
+	"dotgate/cmd/dotgate/peers"
 	"dotgate/gateway"
+	"dotgate/gateway/redis"
 	"dotgate/health"
 	"dotgate/upstreams"
 )
@@ -88,7 +90,7 @@ type Member struct {
 	Monitor
 }
 
-// Options of a Server. All are required.
+// Options of a Server. All but Peers and Redis are required.
 type Options struct {
 	Version  string
 	Gateway  Gateway
@@ -96,6 +98,8 @@ type Options struct {
 	Cache    Cache
 	Members  func() []Member // those of now
 	Process  Process
+	Peers    func() peers.Status // what is known of other gateways, or nil
+	Redis    func() redis.Counts // of the cache that they share, or nil
 	Log      *slog.Logger
 }
 

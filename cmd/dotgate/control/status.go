@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"dotgate/cmd/dotgate/peers"
 	"dotgate/gateway"
 	"dotgate/gateway/wire"
 	"dotgate/upstreams"
@@ -39,6 +40,29 @@ type Status struct {
 	// seconds (second opinions), failures.
 	Balancer map[string]uint64 `json:"balancer"`
 	Drill    *DrillStatus      `json:"drill,omitempty"` // under way, or nil
+	Peers    []PeerStatus      `json:"peers,omitempty"` // other gateways
+	Redis    *RedisStatus      `json:"redis,omitempty"` // the cache that they share, or nil
+}
+
+// A RedisStatus is about the cache in Redis.
+type RedisStatus struct {
+	Up     bool              `json:"up"`     // it is asked now
+	Reads  map[string]uint64 `json:"reads"`  // by result: hit, miss, skipped, invalid, failed
+	Writes map[string]uint64 `json:"writes"` // of answers, by result: written, dropped, failed
+}
+
+// A PeerStatus is about another gateway of the same configuration.
+type PeerStatus struct {
+	Name    string         `json:"name"`
+	Host    string         `json:"host,omitempty"` // how it calls itself; empty if it was never there
+	Address netip.AddrPort `json:"address,omitzero"`
+	Version string         `json:"version,omitempty"`
+	Up      bool           `json:"up"`
+	Since   time.Time      `json:"since,omitzero"`    // when it came or went; zero if it was never there
+	Problem string         `json:"problem,omitempty"` // why it is not there
+	Failing []string       `json:"failing,omitempty"` // upstreams that it finds failing
+	// Usual is how long answers of upstreams take it, in milliseconds, by upstream.
+	Usual map[string]Millis `json:"usual_ms,omitempty"`
 }
 
 // An UpstreamStatus is about one upstream.
@@ -124,12 +148,33 @@ func (s *Server) Status() Status {
 	for _, m := range s.o.Members() {
 		status.Upstreams = append(status.Upstreams, upstreamStatus(m))
 	}
+	if s.o.Peers != nil {
+		for _, p := range s.o.Peers().Peers {
+			status.Peers = append(status.Peers, peerStatus(p))
+		}
+	}
+	if s.o.Redis != nil {
+		if c := s.o.Redis(); c.Reads != nil {
+			status.Redis = &RedisStatus{Up: c.Up, Reads: c.Reads, Writes: c.Writes}
+		}
+	}
 	c := s.o.Balancer.Counts()
 	status.Balancer = map[string]uint64{
 		"queries": c.Queries, "attempts": c.Attempts, "hedges": c.Hedges,
 		"retries": c.Retries, "seconds": c.Seconds, "failures": c.Failures,
 	}
 	return status
+}
+
+func peerStatus(p peers.Peer) PeerStatus {
+	s := PeerStatus{
+		Name: p.Name, Host: p.Host, Address: p.Address, Version: p.Version, Up: p.Up, Since: p.Since,
+		Problem: p.Problem, Failing: p.Failing, Usual: make(map[string]Millis),
+	}
+	for upstream, usual := range p.Usual {
+		s.Usual[upstream] = Millis(usual)
+	}
+	return s
 }
 
 func upstreamStatus(m Member) UpstreamStatus {
