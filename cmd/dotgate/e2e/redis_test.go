@@ -1,0 +1,179 @@
+//go:build linux && e2e
+
+package e2e
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"dotgate/upstreams/dottest"
+)
+
+// A redisServer is a real one, at an address of its own.
+type redisServer struct {
+	*process
+	addr netip.AddrPort
+	args []string
+}
+
+func startRedis(t *testing.T, more ...string) *redisServer {
+	t.Helper()
+	r := &redisServer{addr: netip.AddrPortFrom(dottest.Loopback(), 6379)}
+	r.args = append([]string{
+		"--bind", r.addr.Addr().String(), "--port", "6379", "--save", "", "--appendonly", "no", "--dir", t.TempDir(),
+		"--protected-mode", "no",
+	}, more...)
+	r.start(t)
+	return r
+}
+
+func (r *redisServer) start(t *testing.T) {
+	t.Helper()
+	r.process = start(t, nil, program(t, "redis-server", "redis-server"), r.args...)
+	r.await(t, "eady to accept connections")
+}
+
+func (r *redisServer) url() string { return "redis://" + r.addr.String() }
+
+// do sends one command, and returns the first line of what comes back.
+func (r *redisServer) do(t *testing.T, words ...string) string {
+	t.Helper()
+	conn, err := net.Dial("tcp", r.addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	fmt.Fprintf(conn, "*%d\r\n", len(words))
+	for _, w := range words {
+		fmt.Fprintf(conn, "$%d\r\n%s\r\n", len(w), w)
+	}
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(line)
+}
+
+// withRedis returns a gateway that has this server for a second cache, and has
+// found it.
+func withRedis(t *testing.T, urls []string, redis string, more ...string) *node {
+	t.Helper()
+	n := &node{urls: urls, environ: append([]string{
+		"DOTGATE_CACHE_REDIS_URL=" + redis, "DOTGATE_CONTROL_SOCKET=" + filepath.Join(t.TempDir(), "socket"),
+	}, more...)}
+	n.gateway = startGateway(t, urls, n.environ...)
+	n.await(t, "the shared cache is there")
+	return n
+}
+
+func TestGatewaysShareTheirAnswersThroughRedis(t *testing.T) {
+	servers, urls := startUpstreams(t, 2*time.Millisecond, 3*time.Millisecond)
+	r := startRedis(t)
+	const names = 1000
+	a := withRedis(t, urls, r.url())
+	dottestLoad(a.addr, "shared", names, 500).run(t).mustBeWhole(t)
+	within(t, 5*time.Second, "all answers are written", func() bool { return r.do(t, "DBSIZE") == fmt.Sprintf(":%d", names) })
+	missed := names
+	for round := 0; missed > names/10 && round < 5; round++ { // on a busy machine, some take longer than 5 ms
+		b := withRedis(t, urls, r.url())
+		before := queries(servers)
+		dottestLoad(b.addr, "shared", names, 500).run(t).mustBeWhole(t)
+		missed = queries(servers) - before
+		t.Logf("%d of %d queries went to upstreams", missed, names)
+	}
+	if missed > names/10 {
+		t.Errorf("%d of %d queries went to upstreams", missed, names)
+	}
+	// Another gateway whose answers may be others finds nothing there.
+	c := withRedis(t, urls[:1], r.url())
+	before := queries(servers)
+	dottestLoad(c.addr, "shared", 100, 500).run(t).mustBeWhole(t)
+	if n := queries(servers) - before; n < 100 {
+		t.Errorf("of 100 queries to a gateway with other upstreams, %d went there", n)
+	}
+}
+
+// A server that is lost, or frozen, under load costs the first queries five
+// milliseconds, and then nothing; when it is back it is used again.
+func TestADeadRedisCostsNothing(t *testing.T) {
+	_, urls := startUpstreams(t, 2*time.Millisecond, 3*time.Millisecond)
+	for what, fate := range map[string]syscall.Signal{"killed": syscall.SIGKILL, "frozen": syscall.SIGSTOP} {
+		t.Run(what, func(t *testing.T) {
+			r := startRedis(t)
+			n := withRedis(t, urls, r.url())
+			warmUp(t, n.addr)
+			calm := dottestLoad(n.addr, "calm-"+what, 2000, 1000).run(t)
+			calm.mustBeWhole(t)
+			l := dottestLoad(n.addr, "fate-"+what, 6000, 1000)
+			l.halfway = func() { r.signal(fate) }
+			o := l.run(t)
+			o.mustBeWhole(t)
+			n.await(t, "the shared cache fails and is left alone")
+			failed := n.status(t).Redis.Reads["failed"]
+			after := dottestLoad(n.addr, "after-"+what, 2000, 1000).run(t)
+			after.mustBeWhole(t)
+			t.Logf("before: %v\nwhile it is %s: %v\nafter: %v", calm, what, o, after)
+			if s := n.status(t).Redis; s.Up || s.Reads["failed"] != failed {
+				t.Errorf("once it is left alone, queries wait for it all the same: %+v, before %d failed", s, failed)
+			}
+			if fate == syscall.SIGSTOP {
+				r.signal(syscall.SIGCONT)
+			} else {
+				r.start(t)
+			}
+			within(t, 15*time.Second, "it is used again", func() bool { return n.status(t).Redis.Up })
+			hits := n.status(t).Redis.Writes["written"]
+			dottestLoad(n.addr, "again-"+what, 100, 500).run(t).mustBeWhole(t)
+			within(t, 5*time.Second, "answers are written again", func() bool { return n.status(t).Redis.Writes["written"] > hits })
+		})
+	}
+}
+
+// What somebody else wrote there is not taken for an answer.
+func TestRubbishInRedisIsNoAnswer(t *testing.T) {
+	servers, urls := startUpstreams(t, 2*time.Millisecond)
+	r := startRedis(t)
+	a := withRedis(t, urls, r.url(), "DOTGATE_CACHE_SIZE=off")
+	dottestLoad(a.addr, "rubbish", 1, 1).run(t).mustBeWhole(t)
+	within(t, 5*time.Second, "the answer is written", func() bool { return r.do(t, "DBSIZE") == ":1" })
+	const spoil = "local k = redis.call('KEYS','*')[1]; local v = redis.call('GET',k); " +
+		"redis.call('SET', k, string.sub(v,1,12)..string.rep('x',#v-12)); return 'done'"
+	within(t, 10*time.Second, "rubbish is found and counted", func() bool { // a busy machine may be too late to read it
+		if got := r.do(t, "EVAL", spoil, "0"); got != "$4" {
+			t.Fatal(got)
+		}
+		before := queries(servers)
+		dottestLoad(a.addr, "rubbish", 1, 1).run(t).mustBeWhole(t)
+		if queries(servers) == before {
+			t.Error("the upstream was not asked")
+		}
+		return a.status(t).Redis.Reads["invalid"] > 0
+	})
+}
+
+// The Sentinels tell which server is the one to ask.
+func TestRedisIsFoundThroughSentinels(t *testing.T) {
+	_, urls := startUpstreams(t, 2*time.Millisecond)
+	main := startRedis(t)
+	at := netip.AddrPortFrom(dottest.Loopback(), 26379)
+	config := filepath.Join(t.TempDir(), "sentinel.conf")
+	text := fmt.Sprintf("bind %s\nport 26379\nprotected-mode no\ndir %s\nsentinel monitor main %s 6379 1\n",
+		at.Addr(), t.TempDir(), main.addr.Addr())
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sentinel := start(t, nil, program(t, "redis-sentinel", "redis-sentinel"), config)
+	sentinel.await(t, "+monitor")
+	n := withRedis(t, urls, "redis://"+at.String(), "DOTGATE_CACHE_REDIS_MASTER=main")
+	dottestLoad(n.addr, "sentinel", 10, 100).run(t).mustBeWhole(t)
+	within(t, 5*time.Second, "answers are written", func() bool { return main.do(t, "DBSIZE") == ":10" })
+}
