@@ -21,7 +21,8 @@ test:
 
 # The real program between real Unbound servers and real clients (packages
 # unbound, bind9-dnsutils, bind9-utils, knot-dnsutils, python3-dnspython,
-# dnsperf, stubby, chromium, prometheus, dnstap-ldns, fstrm-bin).
+# dnsperf, stubby, chromium, prometheus, dnstap-ldns, fstrm-bin, redis-server,
+# redis-sentinel).
 e2e:
 	$(GO) test -tags e2e -count=1 -timeout 10m ./cmd/dotgate/e2e
 

@@ -180,9 +180,9 @@ func TestTheOtherGatewaysFateCostsNothing(t *testing.T) {
 			nodes := newNodes(t, 2, urls)
 			a, b := nodes[0], nodes[1]
 			warmUp(t, a.addr)
-			calm := dottestLoad(a.addr, "calm-"+what, 2000, 1000).run(t)
+			calm := dottestLoad(a.addr, "calm-"+what, 1000, 1000).run(t)
 			calm.mustBeWhole(t)
-			l := dottestLoad(a.addr, "fate-"+what, 6000, 1000)
+			l := dottestLoad(a.addr, "fate-"+what, 4000, 1000)
 			l.halfway = func() { b.signal(fate) }
 			o := l.run(t)
 			o.mustBeWhole(t)

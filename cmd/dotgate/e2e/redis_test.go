@@ -111,15 +111,15 @@ func TestADeadRedisCostsNothing(t *testing.T) {
 			r := startRedis(t)
 			n := withRedis(t, urls, r.url())
 			warmUp(t, n.addr)
-			calm := dottestLoad(n.addr, "calm-"+what, 2000, 1000).run(t)
+			calm := dottestLoad(n.addr, "calm-"+what, 1000, 1000).run(t)
 			calm.mustBeWhole(t)
-			l := dottestLoad(n.addr, "fate-"+what, 6000, 1000)
+			l := dottestLoad(n.addr, "fate-"+what, 4000, 1000)
 			l.halfway = func() { r.signal(fate) }
 			o := l.run(t)
 			o.mustBeWhole(t)
 			n.await(t, "the shared cache fails and is left alone")
 			failed := n.status(t).Redis.Reads["failed"]
-			after := dottestLoad(n.addr, "after-"+what, 2000, 1000).run(t)
+			after := dottestLoad(n.addr, "after-"+what, 1000, 1000).run(t)
 			after.mustBeWhole(t)
 			t.Logf("before: %v\nwhile it is %s: %v\nafter: %v", calm, what, o, after)
 			if s := n.status(t).Redis; s.Up || s.Reads["failed"] != failed {
