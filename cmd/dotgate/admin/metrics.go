@@ -94,7 +94,7 @@ var (
 
 	mPeer     = describe("gauge", "peer_up", "1 if the other gateway is there.", "peer")
 	mWords    = describe("counter", "peer_messages_total", "Messages about upstreams, by what became of them: sent to others, received, or heeded, which had an upstream probed.", "result")
-	mShared   = describe("counter", "peer_answers_total", "Answers of caches, by what became of them: given to others, taken from them, or used, which were valid and news.", "result")
+	mGiven    = describe("counter", "peer_answers_total", "Answers of caches, by what became of them: given to others, taken from them, or used, which were valid and news.", "result")
 	mNotTaken = describe("counter", "peer_rejected_total", "What was not taken from others, by reason: malformed, flood, stranger (who has no key of ours), key (a node with another key), version, configuration (other upstreams or routes).", "reason")
 
 	mRedis       = describe("gauge", "redis_up", "1 if the shared cache in Redis is asked; 0 if it is left alone, or there is none.")
@@ -297,9 +297,9 @@ func (e emitter) peers(s peers.Status) {
 	e.total(mWords, c.Sent, "sent")
 	e.total(mWords, c.Received, "received")
 	e.total(mWords, c.Heeded, "heeded")
-	e.total(mShared, c.Given, "given")
-	e.total(mShared, c.Taken, "taken")
-	e.total(mShared, c.Used, "used")
+	e.total(mGiven, c.Given, "given")
+	e.total(mGiven, c.Taken, "taken")
+	e.total(mGiven, c.Used, "used")
 	for _, reason := range peers.Reasons() {
 		e.total(mNotTaken, c.Rejected[reason], reason)
 	}
