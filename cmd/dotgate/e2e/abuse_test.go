@@ -46,7 +46,7 @@ func complain(t *testing.T, format string, args ...any) {
 
 // endures has somebody else ask, 200 times a second, before the abuse, while it goes on,
 // and from one second after its end: nothing is lost, and the p99 at most doubles.
-func endures(t *testing.T, second func(run string) load, abuse func()) {
+func endures(t *testing.T, g *gateway, second func(run string) load, abuse func()) {
 	t.Helper()
 	ask := func(run string) outcome { return second(run).run(t) }
 	var before, during, after outcome
@@ -54,6 +54,7 @@ func endures(t *testing.T, second func(run string) load, abuse func()) {
 		before.add(ask(fmt.Sprintf("before%d", i)))
 	}
 	over := make(chan struct{})
+	began, starved := time.Now(), g.starved(t)
 	go func() {
 		defer close(over)
 		abuse()
@@ -67,6 +68,7 @@ func endures(t *testing.T, second func(run string) load, abuse func()) {
 		}
 	}
 	<-over
+	t.Logf("in %v, threads of dotgate were ready for %v without getting a processor", time.Since(began).Round(time.Second), g.starved(t)-starved)
 	time.Sleep(time.Second)
 	for i := range 2 {
 		after.add(ask(fmt.Sprintf("after%d", i)))
@@ -160,7 +162,7 @@ func TestAStormOfMutatedPackets(t *testing.T) {
 	g, _, socket := abused(t)
 	storm(t, g.addr, 20_000, mutations(1)) // so that buffers are as large as they get
 	grows(t, g, 30<<20, func() {
-		endures(t, newNames(g.addr, "udp"), func() { storm(t, g.addr, either(100_000, 1_000_000), mutations(2)) })
+		endures(t, g, newNames(g.addr, "udp"), func() { storm(t, g.addr, either(100_000, 1_000_000), mutations(2)) })
 	})
 	accounted(t, socket)
 }
@@ -212,7 +214,7 @@ func TestAFloodFromThoseWhoMayNotAsk(t *testing.T) {
 	g, _, socket := abused(t, "DOTGATE_GATEWAY_ALLOW=127.0.0.1/32")
 	packets := either(100_000, 1_000_000)
 	query := newQuery(4711, "www.example.com")
-	endures(t, newNames(g.addr, "udp"), func() {
+	endures(t, g, newNames(g.addr, "udp"), func() {
 		storm(t, g.addr, packets, func() []byte { return query })
 	})
 	outcomes := accounted(t, socket)
@@ -233,7 +235,7 @@ func TestRandomNamesBelowSilentServers(t *testing.T) {
 		address: dottest.Address,
 	}
 	grows(t, g, 100<<20, func() {
-		endures(t, newNames(g.addr, "udp"), func() { t.Log("the attack:", attack.run(t)) })
+		endures(t, g, newNames(g.addr, "udp"), func() { t.Log("the attack:", attack.run(t)) })
 	})
 	asked = queries(servers) - asked
 	t.Logf("upstreams were asked %d times", asked)
@@ -265,7 +267,7 @@ func TestAnUpstreamThatTakesFiveSeconds(t *testing.T) {
 	}
 	var o outcome
 	grows(t, g, 100<<20, func() {
-		endures(t, hits, func() { o = attack.run(t) })
+		endures(t, g, hits, func() { o = attack.run(t) })
 	})
 	t.Logf("the attack: %v", o)
 	// Those who get SERVFAIL for want of room have not waited; others have, for seconds.
@@ -285,7 +287,7 @@ func TestAnUpstreamThatTakesFiveSeconds(t *testing.T) {
 // Others who come by TCP meanwhile have their answer within 100 ms.
 func TestACrowdOfIdleConnections(t *testing.T) {
 	g, _, socket := abused(t)
-	endures(t, newNames(g.addr, "tcp"), func() {
+	endures(t, g, newNames(g.addr, "tcp"), func() {
 		var crowd []net.Conn
 		defer func() {
 			for _, c := range crowd {
@@ -326,7 +328,7 @@ func TestClientsThatDoNotRead(t *testing.T) {
 	query := newQuery(1, "big60000.example.com")
 	query = append([]byte{byte(len(query) >> 8), byte(len(query))}, query...)
 	grows(t, g, 100<<20, func() {
-		endures(t, newNames(g.addr, "tcp"), func() {
+		endures(t, g, newNames(g.addr, "tcp"), func() {
 			d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(dottest.Loopback(), 0)), Timeout: startLimit}
 			var clients sync.WaitGroup
 			for range 200 {
@@ -423,6 +425,24 @@ func goroutines(t *testing.T, operators netip.AddrPort) (n int) {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// starved returns for how long threads of p were ready to run, and did not: a latency
+// on a machine that others use says little without it.
+func (p *process) starved(t *testing.T) (total time.Duration) {
+	t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, thread := range threads {
+		var ran, waited int64
+		if text, err := os.ReadFile(thread); err == nil { // else it has ended
+			_, _ = fmt.Sscan(string(text), &ran, &waited)
+		}
+		total += time.Duration(waited)
+	}
+	return total.Round(time.Millisecond)
 }
 
 // files returns how many files and sockets p has open.
