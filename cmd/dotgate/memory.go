@@ -35,6 +35,18 @@ func affordable(size cache.Size, log *slog.Logger) cache.Size {
 	return cache.Size(shareMemory(os.DirFS("/"), int64(size), log))
 }
 
+// roomForBoth reports whether this process may have the memory for a cache and, for
+// a moment, what another has by now. If not, it would be killed for moving answers
+// from one to the other. Root is the root of the file system.
+func roomForBoth(root fs.FS, now cache.Usage, next cache.Size, log *slog.Logger) bool {
+	limit, ok := memoryLimit(root)
+	if !ok || next == cache.Size(now.Size) || int64(now.Bytes)+int64(next) <= limit/10*9-leastHeap {
+		return true
+	}
+	log.Warn("the cache starts empty with its new size, for this process may not have the memory for both (cache.size)", "may_have", limit)
+	return false
+}
+
 // shareMemory tells the Go runtime how much memory is left for it, and how often to
 // collect, unless the environment does (GOMEMLIMIT, GOGC). It returns how much the
 // cache may have: less than it should if the process may not have that much, and

@@ -2,12 +2,15 @@ package main
 
 import (
 	"bytes"
+	"io/fs"
 	"log/slog"
 	"math"
 	"runtime/debug"
 	"strings"
 	"testing"
 	"testing/fstest"
+
+	"dotgate/gateway/cache"
 )
 
 func TestMemoryLimitOfControlGroups(t *testing.T) {
@@ -87,4 +90,29 @@ func TestMemoryIsSharedOutByTheContainersLimitUnlessTheEnvironmentSays(t *testin
 	f("67108864", "", "", 24<<20, 200, 64<<20/10*9-24<<20)
 	f("67108864", "1GiB", "", math.MaxInt64, 200, 64<<20/10*9-24<<20)
 	f("16777216", "", "", 24<<20, 200, 1<<20)
+}
+
+func TestTwoCachesNeedRoomForBoth(t *testing.T) {
+	t.Parallel()
+	root := fstest.MapFS{
+		"proc/self/cgroup":         {Data: []byte("0::/\n")},
+		"sys/fs/cgroup/memory.max": {Data: []byte("134217728\n")}, // 128 MiB, of which caches may have 91
+	}
+	for _, test := range []struct {
+		root            fs.FS
+		bytes, size     int
+		next            cache.Size
+		want, wantsWord bool
+	}{
+		{root, 10 << 20, 64 << 20, 80 << 20, true, false},
+		{root, 60 << 20, 64 << 20, 80 << 20, false, true},
+		{root, 60 << 20, 64 << 20, 64 << 20, true, false}, // it stays
+		{fstest.MapFS{}, 60 << 20, 64 << 20, 80 << 20, true, false},
+	} {
+		var log bytes.Buffer
+		got := roomForBoth(test.root, cache.Usage{Bytes: test.bytes, Size: test.size}, test.next, slog.New(slog.NewTextHandler(&log, nil)))
+		if got != test.want || strings.Contains(log.String(), "cache.size") != test.wantsWord {
+			t.Errorf("%d of %d to %v: got %v, %s", test.bytes, test.size, test.next, got, log.String())
+		}
+	}
 }

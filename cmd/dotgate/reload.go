@@ -221,7 +221,7 @@ func (p *process) prepare(next *configs.Config) (all changes, err error) {
 	if next.Cache.Size != p.config.Cache.Size {
 		keep.Size = affordable(next.Cache.Size, p.log)
 	}
-	answers, err := p.answers.Prepare(keep)
+	answers, err := p.answers.Prepare(keep, roomForBoth(os.DirFS("/"), p.answers.Usage(), keep.Size, p.log))
 	if err != nil {
 		return all, err
 	}

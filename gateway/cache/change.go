@@ -15,12 +15,14 @@ type Change struct {
 	options Options
 	next    *store // in place of the one that there is, if resize
 	resize  bool
+	move    bool // answers, to next
 }
 
 // Prepare gets a Change to other options ready; if it is another size, the memory
-// is there when it returns, beside what there is. Only one Change may be there at a
-// time. On an error, there is none.
-func (c *Cache) Prepare(o Options) (*Change, error) {
+// is there when it returns, beside what there is. The answers move there if keep is
+// true, for which there must be room for both for a moment. Only one Change may be
+// there at a time. On an error, there is none.
+func (c *Cache) Prepare(o Options, keep bool) (*Change, error) {
 	var problems []error
 	o.Check(func(option, problem string) {
 		problems = append(problems, fmt.Errorf("cache.%s %s", option, problem))
@@ -30,7 +32,7 @@ func (c *Cache) Prepare(o Options) (*Change, error) {
 	}
 	before := c.options.Load()
 	o.Log = before.Log
-	change := &Change{cache: c, options: o, resize: o.Size != before.Size}
+	change := &Change{cache: c, options: o, resize: o.Size != before.Size, move: keep}
 	var err error
 	if change.resize {
 		change.next, err = newStore(o)
@@ -58,7 +60,7 @@ func (c *Change) Commit() {
 		return
 	}
 	before := c.cache.store.Load()
-	if before != nil && c.next != nil {
+	if before != nil && c.next != nil && c.move {
 		c.cache.move(before, c.next)
 	}
 	c.cache.store.Store(c.next)

@@ -14,7 +14,7 @@ func change(t *testing.T, c *Cache, edit func(*Options)) {
 	t.Helper()
 	o := *c.options.Load()
 	edit(&o)
-	next, err := c.Prepare(o)
+	next, err := c.Prepare(o, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,6 +65,16 @@ func TestAnswersOutliveAChangeOfSize(t *testing.T) {
 	f(1<<20, 0)
 	putAll(t, c, 10)
 	f(4<<20, 10)
+	o := *c.options.Load()
+	o.Size = 2 << 20
+	next, err := c.Prepare(o, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next.Commit()
+	if n := found(t, c, names); n != 0 {
+		t.Errorf("%d answers moved that were not to", n)
+	}
 }
 
 func TestACacheThatIsTooSmallKeepsWhatIsInUse(t *testing.T) {
@@ -122,7 +132,7 @@ func TestOtherLimitsHoldFromNowOn(t *testing.T) {
 	} {
 		o := *c.options.Load()
 		edit(&o)
-		if _, err := c.Prepare(o); err == nil {
+		if _, err := c.Prepare(o, true); err == nil {
 			t.Errorf("%+v can be had", o)
 		}
 	}
