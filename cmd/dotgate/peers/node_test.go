@@ -104,8 +104,8 @@ func (s *site) run(t *testing.T) *site {
 		cancel()
 		select {
 		case <-done:
-		case <-time.After(3 * time.Second):
-			t.Error("a node does not end within 3s")
+		case <-time.After(10 * time.Second):
+			t.Error("a node does not end within 10s")
 			<-done
 		}
 	}
@@ -250,13 +250,16 @@ func TestANodeThatComesLaterHearsWhatFails(t *testing.T) {
 }
 
 func TestANodeThatStartsGetsTheAnswersOfTheOther(t *testing.T) {
-	const n = 20_000
+	const n = 5000
 	one, two := ownAddr(), ownAddr()
 	a := newSite(t, one, []Key{key(1)}, two).run(t)
 	a.fill(t, n)
 	b := newSite(t, two, []Key{key(1)}, one).run(t)
-	took := within(t, 10*time.Second, "all answers are there", func() bool { return b.has(t, n) == n })
+	took := within(t, 30*time.Second, "all answers are there", func() bool { return b.Status().Counts.Used == n })
 	t.Logf("%d answers after %v", n, took)
+	if found := b.has(t, n); found != n {
+		t.Errorf("only %d of %d can be found", found, n)
+	}
 	if c := b.Status().Counts; c.Taken != n || c.Used != n {
 		t.Errorf("counted %+v", c)
 	}
@@ -366,15 +369,7 @@ func TestWhatALiarSaysCostsNothing(t *testing.T) {
 	a := newSite(t, one, []Key{key(1)}, two).run(t)
 	m, _ := liar(t, two, key(1), nil)
 	within(t, 5*time.Second, "the liar is taken for a node", func() bool { return a.sees(1) })
-	var to *memberlist.Node
-	within(t, time.Second, "the liar knows the node", func() bool {
-		for _, n := range m.Members() {
-			if n.Name == a.name {
-				to = n
-			}
-		}
-		return to != nil
-	})
+	to := (&member{name: a.name, addr: one}).node()
 	say := func(text string) {
 		t.Helper()
 		if err := m.SendReliable(to, []byte(text)); err != nil {
@@ -399,7 +394,7 @@ func TestWhatALiarSaysCostsNothing(t *testing.T) {
 	text, _ := json.Marshal(word{"liar~1", []state{{Upstream: "one", Failing: true}, {Upstream: "two", Failing: true}}})
 	calm, _ := json.Marshal(word{"liar~1", []state{{Upstream: "one"}, {Upstream: "two"}}})
 	begin := time.Now()
-	for i := range 20_000 {
+	for i := range 5000 {
 		text := text
 		if i%2 == 1 {
 			text = calm
@@ -407,7 +402,7 @@ func TestWhatALiarSaysCostsNothing(t *testing.T) {
 		_ = m.SendBestEffort(to, text)
 	}
 	took := time.Since(begin)
-	within(t, 5*time.Second, "it is counted", func() bool { return a.rejected(flood) > 1000 })
+	within(t, 5*time.Second, "it is counted", func() bool { return a.rejected(flood) > 200 })
 	if n := a.all[0].doubts.Load(); float64(n) > wordBurst+wordRate*(took.Seconds()+1) {
 		t.Errorf("%d doubts of an upstream in %v", n, took)
 	}
@@ -510,7 +505,7 @@ func TestASlowNodeHoldsUpNothing(t *testing.T) {
 	}
 	begin := time.Now()
 	a.stop()
-	if took := time.Since(begin); took > time.Second {
+	if took := time.Since(begin); took > stall {
 		t.Errorf("it takes %v to stop", took)
 	}
 }

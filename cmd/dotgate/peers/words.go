@@ -100,12 +100,9 @@ func (n *Node) send(states []state) {
 	if err != nil {
 		return // there is nothing in it that could fail
 	}
-	for _, m := range engine.Members() {
-		if m.Name == n.name {
-			continue
-		}
-		if err := engine.SendBestEffort(m, text); err != nil {
-			n.p.Log.Debug("telling another gateway", "peer", hostOf(m.Name), "error", err)
+	for _, m := range n.up() {
+		if err := engine.SendBestEffort(m.node(), text); err != nil {
+			n.p.Log.Debug("telling another gateway", "peer", m.host(), "error", err)
 			continue
 		}
 		n.counts.sent.Add(1)
@@ -269,6 +266,12 @@ func (d *delegate) NotifyLeave(other *memberlist.Node) {
 }
 
 func (d *delegate) NotifyUpdate(*memberlist.Node) {}
+
+// node returns m as the engine wants it. The engine's own nodes change under the hands
+// of those who read them.
+func (m *member) node() *memberlist.Node {
+	return &memberlist.Node{Name: m.name, Addr: m.addr.Addr().AsSlice(), Port: m.addr.Port()}
+}
 
 func addrOf(n *memberlist.Node) netip.AddrPort {
 	addr, _ := netip.AddrFromSlice(n.Addr)
