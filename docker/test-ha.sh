@@ -8,8 +8,8 @@
 # Exit status: 0 all well, 1 something failed, 3 not run (no Docker engine).
 # Nothing stays but images, whose layers make the next run faster, and nothing
 # leaves the machine once they are built. KEEP=1 leaves the pair running, BUILD=no
-# takes the images as they are, and STORIES, a regular expression, plays only those
-# stories.
+# takes the images as they are, so that their program is not compared, and STORIES,
+# a regular expression, plays only those stories.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -211,7 +211,7 @@ reproducible() {
 
 echo
 check "the image: below 25 MB, not root, a bill of materials" image
-check "the program is the same, byte for byte, built elsewhere" reproducible
+[[ ${BUILD:-yes} != yes ]] || check "the program is the same, byte for byte, built elsewhere" reproducible
 for node in a b; do
 	check "node $node answers at its own address" answers "@$(address $node)" www.example.com A
 done
