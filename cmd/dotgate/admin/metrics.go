@@ -60,7 +60,7 @@ var (
 	mBuild       = describe("gauge", "build_info", "Always 1; the version is in its label.", "version")
 	mReady       = describe("gauge", "ready", "1 if /readyz says that clients should come.")
 	mRedundancy  = describe("gauge", "redundancy", "Upstreams that are up, suspect ones included, by route; route is empty for those of all names that have none.", "route")
-	mShared      = describe("gauge", "shared_address_held", "1 if this machine has an address of admin.shared_addresses now.", "address")
+	mHeld        = describe("gauge", "shared_address_held", "1 if this machine has an address of admin.shared_addresses now.", "address")
 	mReloads     = describe("counter", "config_reloads_total", "Reloads of the configuration, by result: ok or failed.", "result")
 	mReloadOK    = describe("gauge", "config_last_reload_successful", "1 if the last reload, if there was any, was done.")
 	mReloadTime  = describe("gauge", "config_last_reload_success_timestamp_seconds", "When the configuration in effect was loaded.")
@@ -245,7 +245,7 @@ func (e emitter) shared(s *Server) {
 		return
 	}
 	for _, address := range wanted {
-		e.flag(mShared, held[address.Unmap()], address.String())
+		e.flag(mHeld, held[address.Unmap()], address.String())
 	}
 }
 
