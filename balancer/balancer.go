@@ -12,7 +12,6 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -62,7 +61,7 @@ type Balancer struct {
 	doubts  bucket
 	turn    atomic.Uint64 // counts queries, for policies and for who may try a dead member
 	broken  names
-	alarms  sync.Pool    // of *alarm
+	clock   clock
 	lastTry atomic.Int64 // in Unix nanoseconds
 	counts  counters
 }

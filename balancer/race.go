@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"dotgate/gateway/wire"
@@ -59,8 +58,8 @@ type race struct {
 	asked    []int8        // how often each of order was
 	keenest  time.Duration // the least patience anybody deserves
 	grace    time.Duration // see hopeless
-	alarm    *alarm
-	all      []*attempt // as they began
+	alarm    alarm         // guarded by mu of the clock
+	all      []*attempt    // as they began
 	open     []*attempt
 	weak     []*attempt // those whose answer was an error
 	problems []error
@@ -206,8 +205,7 @@ func (r *race) ready() {
 			r.start(m, Outage)
 		}
 	}
-	r.alarm = b.newAlarm(r)
-	r.alarm.timer.Reset(r.wait())
+	b.clock.set(r, r.wait())
 }
 
 // settled goes on after an attempt that ended.
@@ -220,7 +218,7 @@ func (r *race) settled(a *attempt) {
 		r.fail()
 		return
 	}
-	r.alarm.timer.Reset(r.wait())
+	r.balancer.clock.set(r, r.wait())
 }
 
 // look does what time makes necessary.
@@ -232,51 +230,20 @@ func (r *race) look() {
 		r.fail()
 	default:
 		r.hedge()
-		r.alarm.timer.Reset(r.wait())
+		r.balancer.clock.set(r, r.wait())
 	}
 }
 
 // finish ends the race.
 func (r *race) finish(a wire.Answer, err error) {
 	r.over = true
-	if r.alarm != nil {
-		r.balancer.putAlarm(r.alarm)
-	}
+	r.balancer.clock.stop(r)
 	if err != nil || len(r.all) > 1 {
 		r.balancer.tell(r, a, err)
 	}
 	done := r.done
 	r.done = nil // attempts that are left behind keep r, but not what waited for it
 	done(a, err)
-}
-
-// An alarm wakes a race up. It is used for one after the other, as timers are dear.
-type alarm struct {
-	timer *time.Timer
-	race  atomic.Pointer[race]
-}
-
-func (b *Balancer) newAlarm(r *race) *alarm {
-	a, ok := b.alarms.Get().(*alarm)
-	if !ok {
-		a = new(alarm)
-		a.timer = time.AfterFunc(time.Hour, a.ring)
-	}
-	a.race.Store(r)
-	return a
-}
-
-func (b *Balancer) putAlarm(a *alarm) {
-	a.race.Store(nil)
-	a.timer.Stop()
-	b.alarms.Put(a)
-}
-
-// ring may come late, and wake up the next race: it looks at the clock anyway.
-func (a *alarm) ring() {
-	if r := a.race.Load(); r != nil {
-		r.news(func() { r.rang = true })
-	}
 }
 
 // late reports whether the client's time is over.
@@ -472,7 +439,11 @@ func (r *race) patienceLeft() time.Duration {
 		return rest // there is nobody to ask any more
 	}
 	if newest.late { // there was no hedge, so far; look again, ever less often
-		return min(rest, max(time.Since(newest.began)/4, lookAgain))
+		again := max(time.Since(newest.began)/4, lookAgain)
+		if budget := lateHedge - elapsed; budget > 0 { // it is of no matter any more then
+			again = min(again, budget)
+		}
+		return min(rest, again)
 	}
 	return max(min(rest, r.patience(newest)-time.Since(newest.began)), 0)
 }
