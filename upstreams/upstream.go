@@ -85,6 +85,7 @@ type Upstream struct {
 	known      atomic.Pointer[knownQuery] // or nil
 	lastRead   atomic.Int64               // instant of the last answer
 	idleLimit  atomic.Pointer[idleLimit]  // learnt, or nil
+	forgotten  atomic.Int64               // instant at which a connection seemed to be, or 0
 	open       atomic.Int32               // len(conns)
 	allowance  allowance
 	counts     counters
@@ -180,14 +181,19 @@ type idleLimit struct {
 }
 
 // learnIdleLimit takes note that a connection went silent after it had been idle
-// for so long: a middlebox between forgets flows, as many home routers do.
+// for so long: a middlebox between forgets flows, as many home routers do. Once may
+// be chance, or a machine that is too busy; twice is not.
 func (u *Upstream) learnIdleLimit(idle time.Duration) {
 	limit := max(idle/2, idleLimitMin)
 	if limit >= u.idleFor() {
 		return
 	}
-	u.idleLimit.Store(&idleLimit{limit: limit, until: u.now() + int64(idleLimitWhile)})
-	u.log.Info("closing idle connections earlier: one was forgotten on the way",
+	now := u.now()
+	if before := u.forgotten.Swap(now); before == 0 || now-before > int64(idleLimitWhile) {
+		return
+	}
+	u.idleLimit.Store(&idleLimit{limit: limit, until: now + int64(idleLimitWhile)})
+	u.log.Info("closing idle connections earlier: some were forgotten on the way",
 		"idle", idle.Round(time.Millisecond), "limit", limit.Round(time.Millisecond), "for", idleLimitWhile)
 }
 

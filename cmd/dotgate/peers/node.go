@@ -357,7 +357,9 @@ func (n *Node) start(others []netip.AddrPort) (*memberlist.Memberlist, error) {
 		probe.Close()
 		own = netip.AddrPortFrom(probe.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap(), own.Port())
 	}
+	n.mu.Lock()
 	n.transport.addr = own
+	n.mu.Unlock()
 	c := memberlist.DefaultLANConfig()
 	c.Name, c.Transport, c.Keyring = n.name, n.transport, n.transport.identity.ring
 	c.BindPort, c.AdvertisePort = int(own.Port()), int(own.Port())

@@ -42,12 +42,13 @@ const (
 var (
 	errVersion = errors.New("it is of another version")
 	errMany    = errors.New("there are too many nodes")
+	errFormer  = errors.New("it is this node before its last start")
 	errBusy    = errors.New("it has no time now")
 	errDiffers = errors.New("it has other upstreams or routes, so its answers are not ours")
 )
 
-// warmUp takes in the answers of another node, from the first that gives all it has,
-// until the first minute is over.
+// warmUp takes in the answers of another node, from the first that has any and gives
+// all of them, until the first minute is over.
 func (n *Node) warmUp(ctx context.Context) {
 	if n.p.Cache.Usage().Size == 0 {
 		return
@@ -104,6 +105,9 @@ func (n *Node) warmUpFrom(ctx context.Context, m member) (done bool) {
 		return true
 	case err != nil:
 		log.Info("answers from another gateway, not all of them", "error", err)
+		return false
+	case got.Received == 0: // it has just started, too
+		log.Debug("another gateway has no answers")
 		return false
 	}
 	log.Info("answers from another gateway")

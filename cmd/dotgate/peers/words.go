@@ -198,7 +198,8 @@ func (d *delegate) LocalState(bool) []byte {
 
 func (d *delegate) MergeRemoteState(text []byte, _ bool) { (*Node)(d).hear(text) }
 
-// NotifyAlive turns away nodes of another version, and such as are too many.
+// NotifyAlive turns away nodes of another version, and such as are too many. A node at
+// our own address is the process before this one, which others think is there still.
 func (d *delegate) NotifyAlive(other *memberlist.Node) error {
 	if other.DMin > version || other.DMax < version {
 		d.counts.reject(otherVersion)
@@ -206,8 +207,11 @@ func (d *delegate) NotifyAlive(other *memberlist.Node) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.members[other.Name] != nil || other.Name == d.name {
+	switch {
+	case d.members[other.Name] != nil || other.Name == d.name:
 		return nil
+	case addrOf(other) == d.transport.addr:
+		return errFormer
 	}
 	for name, m := range d.members {
 		if len(d.members) >= maxNodes && !m.up && time.Since(m.since) > time.Minute {
