@@ -24,7 +24,7 @@ test:
 # dnsperf, stubby, chromium, prometheus, dnstap-ldns, fstrm-bin, redis-server,
 # redis-sentinel).
 e2e:
-	$(GO) test -tags e2e -count=1 -timeout 10m ./cmd/dotgate/e2e
+	$(GO) test -tags e2e -count=1 -parallel 4 -timeout 10m ./cmd/dotgate/e2e
 
 # The same, with abuse that goes on for longer.
 e2e-long:

@@ -148,6 +148,7 @@ func TestALeaderWhoLeavesFailsNobody(t *testing.T) {
 // client waits for 400 ms, and none once that is known; when they are back,
 // nothing stale again.
 func TestStaleAnswersBridgeAnOutageAndNothingElse(t *testing.T) {
+	t.Parallel()
 	servers, urls := startUpstreams(t, 5*time.Millisecond, 10*time.Millisecond)
 	g := startGateway(t, urls, "DOTGATE_CACHE_MAX_TTL=1s")
 	name := func(i int) string { return fmt.Sprintf("stale%d.example.com", i) }
@@ -246,6 +247,7 @@ func TestWhatIsCachedAndWhatIsNot(t *testing.T) {
 // Three hits make it popular; who comes in the last tenth has it renewed, and
 // nobody waits.
 func TestThePopularIsRenewedBeforeAnybodyHasToWait(t *testing.T) {
+	t.Parallel()
 	const name = "ttl5.example.com"
 	servers, g := farUpstreams(t)
 	begin := time.Now()
@@ -274,6 +276,7 @@ func TestThePopularIsRenewedBeforeAnybodyHasToWait(t *testing.T) {
 }
 
 func TestTheCacheOutlivesTheProcess(t *testing.T) {
+	t.Parallel()
 	s := startUpstream(t, dottest.Options{CountNames: true})
 	servers, urls := []*dottest.Server{s}, []string{url(s.Addr())}
 	file := filepath.Join(t.TempDir(), "cache")

@@ -11,6 +11,7 @@ import (
 )
 
 func TestAnUpstreamWithAWrongCertificateGetsNoQuery(t *testing.T) {
+	t.Parallel()
 	f := func(what string, certificate dottest.CertOptions, issuer *dottest.CA, reason string) {
 		t.Run(what, func(t *testing.T) {
 			good, urls := startUpstreams(t, 10*time.Millisecond)

@@ -66,6 +66,7 @@ func TestAPortInUseIsSaid(t *testing.T) {
 }
 
 func TestQueriesUnderWayAreAnsweredBeforeTheEnd(t *testing.T) {
+	t.Parallel()
 	for _, network := range []string{"udp", "tcp"} {
 		t.Run(network, func(t *testing.T) {
 			const rtt = 500 * time.Millisecond

@@ -100,6 +100,7 @@ func silence(t *testing.T, s *dottest.Server) {
 // The one with many clients finds out in no time that an upstream has fallen silent.
 // The other one has few, and none of them waits to find out too.
 func TestOneGatewayTellsTheOtherWhichUpstreamFails(t *testing.T) {
+	t.Parallel()
 	servers, urls := startUpstreams(t, 5*time.Millisecond, 6*time.Millisecond)
 	nodes := newNodes(t, 2, urls, "DOTGATE_BALANCER_POLICY=ordered")
 	a, b := nodes[0], nodes[1]
@@ -147,6 +148,7 @@ func TestOneGatewayTellsTheOtherWhichUpstreamFails(t *testing.T) {
 
 // A gateway that starts has what the other one knows.
 func TestARestartedGatewayHasTheAnswersOfTheOther(t *testing.T) {
+	t.Parallel()
 	servers, urls := startUpstreams(t, 2*time.Millisecond, 3*time.Millisecond)
 	nodes := newNodes(t, 2, urls)
 	b := nodes[1]
@@ -174,6 +176,7 @@ func TestARestartedGatewayHasTheAnswersOfTheOther(t *testing.T) {
 
 // A gateway whose company is frozen, killed, or of another mind, serves as before.
 func TestTheOtherGatewaysFateCostsNothing(t *testing.T) {
+	t.Parallel()
 	_, urls := startUpstreams(t, 2*time.Millisecond, 3*time.Millisecond)
 	for what, fate := range map[string]syscall.Signal{"frozen": syscall.SIGSTOP, "killed": syscall.SIGKILL} {
 		t.Run(what, func(t *testing.T) {
@@ -212,6 +215,7 @@ func (n *node) meet(t *testing.T) {
 }
 
 func TestAGatewayThatTakesOverHasTheCompanyOfTheFormer(t *testing.T) {
+	t.Parallel()
 	_, urls := startUpstreams(t, 2*time.Millisecond)
 	nodes := newNodes(t, 2, urls)
 	a, b := nodes[0], nodes[1]
@@ -228,6 +232,7 @@ func TestAGatewayThatTakesOverHasTheCompanyOfTheFormer(t *testing.T) {
 
 // A key is replaced in three steps, in the files of both, while they run.
 func TestAKeyOfGatewaysIsReplaced(t *testing.T) {
+	t.Parallel()
 	_, urls := startUpstreams(t, 2*time.Millisecond)
 	file := filepath.Join(t.TempDir(), "peers.key")
 	write := func(keys ...string) {
@@ -267,6 +272,7 @@ func TestAKeyOfGatewaysIsReplaced(t *testing.T) {
 
 // The two answer alike, and tell who they are.
 func TestTheGatewaysOfAPairAreAlikeButForTheirNames(t *testing.T) {
+	t.Parallel()
 	servers, urls := startUpstreams(t, 2*time.Millisecond, 2*time.Millisecond, 2*time.Millisecond)
 	secret := "DOTGATE_GATEWAY_COOKIE_SECRET=e5e973e5a6b2a43f48e7dc849e37bfcf"
 	nodes := []*gateway{

@@ -90,6 +90,7 @@ func TestUnderAServiceManager(t *testing.T) {
 // does, to one gateway after the other: one that takes over, and one that is started
 // when the former has stopped.
 func TestSocketsOfAServiceManagerOutliveAGateway(t *testing.T) {
+	t.Parallel()
 	_, urls := startUpstreams(t, time.Millisecond)
 	addr := ownAddr()
 	udp, tcp := socketsAt(t, addr)

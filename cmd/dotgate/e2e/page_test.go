@@ -30,6 +30,7 @@ const pageToken = "0123456789abcdef"
 // TestThePageShowsAnUpstreamThatFails looks at the page in Chromium while an
 // upstream fails, and presses its buttons.
 func TestThePageShowsAnUpstreamThatFails(t *testing.T) {
+	t.Parallel()
 	var servers []*dottest.Server
 	var urls []string
 	for _, rtt := range []time.Duration{8, 12, 15} {

@@ -72,6 +72,7 @@ upstream_recursive_servers:
 // this host's resolv.conf, so its package is only unpacked, and it runs with files of
 // its own, in a mount namespace.
 func TestResolvedAsks(t *testing.T) {
+	t.Parallel()
 	_, urls := startUnbounds(t)
 	g := startGateway(t, urls)
 	listen := netip.AddrPortFrom(dottest.Loopback(), 5353)

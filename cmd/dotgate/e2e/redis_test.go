@@ -76,6 +76,7 @@ func withRedis(t *testing.T, urls []string, redis string, more ...string) *node 
 }
 
 func TestGatewaysShareTheirAnswersThroughRedis(t *testing.T) {
+	t.Parallel()
 	servers, urls := startUpstreams(t, 2*time.Millisecond, 3*time.Millisecond)
 	r := startRedis(t)
 	const names = 1000
@@ -145,6 +146,7 @@ func TestADeadRedisCostsNothing(t *testing.T) {
 
 // What somebody else wrote there is not taken for an answer.
 func TestRubbishInRedisIsNoAnswer(t *testing.T) {
+	t.Parallel()
 	servers, urls := startUpstreams(t, 2*time.Millisecond)
 	r := startRedis(t)
 	a := withRedis(t, urls, r.url(), "DOTGATE_CACHE_SIZE=off")
@@ -167,6 +169,7 @@ func TestRubbishInRedisIsNoAnswer(t *testing.T) {
 
 // The Sentinels tell which server is the one to ask.
 func TestRedisIsFoundThroughSentinels(t *testing.T) {
+	t.Parallel()
 	_, urls := startUpstreams(t, 2*time.Millisecond)
 	main := startRedis(t)
 	at := netip.AddrPortFrom(dottest.Loopback(), 26379)

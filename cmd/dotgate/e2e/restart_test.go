@@ -17,6 +17,7 @@ import (
 // TestNoQueryFailsWhenTheGatewayIsRestarted has a new gateway take over twenty
 // times, at a thousand queries a second over UDP. Nothing is sent twice.
 func TestNoQueryFailsWhenTheGatewayIsRestarted(t *testing.T) {
+	t.Parallel()
 	const restarts = 20
 	_, urls := startUpstreams(t, 5*time.Millisecond, 8*time.Millisecond)
 	more := []string{"DOTGATE_CONTROL_SOCKET=" + filepath.Join(t.TempDir(), "control.sock")}
