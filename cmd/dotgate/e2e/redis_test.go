@@ -29,7 +29,7 @@ func startRedis(t *testing.T, more ...string) *redisServer {
 	r := &redisServer{addr: netip.AddrPortFrom(dottest.Loopback(), 6379)}
 	r.args = append([]string{
 		"--bind", r.addr.Addr().String(), "--port", "6379", "--save", "", "--appendonly", "no", "--dir", t.TempDir(),
-		"--protected-mode", "no",
+		"--protected-mode", "no", "--bind-source-addr", r.addr.Addr().String(),
 	}, more...)
 	r.start(t)
 	return r
@@ -184,4 +184,53 @@ func TestRedisIsFoundThroughSentinels(t *testing.T) {
 	n := withRedis(t, urls, "redis://"+at.String(), "DOTGATE_CACHE_REDIS_MASTER=main")
 	dottestLoad(n.addr, "sentinel", 10, 100).run(t).mustBeWhole(t)
 	within(t, 5*time.Second, "answers are written", func() bool { return main.do(t, "DBSIZE") == ":10" })
+}
+
+// The nodes of a Cluster share the answers among themselves; one that is lost costs
+// no query.
+func TestRedisMayBeACluster(t *testing.T) {
+	t.Parallel()
+	_, urls := startUpstreams(t, 2*time.Millisecond)
+	var nodes []*redisServer
+	var all []string
+	for range 3 {
+		n := startRedis(t, "--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
+		nodes, all = append(nodes, n), append(all, n.url())
+	}
+	for i, slots := range []string{"0 5460", "5461 10922", "10923 16383"} {
+		if got := nodes[i].do(t, append([]string{"CLUSTER", "ADDSLOTSRANGE"}, strings.Fields(slots)...)...); got != "+OK" {
+			t.Fatal(got)
+		}
+		if i == 0 {
+			continue
+		}
+		if got := nodes[i].do(t, "CLUSTER", "MEET", nodes[0].addr.Addr().String(), "6379"); got != "+OK" {
+			t.Fatal(got)
+		}
+	}
+	// Each says of a name that another has where that is, once they know each other.
+	within(t, 20*time.Second, "the nodes have met", func() bool {
+		for _, n := range nodes {
+			for _, key := range []string{"a", "b", "c", "d", "e"} {
+				if got := n.do(t, "GET", key); got != "$-1" && !strings.HasPrefix(got, "-MOVED") {
+					return false
+				}
+			}
+		}
+		return true
+	})
+	const names = 300
+	g := withRedis(t, urls, strings.Join(all, ","))
+	dottestLoad(g.addr, "cluster", names, 100).run(t).mustBeWhole(t)
+	within(t, 5*time.Second, "all nodes have answers", func() bool {
+		for _, n := range nodes {
+			var stored int
+			if _, err := fmt.Sscanf(n.do(t, "DBSIZE"), ":%d", &stored); err != nil || stored < names/6 {
+				return false
+			}
+		}
+		return true
+	})
+	nodes[1].kill()
+	dottestLoad(g.addr, "lost", names, 100).run(t).mustBeWhole(t)
 }
