@@ -42,6 +42,8 @@ export DOTGATE_UPSTREAMS="tls://$UPSTREAM_NET.101:853#dns.example,tls://$UPSTREA
 for name in GOPROXY GOSUMDB GONOSUMDB GOFLAGS; do
 	[[ -n ${!name:-} ]] || export "$name=$(go env "$name")"
 done
+# That tests are part of a build is tried with one package; make test has run them all.
+export TESTS=${TESTS:-./gateway/wire}
 unset DOTGATE_LOG_LEVEL DOTGATE_HEALTH_PROBE_NAME DOTGATE_GATEWAY_LAMEDUCK DOTGATE_ENV_FILE
 unset VRRP_ROUTER_ID VRRP_PRIORITY_A VRRP_PRIORITY_B VRRP_INTERVAL VERSION
 
