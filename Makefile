@@ -48,7 +48,7 @@ lab:
 	cd cmd/dotgate/lab && $(GO) test -tags lab -count=1 -parallel 4 -timeout 40m . -args -long
 
 lab-short:
-	cd cmd/dotgate/lab && $(GO) test -tags lab -count=1 -parallel 4 -timeout 15m .
+	cd cmd/dotgate/lab && $(GO) test -tags lab -count=1 -parallel 6 -timeout 15m .
 
 # The figures of the README.
 figures:
