@@ -390,6 +390,27 @@ func TestWhoWaitsWithOthersHasTimeOfItsOwn(t *testing.T) {
 	})
 }
 
+// Those who come after the patience of the cache is over leave nothing behind, for as
+// long as the exchange goes on.
+func TestWhoGetsAStaleAnswerAtOnceDoesNotWait(t *testing.T) {
+	inHouse(t, Options{}, func(h *house) {
+		h.expect("NOERROR 60 after 0s")
+		time.Sleep(time.Minute)
+		h.becomes(silent)
+		h.expect("NOERROR 30 ede=3 after 400ms")
+		for range 100 {
+			h.expect("NOERROR 30 ede=3 after 0s")
+		}
+		h.flights.mu.Lock()
+		defer h.flights.mu.Unlock()
+		for _, f := range h.flights.open {
+			if n := len(f.waiters); n > 1 {
+				t.Errorf("%d wait", n)
+			}
+		}
+	})
+}
+
 // What is stale is better than nothing, too, when there is no room to ask.
 func TestWhoIsShedGetsAStaleAnswer(t *testing.T) {
 	inHouse(t, Options{MaxQueries: 1}, func(h *house) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -75,7 +76,8 @@ type landing struct {
 func (l *landing) answered() bool { return l.err == nil && l.answer.Kind() != wire.Failure }
 
 // flights are those under way, one for each key. There are no more of them than
-// there are slots, nor more who wait.
+// there are slots, nor do more wait; who got a stale answer after the cache's patience
+// is still there, until it lands.
 type flights struct {
 	mu      sync.Mutex // guards the rest, and who waits; not held during I/O
 	open    map[string]*flight
@@ -113,6 +115,18 @@ func (fs *flights) join(q wire.Query, w *waiter, f *flight) (joined *flight, lea
 		joined.waiters = append(joined.waiters, w)
 	}
 	return joined, !found
+}
+
+// leave has w, which came a moment ago, not wait for f.
+func (fs *flights) leave(f *flight, w *waiter) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	for i := len(f.waiters) - 1; i >= 0; i-- {
+		if f.waiters[i] == w {
+			f.waiters = slices.Delete(f.waiters, i, i+1)
+			return
+		}
+	}
 }
 
 // underWay reports whether there is a flight for q.
@@ -189,7 +203,13 @@ func (g *Gateway) hurry(w *waiter, f *flight) {
 	if !end.Before(w.deadline) {
 		return
 	}
-	timer := time.AfterFunc(time.Until(end), func() { g.conclude(w, &landing{err: context.DeadlineExceeded}) })
+	left := time.Until(end)
+	if left <= 0 { // nor does it take room among those who wait
+		g.flights.leave(f, w)
+		g.conclude(w, &landing{err: context.DeadlineExceeded})
+		return
+	}
+	timer := time.AfterFunc(left, func() { g.conclude(w, &landing{err: context.DeadlineExceeded}) })
 	w.patience.Store(timer)
 	if w.answered.Load() {
 		timer.Stop()
@@ -231,12 +251,13 @@ func (g *Gateway) arrive(f *flight, a wire.Answer, err error) {
 			g.land(f, &landing{err: errCrashed})
 		}
 	}()
+	if err == nil && a.IsZero() {
+		err = errNothing
+	} else if err == nil && g.now().guard.blocks(f.query, a) {
+		a, err = nothing(f.query)
+	}
 	l := landing{err: err}
-	switch {
-	case err != nil:
-	case a.IsZero():
-		l.err = errNothing
-	default:
+	if err == nil {
 		if !f.query.Scoped() {
 			g.cache.Put(f.query, a)
 		}

@@ -1,20 +1,14 @@
 package gateway
 
-import (
-	"time"
-
-	"dotgate/gateway/wire"
-)
+import "dotgate/gateway/wire"
 
 // A guard keeps private addresses out of public names: a web page whose name has
-// one could reach into the network of whoever looks at it (DNS rebinding).
-type guard struct {
-	Resolver
-	exempt wire.Names[struct{}]
-}
+// one could reach into the network of whoever looks at it (DNS rebinding). A nil
+// guard keeps out nothing.
+type guard struct{ exempt wire.Names[struct{}] }
 
-func newGuard(r Resolver, exempt []string) (*guard, error) {
-	g := &guard{r, make(wire.Names[struct{}])}
+func newGuard(exempt []string) (*guard, error) {
+	g := &guard{make(wire.Names[struct{}])}
 	for _, name := range exempt {
 		packed, err := wire.PackName(name)
 		if err != nil {
@@ -25,20 +19,9 @@ func newGuard(r Resolver, exempt []string) (*guard, error) {
 	return g, nil
 }
 
-// Ask asks the Resolver. If its answer has a private address, it becomes one that
-// there is nothing of this type: an error would make clients ask elsewhere.
-func (g *guard) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
-	g.Resolver.Ask(q, deadline, func(a wire.Answer, err error) {
-		if err == nil && !a.IsZero() && g.blocks(q, a) {
-			a, err = nothing(q)
-		}
-		done(a, err)
-	})
-}
-
 // blocks reports whether a, the answer to q, has an address that it should not.
 func (g *guard) blocks(q wire.Query, a wire.Answer) bool {
-	if !a.HasPrivate() {
+	if g == nil || !a.HasPrivate() {
 		return false
 	}
 	var room [wire.MaxKey]byte
@@ -48,13 +31,11 @@ func (g *guard) blocks(q wire.Query, a wire.Answer) bool {
 
 // Admits reports whether clients may get a, an answer to q that has come otherwise
 // than from the Resolver.
-func (g *Gateway) Admits(q wire.Query, a wire.Answer) bool {
-	guard, ok := g.now().resolver.(*guard)
-	return !ok || !guard.blocks(q, a)
-}
+func (g *Gateway) Admits(q wire.Query, a wire.Answer) bool { return !g.now().guard.blocks(q, a) }
 
-// nothing returns the answer that there is nothing. It may be for others too, who
-// speak EDNS if this client does not.
+// nothing returns the answer that there is nothing of this type: an error would make
+// clients ask elsewhere. It may be for others too, who speak EDNS if this client does
+// not.
 func nothing(q wire.Query) (wire.Answer, error) {
 	ours, err := wire.KeyQuery(q.AppendKey(nil))
 	if err != nil {

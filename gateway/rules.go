@@ -10,7 +10,8 @@ import (
 // options, and what is made of them. They never change; others take their place.
 type rules struct {
 	Options
-	resolver Resolver // with what guards its answers
+	resolver Resolver
+	guard    *guard // or nil
 	access   access
 	zones    zones
 	subnet   []byte            // an ECS option that all upstream queries have, or nil
@@ -47,7 +48,7 @@ func newRules(r Resolver, o Options, before *rules) (*rules, error) {
 		return nil, fmt.Errorf("gateway.ecs %w", err)
 	}
 	if o.BlockPrivate {
-		if next.resolver, err = newGuard(r, o.AllowPrivate); err != nil {
+		if next.guard, err = newGuard(o.AllowPrivate); err != nil {
 			return nil, fmt.Errorf("gateway.allow_private: %w", err)
 		}
 	}

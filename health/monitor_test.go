@@ -237,8 +237,6 @@ func TestABlipOfTheNetworkTakesNobodyOut(t *testing.T) {
 	})
 }
 
-// Whoever owns a zone with silent or broken servers must not be able to take
-// upstreams out with it.
 func TestAMachineThatStoppedForAWhileIsNotTheUpstreamsFault(t *testing.T) {
 	// Time passes, and nobody looks: the end of the probe is seen too late.
 	stopped := func(ctx context.Context, _ wire.Query) (wire.RCode, error) {
@@ -269,6 +267,8 @@ func TestAMachineThatStoppedForAWhileIsNotTheUpstreamsFault(t *testing.T) {
 	}
 }
 
+// Whoever owns a zone with silent or broken servers must not be able to take
+// upstreams out with it.
 func TestNamesThatNobodyAnswersTakeNoUpstreamOut(t *testing.T) {
 	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
 		u.set(func(ctx context.Context, q wire.Query) (wire.RCode, error) {

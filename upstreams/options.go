@@ -45,7 +45,9 @@ type Options struct {
 	CertFile string `config:"cert_file"`
 	KeyFile  string `config:"key_file"`
 	// Connections is how many connections may be open to the upstream at once.
-	// A new one is dialled only when those that are open are busy. Default: 4.
+	// A new one is dialled only when those that are open are busy. While the
+	// upstream closes each after a few answers, as few as one, up to eight times as
+	// many are being made at once. Default: 4.
 	Connections int `config:"connections"`
 	// ConnectTimeout bounds the TCP handshake. One attempt at a time may take
 	// longer if the upstream has been out of reach for long. Default: 1 s.

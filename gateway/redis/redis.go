@@ -129,10 +129,10 @@ func (b *before) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, er
 		return
 	}
 	keep := func(a wire.Answer, err error) {
+		done(a, err) // the client comes first
 		if err == nil && !a.IsZero() {
 			b.put(q, a)
 		}
-		done(a, err)
 	}
 	select {
 	case b.reads <- struct{}{}:

@@ -304,7 +304,7 @@ func TestAnotherKeyIsNoKey(t *testing.T) {
 	within(t, 5*time.Second, "it is told", func() bool { return strings.Contains(b.problem(), "peers.key") })
 	a.all[0].failing.Store(true)
 	a.changed <- struct{}{}
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(300 * time.Millisecond) // a word would be heard in a third of it
 	if a.sees(1) || b.sees(1) || b.all[0].doubts.Load() != 0 || b.has(t, 10) != 0 {
 		t.Error("they talk all the same")
 	}
