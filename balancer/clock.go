@@ -35,18 +35,18 @@ type alarm struct {
 	prev, next *race
 }
 
-// set has r ring in d, and at no other time.
-func (c *clock) set(r *race, d time.Duration) {
+// set has r ring in d from now on, and at no other time.
+func (c *clock) set(r *race, now time.Time, d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.timer == nil {
-		c.epoch = time.Now()
+		c.epoch = now
 		c.timer = time.AfterFunc(time.Hour, c.ring)
 	}
 	c.unlink(r)
-	since := time.Since(c.epoch)
-	now := int64(since / tick)
-	r.alarm.at = min(max(int64((since+d+tick-1)/tick), now+1), now+ticks-1)
+	since := now.Sub(c.epoch)
+	current := int64(since / tick)
+	r.alarm.at = min(max(int64((since+d+tick-1)/tick), current+1), current+ticks-1)
 	head := &c.dial[r.alarm.at%ticks]
 	if r.alarm.next = *head; r.alarm.next != nil {
 		r.alarm.next.alarm.prev = r

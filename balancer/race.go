@@ -199,38 +199,43 @@ func (r *race) ready() {
 		return
 	}
 	r.keenest = keenest(r.order)
-	r.start(r.order[0], First)
+	r.start(r.order[0], First, r.begin)
 	if r.nobody { // whoever is back first
 		for _, m := range r.order[1:] {
-			r.start(m, Outage)
+			r.start(m, Outage, r.begin)
 		}
 	}
-	b.clock.set(r, r.wait())
+	r.lookLater(r.begin)
 }
+
+// lookLater has the race look again when there may be something to do.
+func (r *race) lookLater(now time.Time) { r.balancer.clock.set(r, now, r.wait(now)) }
 
 // settled goes on after an attempt that ended.
 func (r *race) settled(a *attempt) {
-	if answer, won := r.settle(a); won {
+	now := time.Now()
+	if answer, won := r.settle(a, now); won {
 		r.finish(answer, nil)
 		return
 	}
-	if len(r.open) == 0 || r.hopeless() {
+	if len(r.open) == 0 || r.hopeless(now) {
 		r.fail()
 		return
 	}
-	r.balancer.clock.set(r, r.wait())
+	r.lookLater(now)
 }
 
 // look does what time makes necessary.
 func (r *race) look() {
+	now := time.Now()
 	switch {
-	case r.late():
+	case !r.deadline.IsZero() && !now.Before(r.deadline):
 		r.leave(context.DeadlineExceeded)
-	case r.hopeless():
+	case r.hopeless(now):
 		r.fail()
 	default:
-		r.hedge()
-		r.balancer.clock.set(r, r.wait())
+		r.hedge(now)
+		r.lookLater(now)
 	}
 }
 
@@ -246,9 +251,6 @@ func (r *race) finish(a wire.Answer, err error) {
 	done(a, err)
 }
 
-// late reports whether the client's time is over.
-func (r *race) late() bool { return !r.deadline.IsZero() && !time.Now().Before(r.deadline) }
-
 // leave ends the race because nobody waits for it any more.
 func (r *race) leave(why error) {
 	r.problems = append(r.problems, fmt.Errorf("%v: %w", r.query, why))
@@ -256,13 +258,13 @@ func (r *race) leave(why error) {
 }
 
 // start asks m.
-func (r *race) start(m *member, why Reason) {
+func (r *race) start(m *member, why Reason, now time.Time) {
 	r.asked[slices.Index(r.order, m)]++
 	a := &r.room.first
 	if a.member != nil {
 		a = new(attempt)
 	}
-	a.race, a.member, a.reason, a.began = r, m, why, time.Now()
+	a.race, a.member, a.reason, a.began = r, m, why, now
 	r.open, r.all = append(r.open, a), append(r.all, a)
 	m.outstanding.Add(1)
 	r.balancer.counts.attempts.Add(1)
@@ -311,8 +313,8 @@ func (r *race) again() *member {
 }
 
 // settle takes note of an attempt that ended. It reports whether the race is won.
-func (r *race) settle(a *attempt) (answer wire.Answer, won bool) {
-	a.ended, a.took = true, time.Since(a.began)
+func (r *race) settle(a *attempt, now time.Time) (answer wire.Answer, won bool) {
+	a.ended, a.took = true, now.Sub(a.began)
 	r.open = slices.DeleteFunc(r.open, func(o *attempt) bool { return o == a })
 	next := r.other()
 	switch {
@@ -320,7 +322,7 @@ func (r *race) settle(a *attempt) (answer wire.Answer, won bool) {
 		r.problems = append(r.problems, a.err)
 		if next != nil && (len(r.open) == 0 || next.Up()) && r.mayRetry() {
 			r.balancer.counts.retries.Add(1)
-			r.start(next, Retry)
+			r.start(next, Retry, now)
 		}
 		return wire.Answer{}, false
 	case acceptable(a.answer):
@@ -338,7 +340,7 @@ func (r *race) settle(a *attempt) (answer wire.Answer, won bool) {
 		return r.weak[0].answer, true
 	}
 	r.balancer.counts.seconds.Add(1)
-	r.start(next, SecondOpinion)
+	r.start(next, SecondOpinion, now)
 	return wire.Answer{}, false
 }
 
@@ -417,16 +419,16 @@ func (r *race) despair() time.Duration {
 }
 
 // wait returns how long to wait before something is to be done.
-func (r *race) wait() time.Duration {
-	wait := r.patienceLeft()
+func (r *race) wait(now time.Time) time.Duration {
+	wait := r.patienceLeft(now)
 	if r.deadline.IsZero() {
 		return wait
 	}
-	return min(wait, time.Until(r.deadline))
+	return min(wait, r.deadline.Sub(now))
 }
 
-func (r *race) patienceLeft() time.Duration {
-	elapsed := time.Since(r.begin)
+func (r *race) patienceLeft(now time.Time) time.Duration {
+	elapsed := now.Sub(r.begin)
 	if r.nobody {
 		return max(resigned-elapsed, 0)
 	}
@@ -439,20 +441,20 @@ func (r *race) patienceLeft() time.Duration {
 		return rest // there is nobody to ask any more
 	}
 	if newest.late { // there was no hedge, so far; look again, ever less often
-		again := max(time.Since(newest.began)/4, lookAgain)
+		again := max(now.Sub(newest.began)/4, lookAgain)
 		if budget := lateHedge - elapsed; budget > 0 { // it is of no matter any more then
 			again = min(again, budget)
 		}
 		return min(rest, again)
 	}
-	return max(min(rest, r.patience(newest)-time.Since(newest.began)), 0)
+	return max(min(rest, r.patience(newest)-now.Sub(newest.began)), 0)
 }
 
 // hopeless reports whether to give up: there has been no sign of life for too
 // long from anybody who was or could be asked, or just an error. When this process
 // itself had no time to look, it takes another while: signs may lie unread.
-func (r *race) hopeless() bool {
-	elapsed := time.Since(r.begin)
+func (r *race) hopeless(now time.Time) bool {
+	elapsed := now.Sub(r.begin)
 	if r.nobody {
 		return elapsed >= resigned
 	}
@@ -475,10 +477,10 @@ func (r *race) hopeless() bool {
 // hedge asks another member beside those that are still at it, if that may help
 // and the budget has it. When all have been asked, each is asked once more: if
 // only its connection is dead, it has made another by now.
-func (r *race) hedge() {
+func (r *race) hedge(now time.Time) {
 	newest := r.open[len(r.open)-1]
 	if !newest.late {
-		if time.Since(newest.began) < r.patience(newest) {
+		if now.Sub(newest.began) < r.patience(newest) {
 			return
 		}
 		newest.late = true
@@ -494,21 +496,21 @@ func (r *race) hedge() {
 	case next == nil:
 		return
 	case namesFault:
-		if !r.mayDoubt() {
+		if !r.mayDoubt(now) {
 			return
 		}
-	case well > 0 && time.Since(r.begin) < lateHedge && !r.balancer.hedges.spend():
+	case well > 0 && now.Sub(r.begin) < lateHedge && !r.balancer.hedges.spend():
 		return
 	}
 	r.balancer.counts.hedges.Add(1)
-	r.start(next, Hedge)
+	r.start(next, Hedge, now)
 }
 
 // mayDoubt reports whether to ask a third one, in case that two that are well
 // lost this very query: seldom, as it is the name's fault most often, unless both
 // lost others lately that somebody else had an answer to.
-func (r *race) mayDoubt() bool {
-	if len(r.open) != 2 || len(r.weak) > 0 || time.Since(r.begin) < lateHedge || !r.balancer.broken.firstInAWhile(r.query) {
+func (r *race) mayDoubt(now time.Time) bool {
+	if len(r.open) != 2 || len(r.weak) > 0 || now.Sub(r.begin) < lateHedge || !r.balancer.broken.firstInAWhile(r.query) {
 		return false
 	}
 	for _, a := range r.open {

@@ -265,7 +265,7 @@ func TestAMachineThatIsTooBusyToLookHasNotSeenSilence(t *testing.T) {
 			r := race{balancer: b, begin: time.Now(), order: b.roster.Load().members}
 			for _, d := range after {
 				time.Sleep(d) // fake time
-				hopeless = append(hopeless, r.hopeless())
+				hopeless = append(hopeless, r.hopeless(time.Now()))
 			}
 			return hopeless
 		}

@@ -144,8 +144,7 @@ func (c *conn) silentFor(now int64) time.Duration {
 
 // enter puts call into the table and hands its frame to writeLoop. If it can't,
 // the call is still the caller's.
-func (c *conn) enter(call *call) error {
-	now := c.upstream.now()
+func (c *conn) enter(call *call, now int64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	call.from = c.from
@@ -281,7 +280,7 @@ func (c *conn) handOver(to *conn) {
 			continue // answered meanwhile, or failed with the connection
 		}
 		c.upstream.counts.resent.Add(1)
-		c.upstream.enter(to, &call{query: old.query, of: old})
+		c.upstream.enter(to, &call{query: old.query, of: old}, c.upstream.now())
 	}
 }
 
@@ -463,7 +462,7 @@ func (c *conn) check() {
 // fault of the names that the connection was asked; this one must be answered.
 func (c *conn) test() {
 	if known := c.upstream.known.Load(); known != nil && !c.tested.Swap(true) {
-		_ = c.enter(&call{query: known.query, done: ignore, resent: len(trusts)}) // an error ends the connection anyway
+		_ = c.enter(&call{query: known.query, done: ignore, resent: len(trusts)}, c.upstream.now()) // an error ends the connection anyway
 	}
 }
 

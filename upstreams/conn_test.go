@@ -33,7 +33,7 @@ func TestAConnectionMayEndWhileItHandsOver(t *testing.T) {
 			}
 			failed++
 			from.close(errBad)
-		}}); err != nil {
+		}}, u.now()); err != nil {
 			t.Fatal(err)
 		}
 	}

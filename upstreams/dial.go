@@ -154,7 +154,7 @@ func (u *Upstream) endDial(d *dial) {
 	}
 	for _, call := range calls {
 		if d.conn != nil {
-			u.enter(d.conn, call)
+			u.enter(d.conn, call, u.now())
 		} else {
 			u.fail(call, d.err)
 		}

@@ -210,7 +210,7 @@ func (u *Upstream) Ask(q wire.Query, done func(wire.Answer, error)) { u.ask(q, d
 func (u *Upstream) ask(q wire.Query, done func(wire.Answer, error), trace *Trace) {
 	began := u.now()
 	u.waiting.CompareAndSwap(0, began)
-	u.send(&call{query: q, done: done, upstream: u, began: began, trace: trace}, 0, 0)
+	u.send(&call{query: q, done: done, upstream: u, began: began, trace: trace}, began, 0, 0)
 }
 
 // Exchange is Ask for those who wait. It returns when ctx is done at the latest.
@@ -247,25 +247,25 @@ var trusts = [...]time.Duration{lively, 0, 0, 0}
 
 // send enters call on a connection: one made since the given instant, or that has
 // brought an answer as lately as trust says, or else one that is yet to be made.
-func (u *Upstream) send(call *call, since int64, trust time.Duration) {
-	c, silent := u.pick(since, trust)
+func (u *Upstream) send(call *call, now, since int64, trust time.Duration) {
+	c, silent := u.pick(now, since, trust)
 	switch {
 	case c == nil:
 		u.note(call.trace, "no connection is open, dialling")
 		u.await(call)
 	case silent:
-		u.enter(c, call)
+		u.enter(c, call, now)
 		u.rescue(c)
 	default:
-		u.enter(c, call)
+		u.enter(c, call, now)
 	}
 }
 
-func (u *Upstream) enter(c *conn, call *call) {
+func (u *Upstream) enter(c *conn, call *call, now int64) {
 	if call.trace != nil { // or else what is told would be made for nobody
 		u.note(call.trace, "sent with %d more under way, %s", c.pending.Load(), c.dialled)
 	}
-	if err := c.enter(call); err != nil {
+	if err := c.enter(call, now); err != nil {
 		u.fail(call, err)
 	}
 }
@@ -277,11 +277,11 @@ func (u *Upstream) fail(call *call, err error) {
 		trust := trusts[call.resent]
 		call.resent++
 		u.counts.resent.Add(1)
-		u.send(call, died.at, trust)
+		u.send(call, u.now(), died.at, trust)
 		return
 	}
 	if err == errSpent { // others were faster
-		u.send(call, 0, 0)
+		u.send(call, u.now(), 0, 0)
 		return
 	}
 	if err == ErrBusy && u.join(call) {
@@ -339,7 +339,7 @@ func (u *Upstream) rescue(c *conn) {
 	u.wg.Go(func() {
 		defer c.rescue.Store(false)
 		now := u.now()
-		other, silent := u.pick(now, c.silentFor(now)) // one that has answered since
+		other, silent := u.pick(now, now, c.silentFor(now)) // one that has answered since
 		if other == nil || silent {
 			if u.silentSince(c) {
 				return // it is not the connection
@@ -371,11 +371,10 @@ func (u *Upstream) silentSince(c *conn) bool {
 // pick returns the connection for the next query: the one used last that is not
 // busy, so that the others may go idle; else the least busy one. Silent is true
 // if it owes answers, as all of them do. Nil means that none is open.
-func (u *Upstream) pick(since int64, trust time.Duration) (c *conn, silent bool) {
+func (u *Upstream) pick(now, since int64, trust time.Duration) (c *conn, silent bool) {
 	overdue := u.overdue()
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	now := u.now()
 	var calm, crowded, mute *conn
 	trusted, limit := 0, u.allowance.limit.Load()
 	for _, c := range u.conns {
