@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"net/netip"
 	"strings"
 	"sync"
@@ -174,7 +175,18 @@ func (s *Server) Handler(stopping context.Context) http.Handler {
 	mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) { s.serveEvents(stopping, w, r) })
 	mux.Handle("/api/", s.trusted(http.StripPrefix("/api", s.p.Control.Handler(stopping))))
 	mux.Handle("GET /explain", s.trusted(s.p.Control.Handler(stopping)))
+	mux.Handle("GET /debug/pprof/", s.trusted(profiles()))
 	return s.guarded(mux)
+}
+
+// profiles serves what go tool pprof asks for. It names functions of this program,
+// and nobody's queries; but to make one costs something.
+func profiles() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
 }
 
 // guarded turns away what a page of somebody else could make a browser ask: a

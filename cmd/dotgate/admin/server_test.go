@@ -216,6 +216,22 @@ func TestNobodyChangesAnythingWithoutAToken(t *testing.T) {
 	}
 }
 
+func TestProfilesAreForThoseWithTheToken(t *testing.T) {
+	t.Parallel()
+	o := Defaults()
+	o.Token = testToken
+	w := newWorld(t, o, "one")
+	for _, path := range []string{"/debug/pprof/", "/debug/pprof/heap", "/debug/pprof/goroutine", "/debug/pprof/profile?seconds=1"} {
+		if code, _ := w.ask("GET", path); code != 401 {
+			t.Errorf("%s without it: %d", path, code)
+		}
+	}
+	code, text := w.ask("GET", "/debug/pprof/goroutine?debug=1", "Authorization", "Bearer "+testToken)
+	if code != 200 || !strings.Contains(text, "TestProfilesAreForThoseWithTheToken") {
+		t.Errorf("%d %s", code, text)
+	}
+}
+
 func TestEverythingIsAMetricFromTheStart(t *testing.T) {
 	t.Parallel()
 	o := Defaults()
