@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -355,6 +356,38 @@ func deaf(t *testing.T, d net.Dialer, to netip.AddrPort, query []byte, end time.
 			time.Sleep(100 * time.Millisecond)
 		}
 		c.Close()
+	}
+}
+
+// TestNewNamesLeaveTheHotOnesInTheCache asks for many times as many new names as the
+// cache has room for, with 200 others each second: upstreams are asked for each of
+// those once, and no more.
+func TestNewNamesLeaveTheHotOnesInTheCache(t *testing.T) {
+	const hot, span = 200, 5 // names, and seconds of a round
+	rounds, rate, size := either(1, 120), either(8000, 2000), either("1MiB", "16MiB")
+	s := startUpstream(t, dottest.Options{RTT: time.Millisecond, CountNames: true})
+	g := startGateway(t, []string{url(s.Addr())}, "DOTGATE_CACHE_SIZE="+size)
+	warmUp(t, g.addr)
+	// As popular as they are when it begins: asked for every second, for a while.
+	popular := dottestLoad(g.addr, "", hot*span, hot)
+	popular.name = func(i int) string { return fmt.Sprintf("n%d.ttl86400.hot.example.com", i%hot) }
+	popular.run(t).mustBeWhole(t)
+	for round := range rounds {
+		var flood sync.WaitGroup
+		flood.Go(func() { dottestLoad(g.addr, fmt.Sprintf("new%d", round), rate*span, rate).run(t).mustBeWhole(t) })
+		popular.run(t).mustBeWhole(t)
+		flood.Wait()
+	}
+	asked, names := 0, s.Stats().Names
+	for name, n := range names {
+		if strings.HasSuffix(name, ".hot.example.com.") {
+			asked += n
+		}
+	}
+	t.Logf("the upstream was asked %d times for %d hot names, among %d", asked, hot, len(names))
+	// One that is slow to answer for once may be asked again.
+	if asked < hot || asked > hot+hot/50 || len(names) < rounds*span*rate {
+		t.Errorf("the upstream was asked %d times for %d hot names, and for %d in all", asked, hot, len(names))
 	}
 }
 
