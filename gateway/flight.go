@@ -34,6 +34,9 @@ type waiter struct {
 	answered atomic.Bool                // the reply is made, or about to be
 	patience atomic.Pointer[time.Timer] // ends the wait early, for a stale answer; or nil
 	flight   flight                     // if it leads one
+
+	trace     context.Context // see Tracer; or nil
+	coalesced atomic.Bool     // the flight that it waits for is another's
 }
 
 // newWaiter returns a waiter for a query that has a slot.
@@ -112,6 +115,7 @@ func (fs *flights) join(q wire.Query, w *waiter, f *flight) (joined *flight, lea
 		joined = f
 	}
 	if w != nil {
+		w.coalesced.Store(found)
 		joined.waiters = append(joined.waiters, w)
 	}
 	return joined, !found
@@ -192,7 +196,7 @@ func (g *Gateway) fetch(w *waiter) {
 		return
 	}
 	if found != cache.Fresh || !g.landKnown(f) {
-		g.fly(f, w.deadline)
+		g.fly(w.trace, f, w.deadline)
 	}
 }
 
@@ -227,7 +231,7 @@ func (g *Gateway) landKnown(f *flight) (known bool) {
 
 // fly has the Resolver asked. A panic becomes an error: a bug that one name brings
 // out must not end the service for all others.
-func (g *Gateway) fly(f *flight, deadline time.Time) {
+func (g *Gateway) fly(trace context.Context, f *flight, deadline time.Time) {
 	defer func() {
 		if v := recover(); v != nil {
 			g.panics.report(v)
@@ -240,7 +244,7 @@ func (g *Gateway) fly(f *flight, deadline time.Time) {
 		return
 	}
 	f.domain = domain
-	g.now().resolver.Ask(f.query, deadline, func(a wire.Answer, err error) { g.arrive(f, a, err) })
+	g.ask(trace, f.query, deadline, func(a wire.Answer, err error) { g.arrive(f, a, err) })
 }
 
 // arrive takes what the Resolver has for f.
@@ -314,5 +318,5 @@ func (g *Gateway) renew(q wire.Query, t *tally) {
 		return
 	}
 	t.prefetches.Add(1)
-	g.fly(f, time.Now().Add(g.now().Timeout))
+	g.fly(nil, f, time.Now().Add(g.now().Timeout))
 }
