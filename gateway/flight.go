@@ -25,6 +25,9 @@ type waiter struct {
 	tally  *tally
 	slot   atomic.Bool // it has one, to be given back
 
+	coalesced atomic.Bool     // the flight that it waits for is another's
+	trace     context.Context // see Tracer; or nil
+
 	// Of clients over UDP.
 	source []byte // as a control message; may be empty
 	to     peer
@@ -34,9 +37,6 @@ type waiter struct {
 	answered atomic.Bool                // the reply is made, or about to be
 	patience atomic.Pointer[time.Timer] // ends the wait early, for a stale answer; or nil
 	flight   flight                     // if it leads one
-
-	trace     context.Context // see Tracer; or nil
-	coalesced atomic.Bool     // the flight that it waits for is another's
 }
 
 // newWaiter returns a waiter for a query that has a slot.

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -109,39 +110,44 @@ type exporter struct {
 	told     time.Time // when it was last; zero if never
 }
 
-// export sends a batch, again and again while that may help, but once at the most
-// when ctx is done, and not at all when last is.
+// export sends a batch, and counts what became of it.
 func (e *exporter) export(ctx, last context.Context, batch []*tracepb.Span) {
+	rejected, err := e.deliver(ctx, last, batch)
+	if err != nil {
+		e.counts.failed.Add(uint64(len(batch)))
+		if !errors.Is(err, errNowhere) { // as the operator wants it
+			e.fails("traces can't be sent (tracing.endpoint)", err)
+		}
+		return
+	}
+	rejected = min(max(rejected, 0), len(batch)) // who knows what a collector says
+	e.counts.rejected.Add(uint64(rejected))
+	e.counts.exported.Add(uint64(len(batch) - rejected))
+	e.works()
+}
+
+// deliver sends a batch, again and again while that may help, but once at the most
+// when ctx is done, and not at all when last is. It returns how many spans the
+// collector did not want.
+func (e *exporter) deliver(ctx, last context.Context, batch []*tracepb.Span) (rejected int, err error) {
 	body, err := e.encode(batch)
+	if err != nil {
+		return 0, err
+	}
 	again := backoff.NewExponentialBackOff(backoff.WithInitialInterval(retryMin), backoff.WithMaxInterval(retryMax), backoff.WithMaxElapsedTime(retryFor))
-	for err == nil {
-		r := e.rules.Load()
-		if r.url == "" { // there was one when they came
-			e.counts.failed.Add(uint64(len(batch)))
-			return
-		}
-		var rejected int
-		if rejected, err = e.post(last, r, body); err == nil {
-			rejected = min(max(rejected, 0), len(batch))
-			e.counts.rejected.Add(uint64(rejected))
-			e.counts.exported.Add(uint64(len(batch) - rejected))
-			e.works()
-			return
-		}
+	for {
+		rejected, err = e.post(last, body)
+		later, passes := errors.AsType[*laterError](err)
 		wait := again.NextBackOff()
-		later, ok := errors.AsType[*laterError](err)
-		if !ok || wait == backoff.Stop || ctx.Err() != nil {
-			break
+		if !passes || wait == backoff.Stop || ctx.Err() != nil {
+			return rejected, err
 		}
-		e.fails("the collector of traces takes none, and is tried again (tracing.endpoint)", err)
+		e.fails("the collector takes no traces, and is tried again (tracing.endpoint)", err)
 		select {
 		case <-time.After(max(wait, min(later.after, laterMax))):
 		case <-ctx.Done():
 		}
-		err = nil
 	}
-	e.counts.failed.Add(uint64(len(batch)))
-	e.fails("traces can't be sent (tracing.endpoint)", err)
 }
 
 // encode returns what is sent.
@@ -166,7 +172,11 @@ func (e *exporter) encode(batch []*tracepb.Span) ([]byte, error) {
 
 // post sends a body, and returns how many of its spans the collector did not want. An
 // error is a *laterError if it is worth another try.
-func (e *exporter) post(ctx context.Context, r *rules, body []byte) (rejected int, err error) {
+func (e *exporter) post(ctx context.Context, body []byte) (rejected int, err error) {
+	r := e.rules.Load()
+	if r.url == "" {
+		return 0, errNowhere
+	}
 	ctx, cancel := context.WithTimeout(ctx, exportLimit)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, r.url, bytes.NewReader(body))
@@ -196,6 +206,9 @@ func (e *exporter) post(ctx context.Context, r *rules, body []byte) (rejected in
 	}
 	return 0, errors.New(response.Status)
 }
+
+// errNowhere is that there is no endpoint any more.
+var errNowhere = errors.New("there is nowhere to send traces")
 
 // passing are the codes that another try may help against (OTLP 1.x, section
 // "Retryable Response Codes").
@@ -249,8 +262,8 @@ func (e *exporter) fails(what string, err error) {
 
 // works takes note that it does.
 func (e *exporter) works() {
-	if e.troubled {
-		e.rules.Load().logger().Info("the collector takes traces again", "endpoint", e.rules.Load().shown())
+	if r := e.rules.Load(); e.troubled {
+		r.logger().Info("the collector takes traces again", "endpoint", r.shown())
 	}
 	e.troubled = false
 }
@@ -267,6 +280,6 @@ func (e *exporter) tell(what string, args ...any) {
 
 // shown returns the endpoint without what may be a secret in it.
 func (r *rules) shown() string {
-	before, _, _ := bytes.Cut([]byte(r.url), []byte("?"))
-	return string(before)
+	before, _, _ := strings.Cut(r.url, "?")
+	return before
 }
