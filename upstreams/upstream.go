@@ -263,7 +263,7 @@ func (u *Upstream) send(call *call, since int64, trust time.Duration) {
 
 func (u *Upstream) enter(c *conn, call *call) {
 	if call.trace != nil { // or else what is told would be made for nobody
-		u.note(call.trace, "sent with %d more under way, %s", c.pending.Load(), c.dialled)
+		u.noteAt(call.trace, c.from.addr, "sent with %d more under way, %s", c.pending.Load(), c.dialled)
 	}
 	if err := c.enter(call); err != nil {
 		u.fail(call, err)
