@@ -188,7 +188,7 @@ func (e *exporter) post(ctx context.Context, body []byte) (rejected int, err err
 	}
 	request.Header.Set("Content-Type", "application/x-protobuf")
 	request.Header.Set("Content-Encoding", "gzip")
-	request.Header.Set("User-Agent", "dotgate/"+r.Version)
+	request.Header.Set("User-Agent", "dotgate")
 	response, err := e.client.Do(request)
 	if err != nil {
 		if of, ok := errors.AsType[*url.Error](err); ok {

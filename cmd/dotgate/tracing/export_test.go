@@ -348,7 +348,7 @@ func TestARequestIsWhatOTLPWants(t *testing.T) {
 		t.Errorf("%s %s", r.Method, r.URL)
 	}
 	for name, want := range map[string]string{
-		"Content-Type": "[application/x-protobuf]", "Content-Encoding": "[gzip]", "User-Agent": "[dotgate/v1]",
+		"Content-Type": "[application/x-protobuf]", "Content-Encoding": "[gzip]", "User-Agent": "[dotgate]",
 		"Authorization": "[Bearer secret]", "X-Tenant": "[a b]",
 	} {
 		if got := fmt.Sprint(r.Header[name]); got != want {
