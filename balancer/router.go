@@ -1,6 +1,7 @@
 package balancer
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -39,10 +40,27 @@ func NewRouter(rest Resolver, routes map[string]Resolver) (*Router, error) {
 
 // Ask asks the Resolver that the name in q is for.
 func (r *Router) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
-	var room [wire.MaxKey]byte
-	if resolver, _, ok := r.routes.Find(q.AppendName(room[:0])); ok {
+	r.resolverFor(q).Ask(q, deadline, done)
+}
+
+// AskFor is Ask for who may want to know how it went: a Resolver that can tell does so
+// to what is in ctx.
+func (r *Router) AskFor(ctx context.Context, q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
+	resolver := r.resolverFor(q)
+	telling, ok := resolver.(interface {
+		AskFor(ctx context.Context, q wire.Query, deadline time.Time, done func(wire.Answer, error))
+	})
+	if !ok {
 		resolver.Ask(q, deadline, done)
 		return
 	}
-	r.rest.Ask(q, deadline, done)
+	telling.AskFor(ctx, q, deadline, done)
+}
+
+func (r *Router) resolverFor(q wire.Query) Resolver {
+	var room [wire.MaxKey]byte
+	if resolver, _, ok := r.routes.Find(q.AppendName(room[:0])); ok {
+		return resolver
+	}
+	return r.rest
 }

@@ -1,7 +1,9 @@
 package balancer
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -46,6 +48,36 @@ func TestTheLongestRouteWins(t *testing.T) {
 	f("example", "rest")
 	f(".", "rest")
 	f(`x\.corp.example`, "rest") // a dot inside of a label separates nothing
+}
+
+// telling is a named that tells for what it is asked.
+type telling struct{ named }
+
+type tellingKey struct{}
+
+func (n telling) AskFor(ctx context.Context, q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
+	done(wire.Answer{}, fmt.Errorf("%s for %v", n.named, ctx.Value(tellingKey{})))
+}
+
+func TestWhatGoesWithAQueryTakesItsRoute(t *testing.T) {
+	r, err := NewRouter(telling{"rest"}, map[string]Resolver{"corp.example": telling{"corp"}, "lab.example": named("lab")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.WithValue(t.Context(), tellingKey{}, "me")
+	for name, want := range map[string]string{
+		"example": "rest for me", "www.corp.example": "corp for me", "lab.example": "lab", // which can't tell
+	} {
+		q, err := wire.NewQuery(name, "A")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		r.AskFor(ctx, q, time.Time{}, func(_ wire.Answer, err error) { got = err.Error() })
+		if got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+	}
 }
 
 func TestRoutesHaveDifferentNames(t *testing.T) {

@@ -143,6 +143,18 @@ func (b *Balancer) Explain(ctx context.Context, q wire.Query) (a wire.Answer, s 
 	return a, s
 }
 
+// AskFor is Ask for who may want to know how it went, in which case story tells while
+// done runs. Members that can tell more themselves do so to what is in ctx; that it
+// ends is of no matter.
+func (b *Balancer) AskFor(ctx context.Context, q wire.Query, deadline time.Time, done func(a wire.Answer, err error, story func() Story)) {
+	var r *race
+	r = b.newRace(q, deadline, func(a wire.Answer, err error) {
+		done(a, err, func() Story { return r.story(a, err) })
+	})
+	r.explain = ctx
+	r.run()
+}
+
 // askFor asks m, which tells what it does to what is in ctx, if it can.
 func (m *member) askFor(ctx context.Context, q wire.Query, done func(wire.Answer, error)) {
 	if telling, ok := m.Member.(interface {

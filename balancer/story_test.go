@@ -1,11 +1,14 @@
 package balancer
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"dotgate/gateway/wire"
 )
 
 func candidatesOf(log *journal, lines ...string) []Candidate {
@@ -74,6 +77,32 @@ func TestExplainTellsEvenWhatWentWell(t *testing.T) {
 			t.Errorf("got %s", got)
 		}
 	})
+}
+
+func TestWhoAsksForAStoryGetsItWithTheAnswer(t *testing.T) {
+	f := func(script, want string) {
+		t.Helper()
+		synctest.Test(t, func(t *testing.T) {
+			b, err := New(candidatesOf(&journal{begin: time.Now()}, strings.Split(script, "\n")...), Options{Policy: "ordered"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ended, end := context.WithCancel(t.Context())
+			end() // which is of no matter
+			got := make(chan string, 1)
+			b.AskFor(ended, query(t, "www.example.com"), time.Now().Add(time.Second), func(a wire.Answer, err error, story func() Story) {
+				s := story()
+				got <- fmt.Sprintf("%d attempts, %v, %v, failed %v", len(s.Attempts), s.Took, a.RCode() == s.RCode && err == s.Err, err != nil)
+			})
+			if text := <-got; text != want {
+				t.Errorf("members:\n%s\n got %s\nwant %s", script, text, want)
+			}
+			time.Sleep(10 * time.Second) // fake time, for what was left behind
+		})
+	}
+	f("a 10ms NOERROR\nb 10ms NOERROR", "1 attempts, 10ms, true, failed false")
+	f("a 1ms fail\nb 10ms NXDOMAIN", "2 attempts, 11ms, true, failed false")
+	f("a 1ms fail\nb 1ms fail", "2 attempts, 2ms, true, failed true")
 }
 
 func TestMembersThatStayKeepWhatWasLearntAboutThem(t *testing.T) {

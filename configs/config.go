@@ -18,6 +18,7 @@ import (
 	"dotgate/balancer"
 	"dotgate/cmd/dotgate/admin"
 	"dotgate/cmd/dotgate/peers"
+	"dotgate/cmd/dotgate/tracing"
 	"dotgate/gateway"
 	"dotgate/gateway/cache"
 	"dotgate/gateway/querylog"
@@ -46,6 +47,7 @@ type Config struct {
 	Control   Control          `config:"control"`
 	Reload    Reload           `config:"reload"`
 	QueryLog  querylog.Options `config:"query_log"`
+	Tracing   tracing.Options  `config:"tracing"`
 	Log       Log              `config:"log"`
 
 	sources map[string]source // of each key: where its value is from
@@ -176,6 +178,7 @@ func defaults() *Config {
 		Control:  Control{Socket: SocketAuto},
 		Reload:   Reload{Watch: true},
 		QueryLog: querylog.Defaults(),
+		Tracing:  tracing.Defaults(),
 		Log:      Log{Level: slog.LevelInfo, Format: "text"},
 		sources:  make(map[string]source),
 	}
@@ -247,5 +250,6 @@ func (l *loader) check() {
 	c.Peers.Check(l.reporter("peers"))
 	c.Control.Check(l.reporter("control"))
 	c.QueryLog.Check(l.reporter("query_log"))
+	c.Tracing.Check(l.reporter("tracing"))
 	c.Log.Check(l.reporter("log"))
 }

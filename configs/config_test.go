@@ -86,10 +86,12 @@ func upstreamNames(c *Config) (names []string) {
 func TestPrecedence(t *testing.T) {
 	t.Parallel()
 	token, cert, key := adminFiles(t)
-	var secrets [3]string
+	var secrets, headers [3]string
 	for i, digit := range []string{"1", "2", "3"} {
 		secrets[i] = filepath.Join(t.TempDir(), "peers.key")
 		writeFile(t, secrets[i], strings.Repeat(digit, 64))
+		headers[i] = filepath.Join(t.TempDir(), "headers")
+		writeFile(t, headers[i], "Authorization: Bearer "+digit)
 	}
 	// What an option can't do without.
 	needs := map[string][]string{
@@ -173,6 +175,13 @@ func TestPrecedence(t *testing.T) {
 		"query_log.key_file":                 {"/etc/a.key", "/etc/b.key", "/etc/c.key"},
 		"query_log.max_size":                 {"1000000", "2000000", "3000000"},
 		"query_log.keep":                     {"1", "2", "0"},
+		"tracing.endpoint":                   {"http://192.0.2.1:4318", "https://otel.example/v1/traces", "http://[::1]:4318/"},
+		"tracing.sample":                     {"2", "3", "4"},
+		"tracing.clients":                    {"none", "full", "prefix"},
+		"tracing.key_file":                   {"/etc/a.key", "/etc/b.key", "/etc/c.key"},
+		"tracing.service":                    {"a", "b", "c"},
+		"tracing.headers":                    {`["Authorization: Bearer one"]`, "Authorization: Bearer two", "Authorization: Bearer three"}, // and no token is shown
+		"tracing.headers_file":               headers,
 	}
 	for _, s := range newLoader("").settings {
 		v, ok := values[s.key]
@@ -212,6 +221,9 @@ func TestPrecedence(t *testing.T) {
 					t.Errorf("the key is %s, want %s", got, value)
 				}
 				value = "(hidden)"
+			}
+			if s.key == "tracing.headers" {
+				value = "Authorization: (hidden)"
 			}
 			if got := effectiveLine(t, c, s.key, want); !strings.Contains(got, strings.Trim(value, "[]")) {
 				t.Errorf("%s: %q does not have %s", s.key, got, value)

@@ -59,6 +59,7 @@ func (g *Gateway) answerNow(dst, packet []byte, from *client, t *tally) (reply [
 	}
 	if found != cache.Nothing {
 		t.cached(reply[len(dst):], found)
+		g.traceNow(&q, from, reply[len(dst):], Answered, found)
 		if found == cache.Due {
 			return reply, q, sendAndRenew
 		}
@@ -77,10 +78,13 @@ func (g *Gateway) answerNow(dst, packet []byte, from *client, t *tally) (reply [
 	}
 	if reply, found = g.cache.AppendStale(dst, q); found != cache.Nothing {
 		t.cached(reply[len(dst):], found)
+		g.traceNow(&q, from, reply[len(dst):], Answered, found)
 		return reply, q, send
 	}
 	t.count(Shed)
-	return q.AppendError(dst, wire.ServFail, wire.EDE{Text: "too many queries under way"}), q, send
+	reply = q.AppendError(dst, wire.ServFail, wire.EDE{Text: "too many queries under way"})
+	g.traceNow(&q, from, reply[len(dst):], Shed, cache.Nothing)
+	return reply, q, send
 }
 
 // answerLater has the client get its reply: the Resolver's answer, or else a stale
@@ -90,6 +94,9 @@ func (g *Gateway) answerNow(dst, packet []byte, from *client, t *tally) (reply [
 func (g *Gateway) answerLater(w *waiter) {
 	w.began = time.Now()
 	w.deadline = w.began.Add(g.now().Timeout)
+	if tracer := g.now().Tracer; tracer != nil {
+		w.trace = tracer.Begin()
+	}
 	g.fetch(w)
 }
 
@@ -102,8 +109,12 @@ func (g *Gateway) conclude(w *waiter, l *landing) {
 		timer.Stop()
 	}
 	message := buffers.Get().(*[]byte)
-	*message = g.appendReply((*message)[:0], w, l)
+	var found cache.Found
+	*message, found = g.appendReply((*message)[:0], w, l)
 	w.tally.waited.since(w.began)
+	if w.trace != nil {
+		g.traceLater(w, l, *message, found)
+	}
 	w.client.reply(w, message)
 	if w.slot.Swap(false) {
 		g.slots.release()
@@ -111,29 +122,29 @@ func (g *Gateway) conclude(w *waiter, l *landing) {
 }
 
 // appendReply appends the reply that l makes, or else the stale answer that the
-// cache has.
-func (g *Gateway) appendReply(dst []byte, w *waiter, l *landing) (reply []byte) {
+// cache has, which is what was found then.
+func (g *Gateway) appendReply(dst []byte, w *waiter, l *landing) (reply []byte, found cache.Found) {
 	q, t := w.query, w.tally
 	defer func() {
 		if v := recover(); v != nil {
 			g.panics.report(v)
 			t.count(Crashed)
-			reply = q.AppendError(dst, wire.ServFail, wire.EDE{Text: "internal error"})
+			reply, found = q.AppendError(dst, wire.ServFail, wire.EDE{Text: "internal error"}), cache.Nothing
 		}
 	}()
 	// An error is no better than none (RFC 8767 section 5: only NOERROR and
 	// NXDOMAIN renew what is known).
 	if !l.answered() {
-		if reply, found := g.cache.AppendStale(dst, q); found != cache.Nothing {
+		if reply, found = g.cache.AppendStale(dst, q); found != cache.Nothing {
 			t.cached(reply[len(dst):], found)
-			return reply
+			return reply, found
 		}
 	}
 	if l.err != nil {
-		return g.appendFailure(dst, q, l.err, w.from, t)
+		return g.appendFailure(dst, q, l.err, w.from, t), cache.Nothing
 	}
 	t.answered(l.answer.RCode())
-	return l.answer.AppendReply(dst, q, l.terms)
+	return l.answer.AppendReply(dst, q, l.terms), cache.Nothing
 }
 
 // appendFailure appends the reply to q that err makes necessary.

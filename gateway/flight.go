@@ -25,6 +25,9 @@ type waiter struct {
 	tally  *tally
 	slot   atomic.Bool // it has one, to be given back
 
+	coalesced atomic.Bool     // the flight that it waits for is another's
+	trace     context.Context // see Tracer; or nil
+
 	// Of clients over UDP.
 	source []byte // as a control message; may be empty
 	to     peer
@@ -112,6 +115,7 @@ func (fs *flights) join(q wire.Query, w *waiter, f *flight) (joined *flight, lea
 		joined = f
 	}
 	if w != nil {
+		w.coalesced.Store(found)
 		joined.waiters = append(joined.waiters, w)
 	}
 	return joined, !found
@@ -192,7 +196,7 @@ func (g *Gateway) fetch(w *waiter) {
 		return
 	}
 	if found != cache.Fresh || !g.landKnown(f) {
-		g.fly(f, w.deadline)
+		g.fly(w.trace, f, w.deadline)
 	}
 }
 
@@ -227,7 +231,7 @@ func (g *Gateway) landKnown(f *flight) (known bool) {
 
 // fly has the Resolver asked. A panic becomes an error: a bug that one name brings
 // out must not end the service for all others.
-func (g *Gateway) fly(f *flight, deadline time.Time) {
+func (g *Gateway) fly(trace context.Context, f *flight, deadline time.Time) {
 	defer func() {
 		if v := recover(); v != nil {
 			g.panics.report(v)
@@ -240,7 +244,7 @@ func (g *Gateway) fly(f *flight, deadline time.Time) {
 		return
 	}
 	f.domain = domain
-	g.now().resolver.Ask(f.query, deadline, func(a wire.Answer, err error) { g.arrive(f, a, err) })
+	g.ask(trace, f.query, deadline, func(a wire.Answer, err error) { g.arrive(f, a, err) })
 }
 
 // arrive takes what the Resolver has for f.
@@ -314,5 +318,5 @@ func (g *Gateway) renew(q wire.Query, t *tally) {
 		return
 	}
 	t.prefetches.Add(1)
-	g.fly(f, time.Now().Add(g.now().Timeout))
+	g.fly(nil, f, time.Now().Add(g.now().Timeout))
 }

@@ -98,6 +98,8 @@ type Options struct {
 	Share bool `config:"-"`
 	// QueryLog takes note of what clients ask and get. Nil: nobody does.
 	QueryLog QueryLog `config:"-"`
+	// Tracer follows queries on their way. Nil: nobody does.
+	Tracer Tracer `config:"-"`
 	// Cache has the answers that need not be asked for. Nil: there is none.
 	Cache *cache.Cache `config:"-"`
 	// Log takes what an operator should see. Default: slog.Default.

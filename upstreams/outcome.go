@@ -121,6 +121,9 @@ func (e *addressError) Unwrap() error { return e.err }
 
 var errWrite = errors.New("write")
 
+// OutcomeOf returns what became of an attempt that ended with err, which is not nil.
+func OutcomeOf(err error) Outcome { return outcomeOf(wire.Answer{}, err) }
+
 // outcomeOf is the one place that tells outcomes apart: by type, never by text.
 // Of a dial that failed at several addresses, the first decides.
 func outcomeOf(a wire.Answer, err error) Outcome {
@@ -244,9 +247,9 @@ func (u *Upstream) record(call *call, a wire.Answer, err error) {
 	}
 	from.attempts[outcome].Add(1)
 	if call.trace != nil && err != nil {
-		u.note(call.trace, "%v: %v", outcome, err)
+		u.noteAt(call.trace, from.addr, "%v: %v", outcome, err)
 	} else if call.trace != nil {
-		u.note(call.trace, "verified: %v", a.RCode())
+		u.noteAt(call.trace, from.addr, "verified: %v", a.RCode())
 	}
 	u.ledger.enter(outcome, time.Duration(u.now()-call.began), err)
 }

@@ -3,6 +3,7 @@ package upstreams
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -20,6 +21,7 @@ type Trace struct {
 type Step struct {
 	At       time.Time
 	Upstream string
+	Address  netip.AddrPort // where; invalid if that is not said
 	What     string
 }
 
@@ -43,12 +45,17 @@ func (u *Upstream) AskFor(ctx context.Context, q wire.Query, done func(wire.Answ
 
 // note tells what u does for who wants to know, if anybody does.
 func (u *Upstream) note(t *Trace, format string, args ...any) {
+	u.noteAt(t, netip.AddrPort{}, format, args...)
+}
+
+// noteAt tells what u does at an address.
+func (u *Upstream) noteAt(t *Trace, address netip.AddrPort, format string, args ...any) {
 	if t == nil {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.steps = append(t.steps, Step{time.Now(), u.o.Name, fmt.Sprintf(format, args...)})
+	t.steps = append(t.steps, Step{time.Now(), u.o.Name, address, fmt.Sprintf(format, args...)})
 }
 
 // Steps returns what was told so far, in the order in which it was.

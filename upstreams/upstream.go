@@ -263,7 +263,7 @@ func (u *Upstream) send(call *call, now, since int64, trust time.Duration) {
 
 func (u *Upstream) enter(c *conn, call *call, now int64) {
 	if call.trace != nil { // or else what is told would be made for nobody
-		u.note(call.trace, "sent with %d more under way, %s", c.pending.Load(), c.dialled)
+		u.noteAt(call.trace, c.from.addr, "sent with %d more under way, %s", c.pending.Load(), c.dialled)
 	}
 	if err := c.enter(call, now); err != nil {
 		u.fail(call, err)

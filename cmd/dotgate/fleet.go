@@ -17,6 +17,7 @@ import (
 
 	"dotgate/balancer"
 	"dotgate/cmd/dotgate/control"
+	"dotgate/cmd/dotgate/tracing"
 	"dotgate/configs"
 	"dotgate/gateway/wire"
 	"dotgate/health"
@@ -69,6 +70,16 @@ func newFleet(route string, tell func(balancer.Story), changed chan<- struct{}, 
 // Ask asks them, as the balancer has it. Somebody has to be there.
 func (f *fleet) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
 	f.balancer.Ask(q, deadline, done)
+}
+
+// AskFor is Ask for a query whose Trace is in ctx.
+func (f *fleet) AskFor(ctx context.Context, q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
+	trace := tracing.Of(ctx)
+	trace.Asked(f.route)
+	f.balancer.AskFor(ctx, q, deadline, func(a wire.Answer, err error, story func() balancer.Story) {
+		trace.Tell(a, err, story)
+		done(a, err)
+	})
 }
 
 // watch watches the upstreams, those that come later too, until ctx is done.

@@ -24,6 +24,7 @@ import (
 
 	"dotgate/cmd/dotgate/admin"
 	"dotgate/cmd/dotgate/control"
+	"dotgate/cmd/dotgate/tracing"
 	"dotgate/configs"
 	"dotgate/gateway"
 	"dotgate/gateway/cache"
@@ -44,6 +45,7 @@ type process struct {
 	stories  *control.Stories
 	answers  *cache.Cache
 	queries  *querylog.Log
+	tracer   *tracing.Tracer
 	gateway  *gateway.Gateway
 	log      *slog.Logger
 	voice    *voice
@@ -231,6 +233,11 @@ func (p *process) prepare(next *configs.Config) (all changes, err error) {
 		return all, err
 	}
 	all = append(all, commit(queries))
+	traces, err := p.tracer.Prepare(next.Tracing)
+	if err != nil {
+		return all, err
+	}
+	all = append(all, commit(traces))
 	clients, err := p.gateway.Prepare(p.shared.Before(upstreams.resolver), p.gatewayOptions(next))
 	if err != nil {
 		return all, err
@@ -254,6 +261,9 @@ func (p *process) gatewayOptions(config *configs.Config) gateway.Options {
 	if config.QueryLog.Output != "" {
 		o.QueryLog = p.queries
 	}
+	if config.Tracing.Endpoint != "" {
+		o.Tracer = p.tracer
+	}
 	o.ForwardLocal, o.AllowPrivate = slices.Clip(o.ForwardLocal), slices.Clip(o.AllowPrivate)
 	for _, r := range config.Routes {
 		o.ForwardLocal = append(o.ForwardLocal, r.Name)
@@ -265,7 +275,7 @@ func (p *process) gatewayOptions(config *configs.Config) gateway.Options {
 // files are those whose contents are part of the configuration.
 func (p *process) files() []string {
 	c := p.config
-	files := []string{p.sources.path(), c.Admin.TokenFile, c.Admin.CertFile, c.Admin.KeyFile, c.Admin.ClientCAFile, c.QueryLog.KeyFile, c.Peers.KeyFile}
+	files := []string{p.sources.path(), c.Admin.TokenFile, c.Admin.CertFile, c.Admin.KeyFile, c.Admin.ClientCAFile, c.QueryLog.KeyFile, c.Tracing.KeyFile, c.Tracing.HeadersFile, c.Peers.KeyFile}
 	all := slices.Clone(c.Upstreams)
 	for _, r := range c.Routes {
 		all = append(all, r.Upstreams...)

@@ -19,6 +19,7 @@ import (
 	"dotgate/cmd/dotgate/admin"
 	"dotgate/cmd/dotgate/control"
 	"dotgate/cmd/dotgate/peers"
+	"dotgate/cmd/dotgate/tracing"
 	"dotgate/configs"
 	"dotgate/gateway"
 	"dotgate/gateway/querylog"
@@ -57,10 +58,11 @@ func (s *sources) serve(ctx context.Context, config *configs.Config, _ io.Writer
 	group.Go(func() error { return p.gateway.WatchLoops(ctx, p.suspects) })
 	group.Go(func() error { return p.answers.Run(ctx) })
 	group.Go(func() error { return p.shared.Run(ctx) })
-	// What is asked to the end is logged.
+	// What is asked to the end is logged, and traced.
 	logging, logged := context.WithCancel(context.WithoutCancel(ctx))
 	var writer sync.WaitGroup
 	writer.Go(func() { _ = p.queries.Run(logging) })
+	writer.Go(func() { _ = p.tracer.Run(logging) })
 	group.Go(func() error { return p.gateway.Serve(ctx) })
 	group.Go(func() error { return reportToManager(ctx, p.gateway.Addrs, p.log) })
 	// Who follows readiness is told that we stop until nobody is served any more.
@@ -95,7 +97,8 @@ func (s *sources) newProcess(ctx context.Context, config *configs.Config) (p *pr
 	p.seen = p.contents()
 	p.applied = p.seen
 	p.log = slog.New(p.voice)
-	config.Cache.Log, config.QueryLog.Log = p.log, p.log
+	config.Cache.Log, config.QueryLog.Log, config.Tracing.Log = p.log, p.log, p.log
+	config.Tracing.Version = versionText()
 	var resolver balancer.Resolver
 	if p.fleets, resolver, err = newFleets(config, p.stories.Keep, p.log); err != nil {
 		return nil, nil, err
@@ -113,6 +116,9 @@ func (s *sources) newProcess(ctx context.Context, config *configs.Config) (p *pr
 	}
 	p.patient = former != nil
 	if p.queries, err = querylog.New(config.QueryLog); err != nil {
+		return p, nil, err
+	}
+	if p.tracer, err = tracing.New(config.Tracing); err != nil {
 		return p, nil, err
 	}
 	if p.shared, err = p.shareCache(config.Redis); err != nil {
@@ -135,7 +141,7 @@ func (s *sources) newProcess(ctx context.Context, config *configs.Config) (p *pr
 	})
 	p.web, err = admin.New(config.Admin, admin.Parts{
 		Control: p.operator, Members: p.Members, Gateway: p.gateway, Balancer: p.fleets, Cache: p.answers,
-		Recent: func() time.Duration { return time.Duration(p.recent.Load()) }, Version: versionText(), Log: p.log, Reloads: p.Reloads, QueryLog: p.queries.Counts,
+		Recent: func() time.Duration { return time.Duration(p.recent.Load()) }, Version: versionText(), Log: p.log, Reloads: p.Reloads, QueryLog: p.queries.Counts, Tracing: p.tracer.Counts,
 		Peers: p.company.Status, Redis: p.shared.Counts,
 	})
 	p.control.serve, p.http.serve = p.operator.Serve, func(ctx context.Context, l net.Listener) {

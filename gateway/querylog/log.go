@@ -6,8 +6,6 @@ package querylog
 
 import (
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -42,7 +40,7 @@ type Log struct {
 // their place.
 type rules struct {
 	Options
-	block cipher.Block // of ipcrypt, or nil
+	clients Clients
 }
 
 // An entry is what was asked and answered. It is used again and again.
@@ -73,23 +71,11 @@ func New(o Options) (*Log, error) {
 
 func newRules(o Options) (*rules, error) {
 	var problems []error
-	o.Check(func(option, problem string) {
+	r := &rules{Options: o}
+	r.clients = o.check(func(option, problem string) {
 		problems = append(problems, fmt.Errorf("query_log.%s %s", option, problem))
 	})
-	if err := errors.Join(problems...); err != nil {
-		return nil, err
-	}
-	r := &rules{Options: o}
-	if o.Output != "" && o.Clients == "ipcrypt" {
-		key, err := o.key()
-		if err != nil {
-			return nil, fmt.Errorf("query_log.key_file: %w", err)
-		}
-		if r.block, err = aes.NewCipher(key); err != nil {
-			return nil, fmt.Errorf("query_log.key_file: %w", err)
-		}
-	}
-	return r, nil
+	return r, errors.Join(problems...)
 }
 
 // Prepare gets other options ready. They take effect with the function that it
@@ -246,31 +232,13 @@ func (l *Log) release(e *entry) {
 	}
 }
 
-// anonymous returns e with its client as the options want it.
+// anonymous returns e with its client as the options want it. Only one that is shown
+// in full has its port.
 func (r *rules) anonymous(e *entry) *entry {
-	addr := e.client.Addr().Unmap().WithZone("")
-	switch r.Clients {
-	case "full":
-		e.client = netip.AddrPortFrom(addr, e.client.Port())
-	case "ipcrypt":
-		e.client = netip.AddrPortFrom(encrypt(r.block, addr), 0)
-	case "prefix":
-		bits := 48
-		if addr.Is4() {
-			bits = 24
-		}
-		prefix, _ := addr.Prefix(bits) // fails for what is no address only
-		e.client = netip.AddrPortFrom(prefix.Addr(), 0)
-	default:
-		e.client = netip.AddrPort{}
+	addr, port := r.clients.Show(e.client.Addr()), e.client.Port()
+	if r.Clients != "full" {
+		port = 0
 	}
+	e.client = netip.AddrPortFrom(addr, port)
 	return e
-}
-
-// encrypt is ipcrypt-deterministic: one block of AES over the address in its 16
-// octets.
-func encrypt(block cipher.Block, addr netip.Addr) netip.Addr {
-	octets := addr.As16()
-	block.Encrypt(octets[:], octets[:])
-	return netip.AddrFrom16(octets).Unmap()
 }

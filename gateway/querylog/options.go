@@ -2,11 +2,8 @@ package querylog
 
 import (
 	"cmp"
-	"crypto/aes"
-	"encoding/hex"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 )
@@ -46,7 +43,10 @@ const minMaxSize = 1e6
 
 // Check reports every option that can't be used, by its name. It reads the file
 // that is named.
-func (o Options) Check(report func(option, problem string)) {
+func (o Options) Check(report func(option, problem string)) { o.check(report) }
+
+// check is Check, and returns how clients appear.
+func (o Options) check(report func(option, problem string)) Clients {
 	path, socket := strings.CutPrefix(o.Output, "unix:")
 	switch {
 	case o.Output == "":
@@ -61,36 +61,13 @@ func (o Options) Check(report func(option, problem string)) {
 	if o.Sample < 1 {
 		report("sample", "must be 1 or more: one query of so many is logged")
 	}
-	switch o.Clients {
-	case "prefix", "none", "full":
-	case "ipcrypt":
-		if _, err := o.key(); err != nil {
-			report("key_file", err.Error())
-		}
-	default:
-		report("clients", fmt.Sprintf("%q does not exist; there are prefix, ipcrypt, none, full", o.Clients))
-	}
 	if o.MaxSize < minMaxSize {
 		report("max_size", fmt.Sprintf("must be %d or more", int(minMaxSize)))
 	}
 	if o.Keep < 0 {
 		report("keep", "must not be below 0")
 	}
-}
-
-func (o Options) key() ([]byte, error) {
-	if o.KeyFile == "" {
-		return nil, fmt.Errorf("is needed with clients: ipcrypt")
-	}
-	text, err := os.ReadFile(o.KeyFile)
-	if err != nil {
-		return nil, err
-	}
-	key, err := hex.DecodeString(strings.TrimSpace(string(text)))
-	if err != nil || len(key) != aes.BlockSize {
-		return nil, fmt.Errorf("%s does not hold 32 hexadecimal digits", o.KeyFile)
-	}
-	return key, nil
+	return NewClients(o.Clients, o.KeyFile, report)
 }
 
 func (o Options) logger() *slog.Logger { return cmp.Or(o.Log, slog.Default()) }

@@ -158,6 +158,47 @@ func TestAServerThatIsNotThereCostsNothing(t *testing.T) {
 	}
 }
 
+// A telling knows for what it is asked.
+type telling struct{ knowing }
+
+type tellingKey struct{}
+
+func (k telling) AskFor(ctx context.Context, q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
+	*ctx.Value(tellingKey{}).(*bool) = true
+	k.Ask(q, deadline, done)
+}
+
+// What goes with a query reaches who is behind the cache, whether or not the cache is
+// asked, and whether or not who is behind it wants to know.
+func TestWhatGoesWithAQueryIsPassedOn(t *testing.T) {
+	t.Parallel()
+	o := Defaults()
+	o.URL, o.Log = []URL{"redis://127.0.0.1:1"}, slog.New(slog.DiscardHandler)
+	c, err := New(o, noDigest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.client.Close()
+	f := func(next Resolver, want bool) {
+		t.Helper()
+		told := false
+		ctx := context.WithValue(t.Context(), tellingKey{}, &told)
+		answered := make(chan error, 1)
+		c.Before(next).(*before).AskFor(ctx, query(t, "www.example.com"), time.Now().Add(time.Second), func(_ wire.Answer, err error) { answered <- err })
+		if err := <-answered; err != nil || told != want {
+			t.Errorf("%v, told %v, want %v", err, told, want)
+		}
+	}
+	f(telling{knowing{t}}, true)
+	f(knowing{t}, false)
+	c.up.Store(true) // nobody is there all the same
+	f(telling{knowing{t}}, true)
+	for range maxReads {
+		c.reads <- struct{}{}
+	}
+	f(telling{knowing{t}}, true)
+}
+
 func TestEveryOptionThatCannotBeUsedIsReported(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -11,8 +11,10 @@ import (
 
 	"dotgate/cmd/dotgate/control"
 	"dotgate/cmd/dotgate/peers"
+	"dotgate/cmd/dotgate/tracing"
 	"dotgate/gateway"
 	"dotgate/gateway/latency"
+	"dotgate/gateway/querylog"
 	"dotgate/gateway/redis"
 	"dotgate/gateway/wire"
 	"dotgate/health"
@@ -65,6 +67,7 @@ var (
 	mReloadOK    = describe("gauge", "config_last_reload_successful", "1 if the last reload, if there was any, was done.")
 	mReloadTime  = describe("gauge", "config_last_reload_success_timestamp_seconds", "When the configuration in effect was loaded.")
 	mQueryLog    = describe("counter", "query_log_entries_total", "Entries of the query log, by result: written, dropped because the output was not quick enough, or failed.", "result")
+	mSpans       = describe("counter", "tracing_spans_total", "Spans of traces, by result: exported, dropped because the collector was not quick enough, failed, or rejected by the collector.", "result")
 	mReceived    = describe("counter", "client_messages_total", "Packets and messages received from clients, by transport.", "transport")
 	mOutcomes    = describe("counter", "client_outcomes_total", "What became of them: answered, failed by us (failed, timed_out, shed, crashed), refused_REASON or ignored_REASON.", "transport", "outcome")
 	mServFails   = describe("counter", "client_servfails_total", "Of those answered: with the SERVFAIL of an upstream.", "transport")
@@ -173,10 +176,8 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 	e.total(mReloads, r.Failed, "failed")
 	e.flag(mReloadOK, r.Problem == "")
 	e.instant(mReloadTime, r.Last)
-	l := s.p.QueryLog()
-	e.total(mQueryLog, l.Written, "written")
-	e.total(mQueryLog, l.Dropped, "dropped")
-	e.total(mQueryLog, l.Failed, "failed")
+	e.queryLog(s.p.QueryLog())
+	e.tracing(s.p.Tracing())
 	e.clients(s.p.Gateway)
 	e.cache(s.p.Cache, s.p.Gateway.Counts())
 	e.balancer(s)
@@ -253,6 +254,19 @@ func (e emitter) perTransport(m *Metric, n gateway.PerTransport, labels ...strin
 	for via, name := range transports {
 		e.total(m, n[via], append([]string{name}, labels...)...)
 	}
+}
+
+func (e emitter) queryLog(c querylog.Counts) {
+	e.total(mQueryLog, c.Written, "written")
+	e.total(mQueryLog, c.Dropped, "dropped")
+	e.total(mQueryLog, c.Failed, "failed")
+}
+
+func (e emitter) tracing(c tracing.Counts) {
+	e.total(mSpans, c.Exported, "exported")
+	e.total(mSpans, c.Dropped, "dropped")
+	e.total(mSpans, c.Failed, "failed")
+	e.total(mSpans, c.Rejected, "rejected")
 }
 
 func (e emitter) clients(g control.Gateway) {

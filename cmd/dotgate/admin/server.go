@@ -27,6 +27,7 @@ import (
 	"dotgate/balancer"
 	"dotgate/cmd/dotgate/control"
 	"dotgate/cmd/dotgate/peers"
+	"dotgate/cmd/dotgate/tracing"
 	"dotgate/gateway/cache"
 	"dotgate/gateway/querylog"
 	"dotgate/gateway/redis"
@@ -63,6 +64,7 @@ type Parts struct {
 	Recent   func() time.Duration
 	Reloads  func() Reloads
 	QueryLog func() querylog.Counts
+	Tracing  func() tracing.Counts
 	Peers    func() peers.Status // of other gateways
 	Redis    func() redis.Counts // of the cache that they share
 	Version  string

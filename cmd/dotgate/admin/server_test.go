@@ -25,6 +25,7 @@ import (
 	"dotgate/balancer"
 	"dotgate/cmd/dotgate/control"
 	"dotgate/cmd/dotgate/peers"
+	"dotgate/cmd/dotgate/tracing"
 	"dotgate/gateway"
 	"dotgate/gateway/cache"
 	"dotgate/gateway/querylog"
@@ -69,6 +70,7 @@ func newWorld(t *testing.T, o Options, names ...string) *world {
 		Peers:   func() peers.Status { return peers.Status{Peers: []peers.Peer{{Name: "b"}}} },
 		Control: operator, Members: w.Members, Gateway: w, Balancer: counting{}, Cache: holding{w}, Recent: func() time.Duration { return time.Minute }, Version: "v1", Log: log,
 		QueryLog: func() querylog.Counts { return querylog.Counts{} },
+		Tracing:  func() tracing.Counts { return tracing.Counts{} },
 		Reloads:  func() Reloads { return Reloads{Done: 2, Failed: 1, Last: time.Unix(1e9, 0)} },
 	})
 	if err != nil {

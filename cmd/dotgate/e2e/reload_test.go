@@ -96,6 +96,7 @@ func rest(turn int, dir string, addr, second, operators, own netip.AddrPort) str
 		text += fmt.Sprintf("routes:\n  corp%d.example: [%q]\n", turn%2, url(own))
 	}
 	text += fmt.Sprintf("query_log: {output: %q, sample: %d}\n", either("", filepath.Join(dir, "queries.log")), 1+turn%3)
+	text += fmt.Sprintf("tracing: {endpoint: %q, sample: %d}\n", either("http://"+operators.String(), ""), 1+turn%3) // where nobody wants any
 	text += fmt.Sprintf("log: {format: %v}\n", either("text", "json"))
 	text += fmt.Sprintf("control: {socket: %q}\n", filepath.Join(dir, fmt.Sprintf("control%d.sock", turn%2)))
 	text += fmt.Sprintf("admin: {listen: %q}\n", either(operators, "off"))
