@@ -28,7 +28,7 @@ e2e:
 
 # The same, with abuse that goes on for longer.
 e2e-long:
-	E2E_LONG=1 $(GO) test -tags e2e -count=1 -timeout 30m -v ./cmd/dotgate/e2e
+	E2E_LONG=1 $(GO) test -tags e2e -count=1 -timeout 60m -v ./cmd/dotgate/e2e
 
 # Half an hour at 2000 queries a second: nothing is lost, nothing grows.
 soak:
