@@ -59,7 +59,8 @@ type flight struct {
 	key    string
 	query  wire.Query
 	began  time.Time
-	domain *domain // or nil
+	domain *domain         // or nil
+	trace  context.Context // of who leads; or nil
 	room   [1]*waiter
 
 	// Guarded by mu of the flights.
@@ -196,7 +197,8 @@ func (g *Gateway) fetch(w *waiter) {
 		return
 	}
 	if found != cache.Fresh || !g.landKnown(f) {
-		g.fly(w.trace, f, w.deadline)
+		f.trace = w.trace
+		g.fly(f, w.deadline)
 	}
 }
 
@@ -231,7 +233,7 @@ func (g *Gateway) landKnown(f *flight) (known bool) {
 
 // fly has the Resolver asked. A panic becomes an error: a bug that one name brings
 // out must not end the service for all others.
-func (g *Gateway) fly(trace context.Context, f *flight, deadline time.Time) {
+func (g *Gateway) fly(f *flight, deadline time.Time) {
 	defer func() {
 		if v := recover(); v != nil {
 			g.panics.report(v)
@@ -244,7 +246,7 @@ func (g *Gateway) fly(trace context.Context, f *flight, deadline time.Time) {
 		return
 	}
 	f.domain = domain
-	g.ask(trace, f.query, deadline, func(a wire.Answer, err error) { g.arrive(f, a, err) })
+	g.ask(f, deadline, func(a wire.Answer, err error) { g.arrive(f, a, err) })
 }
 
 // arrive takes what the Resolver has for f.
@@ -318,5 +320,5 @@ func (g *Gateway) renew(q wire.Query, t *tally) {
 		return
 	}
 	t.prefetches.Add(1)
-	g.fly(nil, f, time.Now().Add(g.now().Timeout))
+	g.fly(f, time.Now().Add(g.now().Timeout))
 }

@@ -66,17 +66,17 @@ func (g *Gateway) traceLater(w *waiter, l *landing, reply []byte, found cache.Fo
 	tracer.End(w.trace, t)
 }
 
-// ask asks the Resolver, and lets it know what goes with q, if anything does and it
-// wants to.
-func (g *Gateway) ask(trace context.Context, q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
+// ask asks the Resolver for what f wants to know, and lets it know what goes with the
+// query, if anything does and it wants to.
+func (g *Gateway) ask(f *flight, deadline time.Time, done func(wire.Answer, error)) {
 	r := g.now().resolver
-	if trace != nil {
+	if f.trace != nil {
 		if telling, ok := r.(interface {
 			AskFor(trace context.Context, q wire.Query, deadline time.Time, done func(wire.Answer, error))
 		}); ok {
-			telling.AskFor(trace, q, deadline, done)
+			telling.AskFor(f.trace, f.query, deadline, done)
 			return
 		}
 	}
-	r.Ask(q, deadline, done)
+	r.Ask(f.query, deadline, done)
 }

@@ -124,14 +124,26 @@ type before struct {
 // Ask has done called with the answer that the cache has for q, or else with what
 // the Resolver says. While the cache is left alone, it is as if there were none.
 func (b *before) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
-	b.AskFor(nil, q, deadline, done)
+	b.ask(q, done, func(done func(wire.Answer, error)) { b.next.Ask(q, deadline, done) })
 }
 
 // AskFor is Ask for who may want to know what the Resolver does, if it can tell: it
 // does so to what is in ctx.
 func (b *before) AskFor(ctx context.Context, q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
+	telling, ok := b.next.(interface {
+		AskFor(ctx context.Context, q wire.Query, deadline time.Time, done func(wire.Answer, error))
+	})
+	if !ok {
+		b.Ask(q, deadline, done)
+		return
+	}
+	b.ask(q, done, func(done func(wire.Answer, error)) { telling.AskFor(ctx, q, deadline, done) })
+}
+
+// ask does what Ask does, with next to ask the Resolver.
+func (b *before) ask(q wire.Query, done func(wire.Answer, error), next func(done func(wire.Answer, error))) {
 	if q.Scoped() || !b.up.Load() {
-		b.pass(ctx, q, deadline, done)
+		next(done)
 		return
 	}
 	keep := func(a wire.Answer, err error) {
@@ -144,7 +156,7 @@ func (b *before) AskFor(ctx context.Context, q wire.Query, deadline time.Time, d
 	case b.reads <- struct{}{}:
 	default:
 		b.counts.skipped.Add(1)
-		b.pass(ctx, q, deadline, keep)
+		next(keep)
 		return
 	}
 	go func() { // Run waits for it
@@ -154,21 +166,8 @@ func (b *before) AskFor(ctx context.Context, q wire.Query, deadline time.Time, d
 			done(a, nil)
 			return
 		}
-		b.pass(ctx, q, deadline, keep)
+		next(keep)
 	}()
-}
-
-// pass asks the Resolver, for what is in ctx unless that is nil.
-func (b *before) pass(ctx context.Context, q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
-	if ctx != nil {
-		if telling, ok := b.next.(interface {
-			AskFor(ctx context.Context, q wire.Query, deadline time.Time, done func(wire.Answer, error))
-		}); ok {
-			telling.AskFor(ctx, q, deadline, done)
-			return
-		}
-	}
-	b.next.Ask(q, deadline, done)
 }
 
 func (c *Cache) get(q wire.Query) (a wire.Answer, ok bool) {
