@@ -84,8 +84,14 @@ func (g *Gateway) Adopt(listeners []*net.TCPListener, conns []*net.UDPConn) erro
 		}
 	}
 	for _, ln := range listeners {
-		s.tcp = append(s.tcp, &tcpListener{gateway: g, ln: ln})
-		note(ln.Addr().(*net.TCPAddr).AddrPort())
+		addr := ln.Addr().(*net.TCPAddr).AddrPort()
+		l, err := newTCPListener(g, ln)
+		if err != nil {
+			problems = append(problems, explain(err, "TCP", addr))
+			continue
+		}
+		s.tcp = append(s.tcp, l)
+		note(addr)
 	}
 	for _, conn := range conns {
 		addr := conn.LocalAddr().(*net.UDPAddr).AddrPort()
@@ -142,7 +148,9 @@ func (g *Gateway) openStation(listen netip.AddrPort, family string, share bool) 
 // listenTCP opens a socket that the next gateway may share. Unless this one is to
 // share somebody's, it looks first whether anybody is there.
 func (g *Gateway) listenTCP(addr netip.AddrPort, family string, share bool) (*tcpListener, error) {
-	var config net.ListenConfig
+	// Who says nothing is disconnected long before the system would look whether it is
+	// still there.
+	config := net.ListenConfig{KeepAlive: -1}
 	config.SetMultipathTCP(false) // its handshake is longer, and a query never lives long enough to profit
 	if !share {
 		alone, err := config.Listen(context.Background(), "tcp"+family, addr.String())
@@ -157,7 +165,7 @@ func (g *Gateway) listenTCP(addr netip.AddrPort, family string, share bool) (*tc
 	if err != nil {
 		return nil, err
 	}
-	return &tcpListener{gateway: g, ln: ln.(*net.TCPListener)}, nil
+	return newTCPListener(g, ln.(*net.TCPListener))
 }
 
 // listenUDP opens sockets that share one port. The first is opened as one that

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A tcpListener serves the clients of one TCP socket.
@@ -17,6 +19,15 @@ type tcpListener struct {
 	gateway *Gateway
 	ln      acceptor
 	tally   tally
+}
+
+// newTCPListener takes over a listener. It closes it if there is an error.
+func newTCPListener(g *Gateway, ln *net.TCPListener) (*tcpListener, error) {
+	if err := boundBuffers(ln); err != nil {
+		ln.Close()
+		return nil, err
+	}
+	return &tcpListener{gateway: g, ln: ln}, nil
 }
 
 // An acceptor is what a *net.TCPListener does for us.
@@ -51,7 +62,6 @@ func (l *tcpListener) serve(ctx context.Context) {
 			failing.wait(ctx, err)
 			continue
 		}
-		boundBuffers(nc)
 		c := newConnection(l.gateway, nc.(stream), &l.tally)
 		if !clients.admit(c) {
 			nc.Close()
@@ -69,11 +79,19 @@ func (l *tcpListener) serve(ctx context.Context) {
 // Left alone, it keeps megabytes for one that does not read.
 const connectionBuffer = 64 << 10
 
-func boundBuffers(nc net.Conn) {
-	if c, ok := nc.(*net.TCPConn); ok { // an error says that the connection is over already
-		_ = c.SetReadBuffer(connectionBuffer)
-		_ = c.SetWriteBuffer(connectionBuffer)
+// boundBuffers bounds those of all connections that ln accepts, for which they need
+// not be asked one by one.
+func boundBuffers(ln *net.TCPListener) error {
+	c, err := ln.SyscallConn()
+	if err != nil {
+		return err
 	}
+	e := c.Control(func(fd uintptr) {
+		err = errors.Join(
+			os.NewSyscallError("setsockopt SO_RCVBUF", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, connectionBuffer)),
+			os.NewSyscallError("setsockopt SO_SNDBUF", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, connectionBuffer)))
+	})
+	return errors.Join(e, err)
 }
 
 // connections are the open TCP connections of all listeners.
