@@ -476,7 +476,8 @@ func (r *race) hopeless(now time.Time) bool {
 
 // hedge asks another member beside those that are still at it, if that may help
 // and the budget has it. When all have been asked, each is asked once more: if
-// only its connection is dead, it has made another by now.
+// only its connection is dead, it has made another by now. One that answers others
+// has just lost this query, if it is not slow: there are retries for that.
 func (r *race) hedge(now time.Time) {
 	newest := r.open[len(r.open)-1]
 	if !newest.late {
@@ -486,7 +487,8 @@ func (r *race) hedge(now time.Time) {
 		newest.late = true
 	}
 	next := r.other()
-	if next == nil && len(r.weak) == 0 {
+	again := next == nil
+	if again && len(r.weak) == 0 {
 		next = r.again()
 	}
 	well := r.well()
@@ -499,7 +501,9 @@ func (r *race) hedge(now time.Time) {
 		if !r.mayDoubt(now) {
 			return
 		}
-	case well > 0 && now.Sub(r.begin) < lateHedge && !r.balancer.hedges.spend():
+	case well > 0 && again && !r.balancer.retries.spend():
+		return
+	case well > 0 && !again && now.Sub(r.begin) < lateHedge && !r.balancer.hedges.spend():
 		return
 	}
 	r.balancer.counts.hedges.Add(1)

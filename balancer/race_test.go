@@ -362,6 +362,29 @@ func TestHedgesOfHealthyMembersAreBounded(t *testing.T) {
 	})
 }
 
+// One that has everybody wait, as it waits for a server of names, but answers what it
+// knows, is not asked everything twice.
+func TestWhoIsSlowButWellIsAskedAgainForFew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, err := New([]Candidate{{Member: parseFake("a 2s NOERROR", new(journal))}}, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		const queries = 2000
+		for range queries {
+			b.Ask(query(t, "example.com"), time.Now().Add(4*time.Second), func(_ wire.Answer, err error) {
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		time.Sleep(4 * time.Second) // fake time
+		if got, limit := b.Counts().Hedges, uint64(retryBurst+retryShare*queries); got > limit || got == 0 {
+			t.Errorf("%d were asked for again of %d, want some, and at most %d", got, queries, limit)
+		}
+	})
+}
+
 // crashing is a member with a bug.
 type crashing struct{ *fake }
 

@@ -250,10 +250,13 @@ func (c *conn) sweep(now int64) {
 }
 
 // handOver sends on another connection what this one owes. But for the oldest: if
-// answers come in order, it is what holds up the others, and would again. Of a
-// dubious connection, it is what was sent since it was idle.
+// answers come in order, it is what holds up the others, and would again. Nor what was
+// sent long before the last answer came: it has arrived, then, and is slow, as are
+// thousands at once if a server of names is. Of a dubious connection, it is what was
+// sent since it was idle.
 func (c *conn) handOver(to *conn) {
-	oldest, since := 1, int64(0)
+	_, patience := c.upstream.rtt.usual()
+	oldest, since := 1, c.lastRead.Load()-int64(patience)
 	if c.dubious() {
 		oldest, since = 0, c.waiting.Load()
 		if since == 0 {
