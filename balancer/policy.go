@@ -53,8 +53,8 @@ func Policies() []string {
 }
 
 // order appends all members for q to dst, which is empty: those that are well
-// before those that are suspect before those that are down, lower tiers before
-// higher ones, and by policy among equals.
+// before those that are suspect before those that are down, of which those come
+// first that only err; lower tiers before higher ones, and by policy among equals.
 func (b *Balancer) order(dst []*member, q wire.Query) []*member {
 	now := b.roster.Load()
 	order := append(dst, now.members...)
@@ -76,6 +76,8 @@ func (b *Balancer) order(dst []*member, q wire.Query) []*member {
 func (m *member) doubt() float64 {
 	doubt := 0.0
 	switch {
+	case !m.answers():
+		doubt = 16
 	case !m.Up():
 		doubt = 8
 	case m.Suspect():
@@ -89,9 +91,15 @@ func (m *member) doubt() float64 {
 	return doubt
 }
 
+// answers reports whether m does, if only with errors.
+func (m *member) answers() bool { return m.Up() || m.Errs() }
+
 // rank is lower for members that should be asked earlier.
 func (m *member) rank() int {
 	switch {
+	case !m.answers():
+		m.comeback.down()
+		return 3<<32 + m.Tier
 	case !m.Up():
 		m.comeback.down()
 		return 2<<32 + m.Tier

@@ -53,7 +53,7 @@ type race struct {
 	explain  context.Context // takes what members tell of what they do; or nil
 	begin    time.Time
 	deadline time.Time // the client's; zero if it has none
-	nobody   bool      // is up
+	nobody   bool      // answers
 	order    []*member
 	asked    []int8        // how often each of order was
 	keenest  time.Duration // the least patience anybody deserves
@@ -186,14 +186,14 @@ func (r *race) step(f func()) {
 	f()
 }
 
-// ready asks the first member, or all of them if none is up.
+// ready asks the first member, or all of them if none answers.
 func (r *race) ready() {
 	b := r.balancer
 	b.counts.queries.Add(1)
 	b.hedges.earn()
 	b.retries.earn()
 	b.doubts.earn()
-	r.nobody = !r.order[0].Up()
+	r.nobody = !r.order[0].answers()
 	if r.nobody && !b.mayTry() {
 		r.fail()
 		return
@@ -336,7 +336,7 @@ func (r *race) settle(a *attempt, now time.Time) (answer wire.Answer, won bool) 
 	if len(r.open) > 0 {
 		return wire.Answer{}, false
 	}
-	if next == nil || !next.Up() {
+	if next == nil || !next.answers() {
 		return r.weak[0].answer, true
 	}
 	r.balancer.counts.seconds.Add(1)
@@ -467,7 +467,7 @@ func (r *race) hopeless(now time.Time) bool {
 		return false
 	}
 	for _, m := range r.order {
-		if m.Up() && m.Alive(r.begin.Add(r.keenest)) && m.Silent() < despair/2 {
+		if m.answers() && m.Alive(r.begin.Add(r.keenest)) && m.Silent() < despair/2 {
 			return len(r.weak) > 0
 		}
 	}
@@ -534,7 +534,7 @@ func (r *race) well() (n int) {
 		if i < len(r.open)-1 {
 			since = since.Add(r.patience(a))
 		}
-		if a.member.Up() && a.member.Alive(since) {
+		if a.member.answers() && a.member.Alive(since) {
 			n++
 		}
 	}

@@ -20,6 +20,7 @@ import (
 type fake struct {
 	name    string
 	down    bool
+	errs    bool // is why it is down
 	suspect bool
 	silent  bool // suspect as long as it owes an answer for longer than its patience
 	takes   time.Duration
@@ -65,6 +66,8 @@ func parseFake(line string, log *journal) *fake {
 		switch word {
 		case "down":
 			m.down = true
+		case "errs":
+			m.down, m.errs = true, true
 		case "suspect":
 			m.suspect = true
 		case "silent":
@@ -114,13 +117,15 @@ func (m *fake) outcomeFor(ctx context.Context, q wire.Query) (wire.Answer, error
 
 func (m *fake) Up() bool { return !m.down }
 
+func (m *fake) Errs() bool { return m.errs }
+
 func (m *fake) Suspect() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.suspect || m.silent && !m.pending.IsZero() && time.Since(m.pending) >= 40*time.Millisecond
 }
 
-func (m *fake) Alive(time.Time) bool { return !m.silent && !m.down }
+func (m *fake) Alive(time.Time) bool { return !m.silent && (!m.down || m.errs) }
 
 func (m *fake) Silent() time.Duration {
 	m.mu.Lock()
@@ -216,6 +221,13 @@ func TestAQueryWalksTheMembersUntilOneAnswers(t *testing.T) {
 	f("a down 10ms NOERROR\nb 10ms NOERROR", "b@0s NOERROR@10ms")
 	f("a suspect 10ms NOERROR\nb 10ms NOERROR", "b@0s NOERROR@10ms")
 	f("a down 10ms NOERROR\nb suspect 0s fail\nc 0s fail", "c@0s b@0s a@0s NOERROR@10ms")
+	// one that errs is better than nobody, and no worse for a second opinion
+	f("a errs 10ms NOERROR\nb 10ms NOERROR", "b@0s NOERROR@10ms")
+	f("a errs 10ms NOERROR\nb 10ms SERVFAIL", "b@0s a@10ms blame-b@20ms NOERROR@20ms")
+	f("a errs 10ms SERVFAIL\nb errs 10ms NOERROR", "a@0s b@10ms blame-a@20ms NOERROR@20ms")
+	f("a errs 10ms SERVFAIL\nb errs 10ms SERVFAIL", "a@0s b@10ms SERVFAIL@20ms")
+	f("a down never\nb errs 10ms NOERROR", "b@0s NOERROR@10ms")
+	f("a down never\nb errs 10ms SERVFAIL", "b@0s SERVFAIL@10ms")
 	// nobody up: one query finds out whoever is back, and does not wait for long
 	f("a down never\nb down never", "a@0s b@0s error@12ms")
 	f("a down 9ms NOERROR\nb down never", "NOERROR@9ms a@0s b@0s")

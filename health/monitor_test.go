@@ -331,6 +331,9 @@ func TestOneBogusNameIsNoEvidenceButManyFaultyNamesAre(t *testing.T) {
 func TestAnUpstreamThatAnswersEverythingWithErrorsIsOutWithinThreeSeconds(t *testing.T) {
 	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
 		u.set(func(context.Context, wire.Query) (wire.RCode, error) { return wire.ServFail, nil })
+		if m.Errs() {
+			t.Error("errs although it is up")
+		}
 		begin := time.Now()
 		for i := 0; m.Up() && i < 30; i++ {
 			name := fmt.Sprintf("n%d.example.com", i)
@@ -341,6 +344,9 @@ func TestAnUpstreamThatAnswersEverythingWithErrorsIsOutWithinThreeSeconds(t *tes
 		}
 		if m.Up() || time.Since(begin) > 3*time.Second {
 			t.Errorf("up %v after %v", m.Up(), time.Since(begin))
+		}
+		if !m.Errs() {
+			t.Error("it answers, if only errors, and that is why it is down")
 		}
 	})
 }
@@ -360,6 +366,9 @@ func TestProbesOfADeadUpstreamSlowDownButNeverEnd(t *testing.T) {
 	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
 		u.set(broken)
 		until(t, time.Minute, "down", func() bool { return !m.Up() || ask("www.example.com") == nil })
+		if m.Errs() {
+			t.Error("said to answer")
+		}
 		before := u.probed()
 		time.Sleep(30 * time.Second)
 		early := u.probed() - before

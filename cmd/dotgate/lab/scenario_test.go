@@ -27,7 +27,8 @@ import (
 //	returns: which upstreams come back first, in an outage; the others do when
 //	    the scenario is over
 //	single: "yes": the gateway knows upstream a only
-//	down: which upstreams the gateway's log has to call down, or "nobody"
+//	down: which upstreams the gateway's log has to call down, or "nobody"; but for
+//	    that, it is not for variants, which strike others, or not for long
 //	expect: see expectation
 //	only: "long"
 //	world: "network" instead of misbehaving servers
@@ -136,6 +137,9 @@ func (s scenario) variations() (all []scenario, err error) {
 		other.onlyLong = s.onlyLong || !inShort
 		if v.on != nil {
 			other.on = v.on
+		}
+		if s.down != "nobody" {
+			other.down = ""
 		}
 		all = append(all, other)
 	}
