@@ -284,7 +284,7 @@ func (c *court) verification() {
 func (c *court) dialling() {
 	from := c.line.strike.Add(dialPatience)
 	minutes := c.line.lift.Sub(from).Minutes()
-	if minutes < 0.5 || c.scenario.shape != steady || c.scenario.fault.has("closeidle") { // where each dial gets a connection
+	if minutes < 0.5 || c.scenario.shape != steady || c.scenario.fault.behaviour.CloseIdle > 0 { // where each dial gets a connection
 		return
 	}
 	for _, i := range c.scenario.on {
