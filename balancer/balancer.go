@@ -29,8 +29,8 @@ type Member interface {
 	Ask(q wire.Query, done func(wire.Answer, error))
 	// Up reports whether the member should get live queries.
 	Up() bool
-	// Errs reports whether a member that is not up lives, and is not up for the errors
-	// that it answers with. It still knows most names better than nobody.
+	// Errs reports whether a member that is not up is so for the errors that it answers
+	// with, and still answers: better than nobody.
 	Errs() bool
 	// Suspect reports whether something seems wrong with a member that is up.
 	Suspect() bool

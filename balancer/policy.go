@@ -75,13 +75,14 @@ func (b *Balancer) order(dst []*member, q wire.Query) []*member {
 // state, an answer that is overdue, losses, and how long it takes.
 func (m *member) doubt() float64 {
 	doubt := 0.0
-	switch {
-	case !m.answers():
-		doubt = 16
-	case !m.Up():
-		doubt = 8
-	case m.Suspect():
+	switch up := m.Up(); {
+	case up && m.Suspect():
 		doubt = 4
+	case up:
+	case m.Errs():
+		doubt = 8
+	default:
+		doubt = 16
 	}
 	usual, _ := m.Latency()
 	if usual > 0 && m.Silent() > usual*5/4 {
@@ -91,22 +92,24 @@ func (m *member) doubt() float64 {
 	return doubt
 }
 
-// answers reports whether m does, if only with errors.
+// answers reports whether m can be expected to, if only with errors to some names.
 func (m *member) answers() bool { return m.Up() || m.Errs() }
 
 // rank is lower for members that should be asked earlier.
 func (m *member) rank() int {
-	switch {
-	case !m.answers():
+	up := m.Up()
+	if !up {
 		m.comeback.down()
-		return 3<<32 + m.Tier
-	case !m.Up():
-		m.comeback.down()
-		return 2<<32 + m.Tier
-	case m.Suspect() || !m.comeback.admits():
-		return 1<<32 + m.Tier
 	}
-	return m.Tier
+	switch {
+	case up && !m.Suspect() && m.comeback.admits():
+		return m.Tier
+	case up:
+		return 1<<32 + m.Tier
+	case m.Errs():
+		return 2<<32 + m.Tier
+	}
+	return 3<<32 + m.Tier
 }
 
 // A comeback lets a member that was down return by and by.

@@ -149,8 +149,9 @@ func (m *Monitor) Latency() (usual, patience time.Duration) { return m.upstream.
 // Silent is the upstream's.
 func (m *Monitor) Silent() time.Duration { return m.upstream.Silent() }
 
-// Errs reports whether the upstream is down for what it answers, and so answers.
-func (m *Monitor) Errs() bool { return m.liar.Load() && !m.up.Load() }
+// Errs reports whether the upstream is down for what it answers, and still answers:
+// it may have died since.
+func (m *Monitor) Errs() bool { return !m.up.Load() && m.liar.Load() && !m.overdue() }
 
 // Alive reports whether the upstream has answered anything since then. If not, a
 // probe is on its way.

@@ -348,6 +348,14 @@ func TestAnUpstreamThatAnswersEverythingWithErrorsIsOutWithinThreeSeconds(t *tes
 		if !m.Errs() {
 			t.Error("it answers, if only errors, and that is why it is down")
 		}
+		u.set(silent)
+		q, _ := wire.NewQuery("last.example.com", "A")
+		m.Ask(q, func(wire.Answer, error) {})
+		time.Sleep(50 * time.Millisecond) // fake time, more than its patience
+		if m.Errs() {
+			t.Error("it has died since")
+		}
+		time.Sleep(5 * time.Second) // fake time, for the query
 	})
 }
 

@@ -359,7 +359,7 @@ func deaf(t *testing.T, d net.Dialer, to netip.AddrPort, query []byte, end time.
 	}
 }
 
-// TestNewNamesLeaveTheHotOnesInTheCache asks for many times as many new names as the
+// TestNewNamesLeaveTheHotOnesInTheCache asks for several times as many new names as the
 // cache has room for, with 200 others each second: upstreams are asked for each of
 // those once, and no more.
 func TestNewNamesLeaveTheHotOnesInTheCache(t *testing.T) {
