@@ -110,7 +110,8 @@ func shardsFor(size int) int {
 // Close gives the memory back. The Cache holds nothing then.
 func (c *Cache) Close() { c.store.Swap(nil).close() }
 
-// close gives the memory back. Who is just about to look finds nothing.
+// close gives the memory back. Nobody may come to st any more; who is just about to
+// look finds nothing there.
 func (st *store) close() {
 	if st == nil {
 		return
@@ -152,6 +153,22 @@ func (c *Cache) shardFor(key []byte) (*shard, uint32) {
 	return st.shardFor(maphash.Bytes(c.seed, key))
 }
 
+// reading is shardFor, and has the shard locked for who reads. If the store was closed
+// before it could be, another had taken its place.
+func (c *Cache) reading(key []byte) (*shard, uint32) {
+	for {
+		s, hash := c.shardFor(key)
+		if s == nil {
+			return nil, 0
+		}
+		s.mu.RLock()
+		if s.index.n > 0 {
+			return s, hash
+		}
+		s.mu.RUnlock()
+	}
+}
+
 func (st *store) shardFor(h uint64) (*shard, uint32) {
 	return &st.shards[int(h>>32)&(len(st.shards)-1)], uint32(h)
 }
@@ -172,11 +189,10 @@ func (c *Cache) Append(dst []byte, q wire.Query) ([]byte, Found) {
 	var room [wire.MaxKey]byte
 	key := q.AppendKey(room[:0])
 	now := c.now()
-	s, hash := c.shardFor(key)
+	s, hash := c.reading(key)
 	if s == nil {
 		return dst, Nothing
 	}
-	s.mu.RLock()
 	defer s.mu.RUnlock()
 	r := s.find(hash, key)
 	if r == nil {
@@ -209,11 +225,10 @@ func (c *Cache) AppendStale(dst []byte, q wire.Query) ([]byte, Found) {
 	var room [wire.MaxKey]byte
 	key := q.AppendKey(room[:0])
 	now := c.now()
-	s, hash := c.shardFor(key)
+	s, hash := c.reading(key)
 	if s == nil {
 		return dst, Nothing
 	}
-	s.mu.RLock()
 	defer s.mu.RUnlock()
 	r := s.find(hash, key)
 	if r == nil || !c.usable(r, now) || r.answer().Kind() == wire.Failure {
@@ -233,11 +248,10 @@ func (c *Cache) Look(q wire.Query) Found {
 	var room [wire.MaxKey]byte
 	key := q.AppendKey(room[:0])
 	now := c.now()
-	s, hash := c.shardFor(key)
+	s, hash := c.reading(key)
 	if s == nil {
 		return Nothing
 	}
-	s.mu.RLock()
 	defer s.mu.RUnlock()
 	r := s.find(hash, key)
 	switch {
@@ -255,11 +269,10 @@ func (c *Cache) Get(q wire.Query) (a wire.Answer, t wire.Terms, ok bool) {
 	var room [wire.MaxKey]byte
 	key := q.AppendKey(room[:0])
 	now := c.now()
-	s, hash := c.shardFor(key)
+	s, hash := c.reading(key)
 	if s == nil {
 		return a, t, false
 	}
-	s.mu.RLock()
 	defer s.mu.RUnlock()
 	r := s.find(hash, key)
 	if r == nil || r.left(now) <= 0 {

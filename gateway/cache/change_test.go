@@ -2,6 +2,7 @@ package cache
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -134,6 +135,32 @@ func TestOtherLimitsHoldFromNowOn(t *testing.T) {
 		edit(&o)
 		if _, err := c.Prepare(o, true); err == nil {
 			t.Errorf("%+v can be had", o)
+		}
+	}
+}
+
+// Who was about to look where nothing is any more finds what has taken its place.
+func TestWhoComesAsAStoreIsClosedFindsTheNextOne(t *testing.T) {
+	c := open(t, func(o *Options) { o.Size = 2 << 20 })
+	putAll(t, c, 1)
+	for range 100 {
+		next, err := newStore(*c.options.Load())
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := c.store.Load()
+		c.move(before, next)
+		before.close()
+		looks := make(chan int)
+		go func() {
+			looks <- 0
+			looks <- found(t, c, 1)
+		}()
+		<-looks
+		runtime.Gosched()
+		c.store.Store(next)
+		if n := <-looks; n != 1 {
+			t.Fatal("the answer was not found")
 		}
 	}
 }
