@@ -7,14 +7,16 @@ import (
 
 // Options of a Balancer. A zero field means its default.
 type Options struct {
-	// Policy orders the members for a query. Default: latency.
+	// Policy is which upstream of a tier is asked first: latency (the fastest), ordered (as
+	// listed), round_robin, weighted, least_outstanding (the least busy), or hash (by name).
+	// Under every policy, upstreams that lose queries of a record type are asked first for
+	// that type less often.
 	Policy string `config:"policy"`
 
-	// Tell gets the story of each query that failed, or was sent to more than one
-	// member, when it is over. It must not block, nor keep anything up. Nil: nobody
-	// is told.
-	Tell func(Story) `config:"-"`
-	// Log takes what an operator should see. Default: slog.Default.
+	// Record gets the Trace of each query that failed, or was sent to more than one
+	// member, when the query has ended. It must not block. Nil: no trace is made.
+	Record func(Trace) `config:"-"`
+	// Log gets the messages for operators. Default: slog.Default.
 	Log *slog.Logger `config:"-"`
 }
 
@@ -32,7 +34,7 @@ func (o Options) withDefaults() Options {
 }
 
 // Check reports every option that can't be used, by its name.
-func (o Options) Check(report func(option, problem string)) {
+func (o Options) Check(report func(option, problem string, beside ...string)) {
 	if _, ok := policies[o.Policy]; !ok {
 		report("policy", `"`+o.Policy+`" does not exist; there are `+strings.Join(Policies(), ", "))
 	}

@@ -11,26 +11,29 @@ import (
 )
 
 const (
-	// exploration is how many queries in a hundred go to any member first, so
-	// that one that has become fast, or well, is found out.
+	// exploration is the percentage of queries that go to a random member first, so that
+	// a member that has become faster is noticed.
 	exploration = 5
-	// band is how much dearer than the cheapest a member may be and still count
-	// as equal: measurements differ more than that between twins.
+	// band is the ratio of costs up to which two members count as equal. Measurements of
+	// identical members differ by as much.
 	band = 1.3
-	// outclassed is how much dearer it may be and still be asked first, except to
-	// find out about it.
+	// outclassed is the ratio to the least cost above which a member is asked first for
+	// exploration only.
 	outclassed = 3
-	// granularity keeps differences that nobody notices from deciding.
+	// granularity is added to latencies, so that differences too small to notice do not
+	// decide.
 	granularity = 4 * time.Millisecond
-	// lossCost is what a lost query costs: it waits for a hedge, which the budget
-	// may deny for as long.
-	lossCost = lateHedge
-	// slowStart is how long a member that was down takes to get its full share.
-	slowStart = 10 * time.Second
+	// slowStartTime is how long a member that was down takes to get its full share.
+	slowStartTime = 10 * time.Second
+	// lossTolerance is the share of all queries that a lossy member may lose because it
+	// was asked first. It is below hedgeShare, so that the budget has a hedge for each.
+	lossTolerance = hedgeShare * 0.8
+	// lossNoise is the share that one lost attempt makes. It changes no order.
+	lossNoise = 1.0 / lossMemory
 )
 
-// A policy orders the members for a query, best first. It need not care who is
-// up, nor about tiers: order does.
+// A policy orders the members for a query, best first. It does not heed states, tiers and
+// losses: function order does, under all policies.
 type policy func(b *Balancer, q wire.Query, members []*member)
 
 var policies = map[string]policy{
@@ -52,111 +55,154 @@ func Policies() []string {
 	return names
 }
 
-// order appends all members for q to dst, which is empty: those that are well
-// before those that are suspect before those that are down, of which those come
-// first that only err; lower tiers before higher ones, and by policy among equals.
-func (b *Balancer) order(dst []*member, q wire.Query) []*member {
-	now := b.roster.Load()
-	order := append(dst, now.members...)
+// A level decides first where a member stands in the order: the lowest level is asked
+// first. Within a level, tiers and then the policy decide.
+type level uint8
+
+const (
+	levelUp      level = iota
+	levelReduced       // Up, but for this query after the others: slow start, or losses
+	levelSuspect       // these three are as the State
+	levelErroring
+	levelDown
+)
+
+// order appends all members for q to dst, which is empty: by level, within a level
+// by tier, within a tier by policy. It returns whether the first one is known to resolve the
+// domain of q where others do not.
+func (b *Balancer) order(dst []*member, q wire.Query) (order []*member, resolves bool) {
+	now := b.set.Load()
+	order = append(dst, now.members...)
 	if len(order) == 1 {
-		return order
+		return order, false
 	}
 	now.policy(b, q, order)
-	var room [8]int
-	ranks := room[:0]
+	var levels, losses = [8]level{}, [8]float64{}
+	ranks, lost := levels[:0], losses[:0]
+	least := 1.0
 	for _, m := range now.members {
-		ranks = append(ranks, m.rank())
+		l := m.level()
+		loss := m.losses.of(q)
+		if l == levelUp || l == levelReduced {
+			least = min(least, loss)
+		}
+		ranks, lost = append(ranks, l), append(lost, loss)
 	}
-	slices.SortStableFunc(order, func(x, y *member) int { return cmp.Compare(ranks[x.index], ranks[y.index]) })
-	return order
+	for i, l := range ranks {
+		if l == levelUp && !keepsPlace(lost[i], least) {
+			ranks[i] = levelReduced
+		}
+	}
+	slices.SortStableFunc(order, func(x, y *member) int {
+		if c := cmp.Compare(ranks[x.index], ranks[y.index]); c != 0 {
+			return c
+		}
+		return cmp.Compare(x.Tier, y.Tier)
+	})
+	return order, b.resolvedBy.moveFirst(order, ranks, q)
 }
 
-// doubt is how much speaks against asking m now, whatever ordered it before: its
-// state, an answer that is overdue, losses, and how long it takes.
-func (m *member) doubt() float64 {
-	doubt := 0.0
-	switch up := m.Up(); {
-	case up && m.Suspect():
-		doubt = 4
-	case up:
-	case m.Errs():
-		doubt = 8
-	default:
-		doubt = 16
+// level returns the level of m, losses aside.
+func (m *member) level() level {
+	switch m.State() {
+	case Suspect:
+		return levelSuspect
+	case Up:
+		if m.slowStart.allows() {
+			return levelUp
+		}
+		return levelReduced
+	case Erroring:
+		m.slowStart.wentDown()
+		return levelErroring
 	}
+	m.slowStart.wentDown()
+	return levelDown
+}
+
+// keepsPlace reports whether a member with these losses keeps the place that the policy
+// gives it, for this query. The larger the loss, the fewer queries the member gets first,
+// but it always gets some, so that its recovery is noticed. Least is the least loss of any
+// member that is Up: if all members lose queries, no order is better than that of the
+// policy.
+func keepsPlace(loss, least float64) bool {
+	return loss <= lossNoise+2*least || rand.Float64() < lossTolerance/loss
+}
+
+// answers reports whether m can be expected to answer.
+func (m *member) answers() bool { return m.State().Answers() }
+
+// worse reports whether m should be asked after o as a further member, whatever the policy
+// says: by rank, then by tier, then by risk.
+func (m *member) worse(o *member, q wire.Query) bool {
+	c := cmp.Compare(m.rank(), o.rank())
+	if c == 0 {
+		c = cmp.Compare(m.Tier, o.Tier)
+	}
+	if c == 0 {
+		c = cmp.Compare(m.risk(q), o.risk(q))
+	}
+	return c > 0
+}
+
+// rank orders the members by state and, within a state, by whether an answer is overdue.
+func (m *member) rank() (rank int) {
+	rank = 2 * int(m.State())
+	if usual, _ := m.Latency(); usual > 0 && m.Silent() > usual*5/4 {
+		rank++
+	}
+	return rank
+}
+
+// risk is the loss of m for the type of q plus its latency in seconds.
+func (m *member) risk(q wire.Query) float64 {
 	usual, _ := m.Latency()
-	if usual > 0 && m.Silent() > usual*5/4 {
-		doubt += 2
-	}
-	doubt += m.losses.value() + usual.Seconds()
-	return doubt
+	return m.losses.of(q) + usual.Seconds()
 }
 
-// answers reports whether m can be expected to, if only with errors to some names.
-func (m *member) answers() bool { return m.Up() || m.Errs() }
-
-// rank is lower for members that should be asked earlier.
-func (m *member) rank() int {
-	up := m.Up()
-	if !up {
-		m.comeback.down()
-	}
-	switch {
-	case up && !m.Suspect() && m.comeback.admits():
-		return m.Tier
-	case up:
-		return 1<<32 + m.Tier
-	case m.Errs():
-		return 2<<32 + m.Tier
-	}
-	return 3<<32 + m.Tier
-}
-
-// A comeback lets a member that was down return by and by.
-type comeback struct {
+// A slowStart increases the share of a member that was down. Its age is monotonic time, so
+// that steps of the wall clock change nothing.
+type slowStart struct {
 	wasDown atomic.Bool
-	since   atomic.Int64 // when it came back, in Unix nanoseconds; 0 if long ago
+	since   atomic.Pointer[time.Time] // when it came back; nil if long ago
 }
 
-func (c *comeback) down() { c.wasDown.Store(true) }
+func (c *slowStart) wentDown() { c.wasDown.Store(true) }
 
-// admits reports whether this query may go to the member first, which gets
-// likelier until slowStart is over.
-func (c *comeback) admits() bool {
+// allows reports whether this query may go to the member first. The probability grows
+// until slowStartTime is over.
+func (c *slowStart) allows() bool {
 	if c.wasDown.Load() && c.wasDown.CompareAndSwap(true, false) {
-		c.since.Store(time.Now().UnixNano())
+		c.since.Store(new(time.Now()))
 	}
 	since := c.since.Load()
-	if since == 0 {
+	if since == nil {
 		return true
 	}
-	age := time.Since(time.Unix(0, since))
-	if age >= slowStart {
-		c.since.Store(0)
+	age := time.Since(*since)
+	if age >= slowStartTime {
+		c.since.Store(nil)
 		return true
 	}
-	return rand.Float64() < max(0.1, float64(age)/float64(slowStart))
+	return rand.Float64() < max(0.1, float64(age)/float64(slowStartTime))
 }
 
-// cost estimates how long a query would wait for the member, queue and loss
-// included.
+// cost estimates how long a query would wait for the member, queue included.
 func (m *member) cost() float64 {
 	usual, _ := m.Latency()
-	queue := float64(m.outstanding.Load() + 1)
-	return float64(usual+granularity)*queue + m.losses.value()*float64(lossCost)
+	return float64(usual+granularity) * float64(m.outstanding.Load()+1)
 }
 
-// byLatency compares two members picked at random and takes the cheaper (power
-// of two choices), so that all queries of a moment don't follow one measurement.
-// Members that are much dearer than the cheapest are not in the draw: of three,
-// two that are slow would meet each other in every third.
+// byLatency takes the better of two random members (power of two choices), so that not
+// all queries of a moment follow one measurement. Members with a much higher cost than the
+// best one are not drawn: of three members, two slow ones would meet in every third draw.
 func byLatency(_ *Balancer, _ wire.Query, members []*member) {
 	shuffle(members)
 	if rand.IntN(100) < exploration {
 		return
 	}
-	var room [8]float64
-	costs := room[:0]
+	var buf [8]float64
+	costs := buf[:0]
 	for _, m := range members {
 		costs = append(costs, m.cost())
 	}
@@ -191,7 +237,7 @@ func rotate(members []*member, n int) {
 	copy(members, rotated)
 }
 
-// byWeight draws without putting back.
+// byWeight draws the members one after the other, by weight.
 func byWeight(_ *Balancer, _ wire.Query, members []*member) {
 	for rest := members; len(rest) > 1; rest = rest[1:] {
 		total := 0
@@ -210,14 +256,13 @@ func byWeight(_ *Balancer, _ wire.Query, members []*member) {
 
 func byOutstanding(_ *Balancer, _ wire.Query, members []*member) {
 	shuffle(members)
-	// Losses count too: who fails fast has nothing outstanding.
-	queue := func(m *member) float64 { return float64(m.outstanding.Load()+1) / (1 - min(m.losses.value(), 0.95)) }
-	slices.SortStableFunc(members, func(a, b *member) int { return cmp.Compare(queue(a), queue(b)) })
+	slices.SortStableFunc(members, func(a, b *member) int {
+		return cmp.Compare(a.outstanding.Load(), b.outstanding.Load())
+	})
 }
 
-// byHash gives each name its own order of members (rendezvous hashing), the same
-// in every process with the same upstreams. A member that is down moves its own
-// names only.
+// byHash gives each name its own order of members (rendezvous hashing), the same in all
+// processes with the same upstreams. If a member is down, only its own names move.
 func byHash(_ *Balancer, q wire.Query, members []*member) {
 	name := q.NameHash()
 	slices.SortStableFunc(members, func(a, b *member) int { return cmp.Compare(mix(b.hash^name), mix(a.hash^name)) })
@@ -225,8 +270,8 @@ func byHash(_ *Balancer, q wire.Query, members []*member) {
 
 func asConfigured(*Balancer, wire.Query, []*member) {}
 
-// mix spreads the bits of an FNV hash, whose upper ones know little of the last
-// octets.
+// mix spreads the bits of an FNV hash: the last octets have little effect on its upper
+// bits.
 func mix(h uint64) uint64 {
 	h ^= h >> 33
 	h *= 0xff51afd7ed558ccd

@@ -10,6 +10,11 @@ import (
 	"dotgate/gateway/wire"
 )
 
+func firstOf(b *Balancer, q wire.Query) *member {
+	order, _ := b.order(nil, q)
+	return order[0]
+}
+
 // shares runs n queries, a millisecond apart and many at once, against members
 // that take as long as given, and returns the part that each was asked first.
 func shares(t *testing.T, policy string, n int, candidates ...Candidate) []float64 {
@@ -22,12 +27,12 @@ func shares(t *testing.T, policy string, n int, candidates ...Candidate) []float
 		}
 		for i := range n {
 			q := query(t, fmt.Sprintf("n%d.example.com", i))
-			first := b.order(nil, q)[0]
+			first := firstOf(b, q)
 			counts[first.index]++
 			first.outstanding.Add(1)
 			go func() {
 				done := make(chan struct{})
-				first.Ask(q, func(wire.Answer, error) { close(done) })
+				first.Ask(t.Context(), q, func(wire.Answer, error) { close(done) })
 				<-done
 				first.outstanding.Add(-1)
 			}()
@@ -97,14 +102,14 @@ func TestTheHashPolicyKeepsANameWithItsMember(t *testing.T) {
 	home := make(map[int]string)
 	for i := range 300 {
 		lower, upper := query(t, fmt.Sprintf("n%d.example.com", i)), query(t, fmt.Sprintf("N%d.EXAMPLE.com", i))
-		home[i] = b.order(nil, lower)[0].String()
-		if again := other.order(nil, upper)[0].String(); again != home[i] {
+		home[i] = firstOf(b, lower).String()
+		if again := firstOf(other, upper).String(); again != home[i] {
 			t.Fatalf("name %d belongs to %s, and to %s in another order and spelling", i, home[i], again)
 		}
 	}
 	members[0].Member.(*fake).down = true
 	for i := range 300 {
-		now := b.order(nil, query(t, fmt.Sprintf("n%d.example.com", i)))[0].String()
+		now := firstOf(b, query(t, fmt.Sprintf("n%d.example.com", i))).String()
 		if home[i] != "a" && now != home[i] {
 			t.Fatalf("name %d moved from %s to %s although only a is down", i, home[i], now)
 		}
@@ -122,7 +127,7 @@ func TestAMemberThatComesBackStartsSlowly(t *testing.T) {
 		}
 		first := func(queries int) (share float64) {
 			for range queries {
-				if b.order(nil, query(t, "example.com"))[0].String() == "a" {
+				if firstOf(b, query(t, "example.com")).String() == "a" {
 					share += 1 / float64(queries)
 				}
 			}
@@ -135,9 +140,9 @@ func TestAMemberThatComesBackStartsSlowly(t *testing.T) {
 		if got := first(1000); got > 0.15 {
 			t.Errorf("just back: share %.2f, want a small one", got)
 		}
-		time.Sleep(slowStart) // fake time
+		time.Sleep(slowStartTime) // fake time
 		if got := first(1000); got < 0.45 {
-			t.Errorf("after %v: share %.2f, want half", slowStart, got)
+			t.Errorf("after %v: share %.2f, want half", slowStartTime, got)
 		}
 	})
 }

@@ -2,65 +2,59 @@ package balancer
 
 import (
 	"context"
-	"fmt"
-	"time"
 
 	"dotgate/gateway/wire"
 )
 
 // A Resolver answers queries, as a Balancer does.
 type Resolver interface {
-	Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error))
+	Ask(ctx context.Context, q wire.Query, done func(wire.Answer, error))
 }
 
-// A Router has the queries for some names answered by a Resolver of their own.
-// Make one with NewRouter.
+// A Route has a Resolver of its own for some names.
+type Route struct {
+	Resolver Resolver
+	Source   string // names the upstreams of the route, for wire.Routes
+}
+
+// A Router has the queries for some names answered by a Resolver of their own. Make
+// one with NewRouter. It never changes.
 type Router struct {
-	rest   Resolver
-	routes wire.Names[Resolver]
+	rest      Resolver
+	resolvers []Resolver // by route
+	routes    *wire.Routes
 }
 
-// NewRouter returns a Router that asks, for a name and all below it, the Resolver
-// that it stands for in routes, the longest such name; and rest for all others.
-// What a route does not answer is not answered: it never falls back to another.
-func NewRouter(rest Resolver, routes map[string]Resolver) (*Router, error) {
-	r := &Router{rest: rest, routes: make(wire.Names[Resolver])}
-	for name, resolver := range routes {
-		packed, err := wire.PackName(name)
-		if err != nil {
-			return nil, fmt.Errorf("routes: %w", err)
-		}
-		if _, twice := r.routes[string(packed)]; twice {
-			return nil, fmt.Errorf("routes: %s is there twice", name)
-		}
-		r.routes[string(packed)] = resolver
+// NewRouter returns a Router that asks, for each name, the Resolver of the route
+// with the longest pattern in names that stands for it; and rest for all others.
+// Names has indexes of routes, and must not change any more. A query that the upstreams
+// of a route do not answer fails: it never falls back to another Resolver.
+func NewRouter(rest Resolver, names *wire.RouteNames, routes []Route) *Router {
+	r := &Router{rest: rest}
+	var sources []string
+	for _, route := range routes {
+		r.resolvers, sources = append(r.resolvers, route.Resolver), append(sources, route.Source)
 	}
-	return r, nil
+	r.routes = wire.NewRoutes(names, sources)
+	return r
+}
+
+// Routes returns the names that have routes.
+func (r *Router) Routes() *wire.Routes { return r.routes }
+
+// ResolverFor returns the Resolver for a name, in wire format and lower case, and
+// how many octets of the name come before that of its route. It reports false if the
+// name has no route.
+func (r *Router) ResolverFor(name []byte) (resolver Resolver, below int, routed bool) {
+	if i, below, ok := r.routes.Find(name); ok {
+		return r.resolvers[i], below, true
+	}
+	return r.rest, 0, false
 }
 
 // Ask asks the Resolver that the name in q is for.
-func (r *Router) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
-	r.resolverFor(q).Ask(q, deadline, done)
-}
-
-// AskFor is Ask for who may want to know how it went: a Resolver that can tell does so
-// to what is in ctx.
-func (r *Router) AskFor(ctx context.Context, q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
-	resolver := r.resolverFor(q)
-	telling, ok := resolver.(interface {
-		AskFor(ctx context.Context, q wire.Query, deadline time.Time, done func(wire.Answer, error))
-	})
-	if !ok {
-		resolver.Ask(q, deadline, done)
-		return
-	}
-	telling.AskFor(ctx, q, deadline, done)
-}
-
-func (r *Router) resolverFor(q wire.Query) Resolver {
-	var room [wire.MaxKey]byte
-	if resolver, _, ok := r.routes.Find(q.AppendName(room[:0])); ok {
-		return resolver
-	}
-	return r.rest
+func (r *Router) Ask(ctx context.Context, q wire.Query, done func(wire.Answer, error)) {
+	var buf [wire.MaxKey]byte
+	resolver, _, _ := r.ResolverFor(q.AppendName(buf[:0]))
+	resolver.Ask(ctx, q, done)
 }

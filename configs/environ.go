@@ -2,83 +2,136 @@ package configs
 
 import (
 	"maps"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
 )
 
-// Kubernetes tells every pod about a Service named dotgate, and Docker's links
-// about such a container, in variables of these forms. No key is named like
-// them, so none can be a misspelt one.
+// serviceVariable matches the names of variables by which Kubernetes tells every pod of a
+// namespace about its Services, and Docker's links about containers.
 var serviceVariable = regexp.MustCompile(
-	`^DOTGATE_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
+	`^DOTGATE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)$`)
+
+// IsServiceVariable reports whether a variable is ignored because Kubernetes or Docker
+// sets it: a Service dotgate, dotgate-metrics or dotgate-2 must not keep a pod from
+// starting.
+func IsServiceVariable(name string) bool { return serviceVariable.MatchString(name) }
 
 // environ returns what the environment says, by key. A list is separated by
 // commas.
-func (l *loader) environ(variables []string) map[string]any {
+func (l *Loader) environ(variables []string) map[string]any {
 	keys := map[string]string{variablePrefix + "CONFIG": ""} // a name that is known, but not a key
 	for _, s := range l.settings {
-		keys[variable(s.key)] = s.key
+		keys[Variable(s.Key)] = s.Key
 	}
-	for section, key := range short {
-		keys[variable(section)] = key
+	for _, s := range l.settings {
+		if s.short {
+			keys[Variable(s.section())] = s.Key
+		}
 	}
 	layer := make(map[string]any)
+	var services []string
 	for _, v := range variables {
 		name, text, _ := strings.Cut(v, "=")
-		if !strings.HasPrefix(name, variablePrefix) || serviceVariable.MatchString(name) {
+		key, ok := keys[name]
+		if !strings.HasPrefix(name, variablePrefix) {
 			continue
 		}
-		key, ok := keys[name]
-		at := source{name: name}
+		if !ok && IsServiceVariable(name) {
+			services = append(services, name)
+			continue
+		}
+		at := Source{Name: name}
 		switch {
 		case !ok:
-			l.report(at, "", "is no variable of dotgate; did you mean %s?", closest(name, slices.Sorted(maps.Keys(keys))))
+			l.Report(Source{Name: Clip(name)}, "", "is no variable of dotgate; did you mean %s?", closest(name[:min(len(name), shownMax)], slices.Sorted(maps.Keys(keys))))
 		case key == "":
 		case layer[key] != nil:
-			l.report(at, key, "is given twice, by two variables")
-		case text == "":
-			l.report(at, key, "is set but empty; give it a value, or unset it to leave the choice to the file or the default")
-		case !utf8.ValidString(text):
-			l.report(at, key, "%q is not UTF-8", text)
-		case l.isList(key):
-			layer[key] = given{at, listNode(strings.Split(text, ","))}
+			l.Report(at, key, "is given twice, by two variables")
 		default:
-			layer[key] = given{at, textNode(text)}
+			if value := l.variableValue(at, key, text); value != nil {
+				layer[key] = value
+			}
 		}
 	}
+	if len(services) > 0 {
+		l.Note("%d environment variables such as %s are ignored: Kubernetes or Docker sets them for Services and links, and they are no options of dotgate", len(services), Clip(slices.Min(services)))
+	}
 	return layer
+}
+
+// variableValue returns the Value that a variable gives a key, or nil, with a report, if
+// its text is not usable.
+func (l *Loader) variableValue(at Source, key, text string) any {
+	switch {
+	case text == "":
+		l.Report(at, key, "is set but empty; give it a value, or unset it to leave the choice to the file or the default")
+	case !utf8.ValidString(text):
+		l.Report(at, key, "the value is not UTF-8")
+	case l.isList(key) && isYAMLList(text):
+		l.Report(at, key, "begins with %q; in a variable, a list is its elements with commas between them, without brackets and quotes: a,b", text[:1])
+	case l.isList(key):
+		return Value{at, listNode(splitList(text))}
+	default:
+		return Value{at, textNode(text)}
+	}
+	return nil
+}
+
+// isYAMLList reports whether text is a list as the file has it, rather than as a variable
+// has it. An IPv6 address is in brackets, too.
+func isYAMLList(text string) bool {
+	inner, bracket := strings.CutPrefix(text, "[")
+	address, _, _ := strings.Cut(inner, "]")
+	_, err := netip.ParseAddr(address)
+	return strings.ContainsAny(text[:1], `"'`) || bracket && err != nil
+}
+
+// splitList splits a list at commas and at the ends of lines, as a YAML block has them;
+// there, a comma may stand before the end of a line.
+func splitList(text string) (all []string) {
+	if !strings.Contains(text, "\n") {
+		return strings.Split(text, ",")
+	}
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSuffix(strings.TrimSpace(line), ","); line != "" {
+			all = append(all, strings.Split(line, ",")...)
+		}
+	}
+	return all
 }
 
 // flags returns what the command line says, by key.
-func (l *loader) flags(flags map[string][]string) map[string]any {
+func (l *Loader) flags(flags map[string][]string) map[string]any {
 	layer := make(map[string]any)
 	for key, values := range flags {
-		at := source{name: flagName(key)}
+		at := Source{Name: FlagName(key)}
 		switch {
 		case len(values) == 0:
 		case !slices.Contains(keysOf(l.settings), key):
-			l.report(at, key, "is no key")
+			l.Report(at, key, "is no key")
 		case slices.Contains(values, ""):
-			l.report(at, key, "is given without a value")
+			l.Report(at, key, "is given without a value")
 		case l.isList(key):
-			layer[key] = given{at, listNode(values)}
+			layer[key] = Value{at, listNode(values)}
 		case len(values) > 1:
-			l.report(at, key, "is given %d times; it takes one value", len(values))
+			l.Report(at, key, "is given %d times; it takes one value", len(values))
 		default:
-			layer[key] = given{at, textNode(values[0])}
+			layer[key] = Value{at, textNode(values[0])}
 		}
 	}
 	return layer
 }
 
-func flagName(key string) string {
+// FlagName returns the name of the flag for a key.
+func FlagName(key string) string {
 	return "--" + strings.ReplaceAll(key[strings.LastIndexByte(key, '.')+1:], "_", "-")
 }
 
-func (l *loader) isList(key string) bool {
-	return slices.ContainsFunc(l.settings, func(s setting) bool { return s.key == key && isList(s.field) })
+func (l *Loader) isList(key string) bool {
+	return slices.ContainsFunc(l.settings, func(s Setting) bool { return s.Key == key && s.IsList() })
 }
 
 // closest returns the word that takes the least change to get at from name.

@@ -3,103 +3,158 @@ package configs
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
 
+	"dotgate/configs/files"
+
 	"go.yaml.in/yaml/v3"
 )
 
-// readFile reads the file into l.given.
-func (l *loader) readFile() {
-	data, err := os.ReadFile(l.file)
+func (l *Loader) readFile() {
+	data, err := l.sources.Read(l.sources.File, files.ConfigMax)
 	if err != nil {
 		if at, ok := errors.AsType[*fs.PathError](err); ok {
-			err = at.Err // its path is told already
+			err = at.Err // the problem names its path
 		}
-		l.report(source{name: l.file}, "", "read the configuration: %v", err)
+		l.Report(Source{Name: l.sources.File}, "", "read the configuration: %v", err)
 		return
 	}
 	l.readDocument(data)
 }
 
-// readDocument reads YAML into l.given: one entry for each key that a setting
-// has. It takes the tree of nodes rather than a map, as only that knows lines
-// and keys that are given twice.
-func (l *loader) readDocument(data []byte) {
+// readDocument reads YAML into l.given: one entry for each key of a setting. It uses
+// the tree of nodes rather than a map, which has no lines and no duplicate keys.
+func (l *Loader) readDocument(data []byte) {
 	documents := yaml.NewDecoder(bytes.NewReader(data))
 	var document yaml.Node
 	err := documents.Decode(&document)
 	if errors.Is(err, io.EOF) {
-		return // empty, or comments only
+		l.reportEmpty()
+		return
 	}
 	if err != nil {
-		l.reportSyntax(data, err)
+		line := l.reportSyntax(data, err)
+		if line > 0 && l.skips > 0 {
+			l.skips--
+			l.readDocument(withoutSection(bytes.SplitAfter(data, []byte("\n")), line))
+		}
 		return
 	}
 	var second yaml.Node
 	if err := documents.Decode(&second); !errors.Is(err, io.EOF) {
-		l.report(source{l.file, second.Line, ""}, "", "a second document starts after ---; there must be one only")
+		l.Report(Source{l.sources.File, second.Line, ""}, "", "a second document starts after ---; there must be one only")
 	}
 	root := resolve(document.Content[0])
 	if isNull(root) {
+		l.reportEmpty()
 		return
 	}
 	if root.Kind != yaml.MappingNode {
-		l.report(source{l.file, root.Line, ""}, "", "is %s, not a mapping; it should start with a section such as gateway:", kindOf(root))
+		l.Report(Source{l.sources.File, root.Line, ""}, "", "is %s, not a mapping; it should start with a section such as gateway:", kindOf(root))
 		return
 	}
 	l.readSection("", root, keysOf(l.settings), l.given)
 }
 
+// reportEmpty reports that the file is empty, as a file that is still being written is.
+func (l *Loader) reportEmpty() {
+	l.Report(Source{Name: l.sources.File}, "", "is empty, or has only comments; for the defaults, write %s, or use no file", l.sources.Defaults)
+}
+
 // readSection reads the mapping at prefix ("", "gateway." or "upstreams[1].")
 // into values. Keys are all keys that exist, in full.
-func (l *loader) readSection(prefix string, mapping *yaml.Node, keys []string, values map[string]any) {
+func (l *Loader) readSection(prefix string, mapping *yaml.Node, keys []string, values map[string]any) {
 	first := make(map[string]int) // the line of each name
+	mapping = l.withMerged(mapping)
 	for i := 0; i+1 < len(mapping.Content); i += 2 {
 		name, value := resolve(mapping.Content[i]), resolve(mapping.Content[i+1])
-		at := source{l.file, mapping.Content[i].Line, ""}
+		at := Source{l.sources.File, mapping.Content[i].Line, ""}
 		key := prefix + name.Value
 		if name.Kind != yaml.ScalarNode {
-			l.report(at, strings.TrimSuffix(prefix, "."), "has %s for a key; a key is a word", kindOf(name))
+			l.Report(at, strings.TrimSuffix(prefix, "."), "has %s for a key; a key is a word", kindOf(name))
 			continue
 		}
+		if prefix == "" && strings.HasPrefix(name.Value, "x-") {
+			continue // a place for anchors, as in a Compose file
+		}
 		if strings.Contains(name.Value, ".") {
-			l.report(at, key, "does not exist; sections have no dots: a key stands below its section, indented")
+			l.Report(at, key, "does not exist; sections have no dots: a key stands below its section, indented")
 			continue
 		}
 		if line, twice := first[name.Value]; twice {
-			l.report(at, key, "is given twice, first in line %d", line)
+			l.Report(at, key, "is given twice, first in line %d", line)
 			continue
 		}
-		first[name.Value] = at.line
+		first[name.Value] = at.Line
 		section := key + "."
 		switch {
 		case slices.Contains(keys, key):
-			values[key] = given{at, value}
+			values[key] = Value{at, value}
 		case !hasPrefix(keys, section):
 			l.reportUnknown(at, prefix, name.Value, keys)
 		case value.Kind == yaml.MappingNode:
 			l.readSection(section, value, keys, values)
-		case value.Kind == yaml.SequenceNode && short[key] != "":
-			values[short[key]] = given{at, value}
+		case value.Kind == yaml.SequenceNode && l.short(key) != "":
+			values[l.short(key)] = Value{at, value}
 		case !isNull(value): // all of its keys may be commented out
-			l.report(at, key, "is %s; it is a section, with keys of its own such as %s", kindOf(value), below(section, keys)[0])
+			l.Report(at, key, "is %s; it is a section, with keys of its own such as %s", kindOf(value), below(section, keys)[0])
 		}
 	}
 }
 
-func (l *loader) reportUnknown(at source, prefix, name string, keys []string) {
+// withMerged returns the mapping with the keys that merge keys (<<) add; its own keys
+// override them. A value that can't be merged stays, and is reported as a key that does
+// not exist.
+func (l *Loader) withMerged(mapping *yaml.Node) *yaml.Node {
+	const isMerge = "!!merge"
+	own := make(map[string]bool)
+	merges := 0
+	for i := 0; i+1 < len(mapping.Content); i += 2 {
+		if name := mapping.Content[i]; name.Tag == isMerge {
+			merges++
+		} else {
+			own[resolve(name).Value] = true
+		}
+	}
+	if merges == 0 {
+		return mapping
+	}
+	flat := *mapping
+	flat.Content = nil
+	for i := 0; i+1 < len(mapping.Content); i += 2 {
+		name, value := mapping.Content[i], resolve(mapping.Content[i+1])
+		sources := []*yaml.Node{value}
+		if value.Kind == yaml.SequenceNode {
+			sources = value.Content
+		}
+		if name.Tag != isMerge || slices.ContainsFunc(sources, func(n *yaml.Node) bool { return resolve(n).Kind != yaml.MappingNode }) {
+			flat.Content = append(flat.Content, name, mapping.Content[i+1])
+			continue
+		}
+		for _, Source := range sources {
+			from := resolve(Source).Content
+			for j := 0; j+1 < len(from); j += 2 {
+				if key := resolve(from[j]).Value; !own[key] {
+					own[key] = true
+					flat.Content = append(flat.Content, from[j], from[j+1])
+				}
+			}
+		}
+	}
+	return &flat
+}
+
+func (l *Loader) reportUnknown(at Source, prefix, name string, keys []string) {
 	known := below(prefix, keys)
-	if meant := nearest(name, known); meant != "" {
-		l.report(at, prefix+name, "does not exist; did you mean %s?", meant)
+	if meant := Nearest(name, known); meant != "" {
+		l.Report(at, prefix+name, "does not exist; did you mean %s?", meant)
 		return
 	}
-	l.report(at, prefix+name, "does not exist; there are %s", strings.Join(known, ", "))
+	l.Report(at, prefix+name, "does not exist; there are %s", strings.Join(known, ", "))
 }
 
 // below lists the names that may stand in the section at prefix.
@@ -121,13 +176,16 @@ func hasPrefix(keys []string, prefix string) bool {
 var (
 	yamlErrorLine   = regexp.MustCompile(`^(yaml: )?(line \d+: )?`)
 	unquotedAddress = regexp.MustCompile(`\]:|[\[,]\s*:`)
+	// YAML takes * for the name of an anchor.
+	unquotedWildcard = regexp.MustCompile(`(^|[\s\[{,])\*\.`)
 )
 
-// reportSyntax reports that data is not YAML, with hints for the two mistakes
-// whose error messages are of no help.
-func (l *loader) reportSyntax(data []byte, err error) {
+// reportSyntax reports that data is not YAML, with hints for the two mistakes whose error
+// messages do not help. It returns the line of the mistake, from 1, or 0 if that is
+// unknown.
+func (l *Loader) reportSyntax(data []byte, err error) (line int) {
 	lines := bytes.SplitAfter(data, []byte("\n"))
-	line := brokenLine(lines)
+	line = brokenLine(lines)
 	problem := "is not YAML: " + strings.TrimPrefix(err.Error(), "yaml: ")
 	if line > 0 {
 		problem = "is not YAML: " + yamlErrorLine.ReplaceAllString(err.Error(), "")
@@ -138,9 +196,12 @@ func (l *loader) reportSyntax(data []byte, err error) {
 			problem += "; the line starts with a tab, indent with spaces"
 		case unquotedAddress.Match(text):
 			problem += "; put quotes around addresses such as [::1]:53 and :53"
+		case unquotedWildcard.Match(text):
+			problem += "; put quotes around names that begin with *"
 		}
 	}
-	l.report(source{l.file, line, ""}, "", "%s", problem)
+	l.Report(Source{l.sources.File, line, ""}, "", "%s", problem)
+	return line
 }
 
 // brokenLine finds the line, from 1, after which nothing makes it YAML any more.
@@ -148,7 +209,7 @@ func (l *loader) reportSyntax(data []byte, err error) {
 // or missing. 0 means unknown.
 func brokenLine(lines [][]byte) int {
 	// Each step parses up to the mistake. A file of a few hundred lines takes
-	// well under a second; one that nobody wrote by hand could take minutes.
+	// well under a second; one that was generated could take minutes.
 	const most = 8 << 20 // bytes parsed, twice
 	if size := len(bytes.Join(lines, nil)); len(lines)*size > most {
 		return 0
@@ -161,40 +222,18 @@ func brokenLine(lines [][]byte) int {
 	return 0
 }
 
-// resolve follows an alias to what it stands for.
-func resolve(n *yaml.Node) *yaml.Node {
-	if n.Kind == yaml.AliasNode && n.Alias != nil {
-		return n.Alias
+// withoutSection returns the lines of a file without the section that the line, from 1,
+// is in: fewer lines.
+func withoutSection(lines [][]byte, line int) []byte {
+	begins := func(text []byte) bool {
+		return len(text) > 0 && !bytes.ContainsRune([]byte(" \t\r\n#]}"), rune(text[0]))
 	}
-	return n
-}
-
-func isNull(n *yaml.Node) bool {
-	return n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null"
-}
-
-func kindOf(n *yaml.Node) string {
-	switch {
-	case n.Kind == yaml.SequenceNode:
-		return "a list"
-	case n.Kind == yaml.MappingNode:
-		return "a mapping"
-	case isNull(n):
-		return "nothing"
+	start, end := line-1, line
+	for start > 0 && !begins(lines[start]) {
+		start--
 	}
-	return fmt.Sprintf("%q", n.Value)
-}
-
-// textNode and listNode are how values that are not of a file take the same way
-// as those that are.
-func textNode(text string) *yaml.Node {
-	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: text}
-}
-
-func listNode(texts []string) *yaml.Node {
-	list := &yaml.Node{Kind: yaml.SequenceNode, Tag: "!!seq"}
-	for _, text := range texts {
-		list.Content = append(list.Content, textNode(text))
+	for end < len(lines) && !begins(lines[end]) {
+		end++
 	}
-	return list
+	return bytes.Join(slices.Concat(lines[:start], lines[end:]), nil)
 }

@@ -3,9 +3,11 @@ package configs
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // A Problem is one thing in the configuration that can't be used.
@@ -18,11 +20,11 @@ type Problem struct {
 
 // Error says it in one line: dotgate.yaml:12: gateway.timeout: "5" has no unit.
 func (p Problem) Error() string {
-	at := source{name: p.Source, line: p.Line}.String()
+	at := Source{Name: p.Source, Line: p.Line}.String()
 	if p.Key == "" {
-		return at + ": " + oneLine(p.Text)
+		return at + ": " + oneLine(Clip(p.Text))
 	}
-	return at + ": " + oneLine(p.Key) + ": " + oneLine(p.Text)
+	return at + ": " + oneLine(Clip(p.Key)) + ": " + oneLine(Clip(p.Text))
 }
 
 // Problems are all that was found wrong: those of the file first, in the order
@@ -60,72 +62,84 @@ func (p Problems) sorted(file string) Problems {
 	return p
 }
 
-// A source is where a value is from. The zero source is the defaults.
-type source struct {
-	name   string // a file's name, an environment variable, or a flag
-	line   int    // in the file; 0 if none
-	preset string // which the value is from in the end, or empty
+// A Source is where a value is from. The zero Source is the defaults.
+type Source struct {
+	Name   string // a file's name, an environment variable, or a flag
+	Line   int    // in the file; 0 if none
+	Preset string // whose value it is in the end, or empty
 }
 
-func (s source) isDefault() bool { return s.name == "" }
+// IsDefault reports whether the value is from no source.
+func (s Source) IsDefault() bool { return s.Name == "" }
 
-func (s source) String() string {
-	text := oneLine(cmp.Or(s.name, "default"))
-	if s.line > 0 {
-		text += fmt.Sprintf(":%d", s.line)
+func (s Source) String() string {
+	text := oneLine(cmp.Or(s.Name, "default"))
+	if s.Line > 0 {
+		text += fmt.Sprintf(":%d", s.Line)
 	}
-	if s.preset != "" {
-		text += ", preset " + s.preset
+	if s.Preset != "" {
+		text += ", preset " + s.Preset
 	}
 	return text
 }
 
-// reject reports that a key's value could not be read, so that nothing more is
-// said about it.
-func (l *loader) reject(at source, key, format string, args ...any) {
-	l.bad[key] = true
-	l.report(at, key, format, args...)
+// Origins are the Sources of values, by key: of settings, and of the entries of lists
+// and their settings.
+type Origins map[string]Source
+
+// Reject reports that a key's value could not be read, and mutes the key.
+func (l *Loader) Reject(at Source, key, format string, args ...any) {
+	l.Mute(key)
+	l.Report(at, key, format, args...)
 }
 
-// report adds a problem.
-func (l *loader) report(at source, key, format string, args ...any) {
+// Report adds a problem.
+func (l *Loader) Report(at Source, key, format string, args ...any) {
 	l.problems = append(l.problems, Problem{
-		Source: cmp.Or(at.name, "default"), Line: at.line, Key: key, Text: fmt.Sprintf(format, args...),
+		Source: cmp.Or(at.Name, "default"), Line: at.Line, Key: key, Text: fmt.Sprintf(format, args...),
 	})
 }
 
-// reporter returns what a package's Check reports to, for the section or list
-// entry that its options are in. It passes over options that could not even be
-// read: what is said about them would be about a value that nobody gave.
-func (l *loader) reporter(section string) func(option, problem string) {
-	unread := maps.Clone(l.bad)
-	return func(option, problem string) {
-		key := section + "." + option
-		if !unread[key] {
-			l.report(l.blame(section, option, problem), key, "%s", problem)
+// Mute keeps a Reporter from reporting a key whose value was not read: that would be
+// about a value that is not in any source.
+func (l *Loader) Mute(key string) { l.muted[key] = true }
+
+// IsMuted reports whether a key was muted.
+func (l *Loader) IsMuted(key string) bool { return l.muted[key] }
+
+// Note adds a fact that an operator may not expect of the configuration: one sentence.
+func (l *Loader) Note(format string, args ...any) {
+	l.notes = append(l.notes, oneLine(fmt.Sprintf(format, args...)))
+}
+
+// Reporter returns the function that a Checker reports to, for the section or list
+// entry that its options are in. It passes over muted keys.
+func (l *Loader) Reporter(section string) func(option, problem string, beside ...string) {
+	return func(option, problem string, beside ...string) {
+		if key := section + "." + option; !l.muted[key] {
+			l.Report(l.Blame(section, option, beside...), key, "%s", problem)
 		}
 	}
 }
 
-// blame finds who to send to for a problem. An option that nobody has set is not
-// wrong by itself: then one that the problem speaks of was set wrong beside it
-// ("is above recovery_max"), or else the entry that should have set it.
-func (l *loader) blame(section, option, problem string) source {
-	sources := l.config.sources
-	if at := sources[section+"."+option]; !at.isDefault() {
-		return at
-	}
-	for _, word := range strings.FieldsFunc(problem, func(r rune) bool { return r != '_' && (r < 'a' || r > 'z') }) {
-		if at := sources[section+"."+word]; !at.isDefault() {
+// Blame returns the source to name in a problem with an option of a section or list
+// entry: its own; or, if it has its default, that of the first option beside it that has
+// not; or else that of the entry, which should have set it.
+func (l *Loader) Blame(section, option string, beside ...string) Source {
+	for _, name := range append([]string{option}, beside...) {
+		if at := l.origins[section+"."+name]; !at.IsDefault() {
 			return at
 		}
 	}
-	return sources[section]
+	return l.origins[section]
 }
 
-// nearest returns the word that name was most likely meant to be, or "" if it
+// Nearest returns the word that name was most likely meant to be, or "" if it
 // resembles none.
-func nearest(name string, words []string) string {
+func Nearest(name string, words []string) string {
+	if len(name) > shownMax {
+		return "" // it resembles none, and to find that out takes its length squared
+	}
 	best, least := "", 1+max(2, (len(name)+1)/2)
 	for _, word := range words {
 		if d := distance(name, word); d < least {
@@ -155,6 +169,29 @@ func distance(a, b string) int {
 		}
 	}
 	return row[len(b)]
+}
+
+// shownMax is how many characters of one word or quoted text an error shows.
+const shownMax = 100
+
+// Clip shortens each word and each quoted text in an error message to its first 100
+// characters, so that a message never repeats a whole file.
+func Clip(text string) string {
+	var out strings.Builder
+	for text != "" {
+		part, end := text, ""
+		if quoted, err := strconv.QuotedPrefix(text); err == nil && text[0] == '"' {
+			part, end = quoted, `"`
+		} else if i := strings.IndexFunc(text, unicode.IsSpace); i >= 0 {
+			part = text[:max(i, 1)]
+		}
+		text = text[len(part):]
+		if utf8.RuneCountInString(part) > shownMax {
+			part = string([]rune(part[:min(len(part), utf8.UTFMax*shownMax)])[:shownMax]) + "…" + end
+		}
+		out.WriteString(part)
+	}
+	return out.String()
 }
 
 // oneLine keeps a file's name or a value with line breaks from looking like

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"reflect"
 	"strconv"
 	"strings"
@@ -14,92 +13,72 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// An addressReader is what "192.0.2.1" or ":53" mean where they stand: places
-// to listen and servers to ask are written differently.
-type addressReader func(text string) (netip.AddrPort, error)
+// A Parser sets the field that a pointer points to from a text, if it knows the type of
+// the field: one whose texts mean different things in different options, as addresses do.
+type Parser func(field any, text string) (known bool, err error)
 
-// decode sets a field to what was given for it. If it can't, it reports why and
-// leaves the field as it was.
-func (l *loader) decode(s setting, g given, address addressReader) {
-	value := resolve(g.value)
+// Set sets a field to a value. If it can't, it reports why and leaves the field as it
+// was. The parser may be nil.
+func (l *Loader) Set(s Setting, v Value, parse Parser) {
 	switch {
-	case isNull(value):
-		l.reject(g.from, s.key, "has no value; remove the key to have the default, %s", textOf(s.field))
-	case isList(s.field) && value.Kind == yaml.SequenceNode:
-		l.decodeList(s, g.from, value, address)
-	case isList(s.field):
-		l.reject(g.from, s.key, "is %s; it takes a list, as in [a, b]", kindOf(value))
-	case value.Kind != yaml.ScalarNode:
-		l.reject(g.from, s.key, "is %s; it takes one value", kindOf(value))
-	case value.Value == "" && !s.field.IsZero():
+	case v.IsNull():
+		l.Reject(v.At, s.Key, "has no value; remove the key to have the default, %s", s.Text())
+	case s.IsList() && v.IsList():
+		l.setList(s, v, parse)
+	case s.IsList():
+		l.Reject(v.At, s.Key, "is %s; it takes a list, as in [a, b]", s.kindOf(v.node))
+	case !v.IsScalar():
+		l.Reject(v.At, s.Key, "is %s; it takes one value", s.kindOf(v.node))
+	case v.Text() == "" && !s.Field.IsZero():
 		// The packages take an empty text for their default.
-		l.reject(g.from, s.key, "is empty; remove the key to have the default, %s", textOf(s.field))
+		l.Reject(v.At, s.Key, "is empty; remove the key to have the default, %s", s.Text())
 	default:
-		if err := setText(s.field, value.Value, address); err != nil {
-			l.reject(g.from, s.key, "%v", err)
+		if err := setText(s.Field, v.Text(), parse); err != nil {
+			l.Reject(v.At, s.Key, "%v", err)
 		}
 	}
 }
 
-func (l *loader) decodeList(s setting, from source, list *yaml.Node, address addressReader) {
-	values := reflect.MakeSlice(s.field.Type(), 0, len(list.Content))
-	for _, element := range list.Content {
-		at := elementSource(from, element)
-		value := reflect.New(s.field.Type().Elem()).Elem()
-		node := resolve(element)
-		if node.Kind != yaml.ScalarNode {
-			l.reject(at, s.key, "has %s in its list; put quotes around an IPv6 address in brackets", kindOf(node))
+func (l *Loader) setList(s Setting, list Value, parse Parser) {
+	values := reflect.MakeSlice(s.Field.Type(), 0, len(list.node.Content))
+	for _, element := range list.List() {
+		value := reflect.New(s.Field.Type().Elem()).Elem()
+		if !element.IsScalar() {
+			l.Reject(element.At, s.Key, "has %s in its list; put quotes around an IPv6 address in brackets", element.Kind())
 			continue
 		}
-		text := strings.TrimSpace(node.Value)
-		if text == "" || isNull(node) {
-			l.reject(at, s.key, "has an empty element")
+		text := strings.TrimSpace(element.Text())
+		if text == "" || element.IsNull() {
+			l.Reject(element.At, s.Key, "has an empty element")
 			continue
 		}
-		if err := setText(value, text, address); err != nil {
-			l.reject(at, s.key, "%v", err)
+		if err := setText(value, text, parse); err != nil {
+			l.Reject(element.At, s.Key, "%v", err)
 			continue
 		}
 		values = reflect.Append(values, value)
 	}
-	if values.Len() == 0 {
-		values = reflect.Zero(s.field.Type()) // as the packages' defaults have it
+	if values.Len() == 0 && s.Field.Len() == 0 { // an empty list in place of a default stays one
+		values = reflect.Zero(s.Field.Type()) // as the packages' defaults have it
 	}
-	if !l.bad[s.key] {
-		s.field.Set(values)
+	if !l.muted[s.Key] {
+		s.Field.Set(values)
 	}
-}
-
-// elementSource is the line of an element, for a list may be long.
-func elementSource(list source, element *yaml.Node) source {
-	if element.Line > 0 {
-		list.line = element.Line
-	}
-	return list
 }
 
 func isList(field reflect.Value) bool { return field.Kind() == reflect.Slice }
 
-// setText sets a field to the value that text stands for.
-func setText(field reflect.Value, text string, address addressReader) error {
+func setText(field reflect.Value, text string, parse Parser) error {
+	if parse != nil {
+		if known, err := parse(field.Addr().Interface(), text); known {
+			return err
+		}
+	}
 	switch to := field.Addr().Interface().(type) {
 	case *time.Duration:
 		return setDuration(to, text)
-	case *netip.AddrPort:
-		a, err := address(text)
-		*to = a
-		return err
 	case *slog.Level:
 		return setLevel(to, text)
-	case *netip.Addr:
-		a, err := netip.ParseAddr(text)
-		if err != nil {
-			return fmt.Errorf("%q is not an address; write 192.0.2.1 or 2001:db8::1", text)
-		}
-		*to = a
-		return nil
-	case *netip.Prefix:
-		return setPrefix(to, text)
 	case encoding.TextUnmarshaler:
 		return to.UnmarshalText([]byte(text))
 	}
@@ -137,23 +116,6 @@ func setDuration(to *time.Duration, text string) error {
 		return fmt.Errorf("%q has no unit; write %ss or 500ms", text, text)
 	}
 	return fmt.Errorf("%q is not a duration; write one such as 5s, 500ms or 2m", text)
-}
-
-// setPrefix takes an address for a prefix of that address alone.
-func setPrefix(to *netip.Prefix, text string) error {
-	if p, err := netip.ParsePrefix(text); err == nil {
-		if p != p.Masked() {
-			return fmt.Errorf("%q has bits behind its length; %s is meant, or another length", text, p.Masked())
-		}
-		*to = p
-		return nil
-	}
-	a, err := netip.ParseAddr(text)
-	if err != nil || a.Zone() != "" {
-		return fmt.Errorf("%q is neither a prefix nor an address; write 192.0.2.0/24, 2001:db8::/32 or 192.0.2.1", text)
-	}
-	*to = netip.PrefixFrom(a, a.BitLen())
-	return nil
 }
 
 // setLevel takes the four names only; slog would take INFO+3 too.
@@ -200,11 +162,11 @@ func numberError(text string, err error) error {
 // textOf writes a field's value as YAML that decode reads back.
 func textOf(field reflect.Value) string {
 	if !isList(field) {
-		return quote(plain(field))
+		return Quote(plain(field))
 	}
 	elements := make([]string, field.Len())
 	for i := range elements {
-		elements[i] = quote(plain(field.Index(i)))
+		elements[i] = Quote(plain(field.Index(i)))
 	}
 	return "[" + strings.Join(elements, ", ") + "]"
 }
@@ -251,9 +213,9 @@ func durationText(d time.Duration) string {
 	return text
 }
 
-// quote puts quotes around a text that YAML, without them, could take for
+// Quote puts quotes around a text that YAML, without them, could take for
 // something else. Go's escapes are YAML's.
-func quote(text string) string {
+func Quote(text string) string {
 	for i, r := range text {
 		letter := 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9'
 		if !letter && (i == 0 || !strings.ContainsRune("._/-", r)) {

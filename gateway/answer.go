@@ -4,158 +4,171 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"log/slog"
 	"net/netip"
-	"runtime/debug"
-	"sync"
-	"sync/atomic"
 	"time"
 
+	"dotgate/gateway/access"
 	"dotgate/gateway/cache"
+	"dotgate/gateway/transport"
 	"dotgate/gateway/wire"
 )
 
-// A step is what comes after answerNow.
+// A step is what follows on tryAnswer.
 type step uint8
 
 const (
-	ignore       step = iota // no reply is due
-	send                     // the reply is there
-	sendAndRenew             // the same, and the answer in the cache is to be renewed
-	ask                      // only the Resolver knows; a slot has been taken
-	pass                     // it is a query like any other, for the cache or the Resolver
+	ignore step = iota // send no reply
+	send               // send the reply
+	ask                // resolve the query, which holds a slot
+	pass               // only within decide: the decision is left to its next part
 )
 
-// answerNow appends the reply to packet if it can be had at once. It doesn't
-// wait, doesn't allocate and starts no goroutine: it runs in the read loops.
+// tryAnswer appends the reply to packet if it is ready at once. It does not block, allocate
+// or start a goroutine: it runs in the read loops.
 //
-// If the next step is ask, q borrows packet, and the caller hands its clone to
-// answerLater, in a waiter that has the slot. If it is sendAndRenew, the caller
-// hands the clone to renew.
-func (g *Gateway) answerNow(dst, packet []byte, from *client, t *tally) (reply []byte, q wire.Query, next step) {
+// If the next step is ask, q borrows packet, and the caller makes a pendingQuery of it, which
+// takes over the slot. The outcome is counted, and left in from.
+func (g *Gateway) tryAnswer(dst, packet []byte, from *client) (reply []byte, q wire.Query, next step) {
 	defer func() {
 		if v := recover(); v != nil {
 			g.panics.report(v)
-			t.count(Crashed)
+			from.outcome, from.found = Crashed, cache.Miss
+			g.countNow(from, nil, ignore)
 			reply, next = dst, ignore
 		}
 	}()
-	q, refusal, outcome, ok := verify(packet, from.via)
-	if !ok && refusal == nil {
-		t.count(outcome)
-		return dst, q, ignore
-	}
-	if reply, next = g.screen(dst, &q, from, refusal, t); next != pass {
-		return reply, q, next
-	}
-	if refusal != nil {
-		t.count(outcome)
-		return q.AppendError(dst, refusal.RCode, explanation(refusal)), q, send
-	}
-	reply, found := dst, cache.Nothing
-	if !q.Scoped() {
-		reply, found = g.cache.Append(dst, q)
-	}
-	if found != cache.Nothing {
-		t.cached(reply[len(dst):], found)
-		g.traceNow(&q, from, reply[len(dst):], Answered, found)
-		if found == cache.Due {
-			return reply, q, sendAndRenew
-		}
-		return reply, q, send
-	}
-	if reply, next = g.answerHere(dst, q, t); next != pass {
-		return reply, q, next
-	}
-	if g.returned(q, from.addr) {
-		t.count(RefusedLoop)
-		return q.AppendError(dst, wire.Refused, wire.EDE{Text: "forwarding loop"}), q, send
-	}
-	if g.slots.take() {
-		t.misses.Add(1)
-		return dst, q, ask
-	}
-	if reply, found = g.cache.AppendStale(dst, q); found != cache.Nothing {
-		t.cached(reply[len(dst):], found)
-		g.traceNow(&q, from, reply[len(dst):], Answered, found)
-		return reply, q, send
-	}
-	t.count(Shed)
-	reply = q.AppendError(dst, wire.ServFail, wire.EDE{Text: "too many queries under way"})
-	g.traceNow(&q, from, reply[len(dst):], Shed, cache.Nothing)
-	return reply, q, send
+	reply, next = g.decide(dst, packet, &q, from)
+	g.countNow(from, reply[len(dst):], next)
+	return reply, q, next
 }
 
-// answerLater has the client get its reply: the Resolver's answer, or else a stale
-// one, or else an error. That takes Options.Timeout at the most, or until the
-// gateway stops; no longer than the cache's patience if there is a stale answer. It
-// doesn't block; w is the gateway's from now on.
-func (g *Gateway) answerLater(w *waiter) {
-	w.began = time.Now()
-	w.deadline = w.began.Add(g.now().Timeout)
-	if tracer := g.now().Tracer; tracer != nil {
-		w.trace = tracer.Begin()
+// countNow counts the outcome of a packet, or that it has to be resolved.
+func (g *Gateway) countNow(from *client, reply []byte, next step) {
+	n := g.countersFor(from)
+	if n != from.counters {
+		from.counters.count(Checked)
 	}
-	g.fetch(w)
-}
-
-// conclude has w's client get its reply, unless it did.
-func (g *Gateway) conclude(w *waiter, l *landing) {
-	if !w.answered.CompareAndSwap(false, true) {
+	if next == ask {
+		n.misses.Add(1)
 		return
 	}
-	if timer := w.patience.Load(); timer != nil {
+	n.finished(from.outcome, from.found, reply)
+}
+
+// decide reads packet into q and appends the reply, or leaves it to the Resolver. If the next step is not
+// ask, it sets from.outcome.
+func (g *Gateway) decide(dst, packet []byte, q *wire.Query, from *client) (reply []byte, next step) {
+	from.found, from.check = cache.Miss, access.NoCheck
+	refusal, ok := verify(packet, q, from)
+	if !ok {
+		return dst, ignore
+	}
+	if reply, next = g.admit(dst, q, from, refusal); next != pass {
+		return reply, next
+	}
+	if refusal != nil {
+		return q.AppendError(dst, refusal.RCode, explanation(refusal)), send
+	}
+	from.outcome = Answered
+	if !q.Scoped() && from.check != access.LiveCheck {
+		reply, from.found = g.cache.Append(dst, *q)
+	}
+	if from.found != cache.Miss {
+		return reply, send
+	}
+	if reply, ok = g.config().records.Append(dst, *q); ok {
+		from.outcome = AnsweredLocally
+		return reply, send
+	}
+	if g.isLoop(*q, from.Addr) {
+		from.outcome = RefusedLoop
+		return q.AppendError(dst, wire.Refused, wire.EDE{Text: "forwarding loop"}), send
+	}
+	if g.slots.take(from.check) {
+		return dst, ask
+	}
+	if reply, from.found = g.cache.AppendStale(dst, *q); from.found != cache.Miss {
+		return reply, send
+	}
+	from.outcome = Overload
+	return q.AppendError(dst, wire.ServFail, wire.EDE{Text: "too many queries in progress"}), send
+}
+
+// countersFor returns where the current query of a client is counted: health checks have
+// counters of their own.
+func (g *Gateway) countersFor(from *client) *counters {
+	if from.check != access.NoCheck {
+		return &g.checks
+	}
+	return from.counters
+}
+
+// Resolve sends the client its reply: the Resolver's answer, or else a stale one, or else an
+// error. That takes Options.Timeout at most, or until the gateway stops; if there is a stale
+// answer, no longer than the cache's StaleAfter. It does not block.
+func (p *pendingQuery) Resolve() {
+	g := p.gateway
+	p.query = p.query.WithClient(access.ClientHash(p.from))
+	p.began = time.Now()
+	p.deadline = p.began.Add(g.config().Timeout)
+	g.observeBegin(p)
+	g.await(p)
+}
+
+// respond sends p its reply, unless that has been done.
+func (g *Gateway) respond(p *pendingQuery, r *result) {
+	if !p.answered.CompareAndSwap(false, true) {
+		return
+	}
+	if timer := p.staleTimer.Load(); timer != nil {
 		timer.Stop()
 	}
-	message := buffers.Get().(*[]byte)
-	var found cache.Found
-	*message, found = g.appendReply((*message)[:0], w, l)
-	w.tally.waited.since(w.began)
-	if w.trace != nil {
-		g.traceLater(w, l, *message, found)
+	message := transport.NewBuffer()
+	var found cache.Result
+	var outcome Outcome
+	*message, found, outcome = g.appendReply((*message)[:0], p, r)
+	p.counters.finished(outcome, found, *message)
+	p.counters.waited.since(p.began)
+	if g.config().observed() {
+		g.observeLater(p, r, *message, found)
 	}
-	w.client.reply(w, message)
-	if w.slot.Swap(false) {
+	p.replyTo.Sender.Send(&p.replyTo, message)
+	if p.slot.Swap(false) {
 		g.slots.release()
 	}
 }
 
-// appendReply appends the reply that l makes, or else the stale answer that the
-// cache has, which is what was found then.
-func (g *Gateway) appendReply(dst []byte, w *waiter, l *landing) (reply []byte, found cache.Found) {
-	q, t := w.query, w.tally
+// appendReply appends the reply that r makes, or else the stale answer in the cache.
+func (g *Gateway) appendReply(dst []byte, p *pendingQuery, r *result) (reply []byte, found cache.Result, outcome Outcome) {
+	q := p.query
 	defer func() {
 		if v := recover(); v != nil {
 			g.panics.report(v)
-			t.count(Crashed)
-			reply, found = q.AppendError(dst, wire.ServFail, wire.EDE{Text: "internal error"}), cache.Nothing
+			reply, found, outcome = q.AppendError(dst, wire.ServFail, wire.EDE{Text: "internal error"}), cache.Miss, Crashed
 		}
 	}()
-	// An error is no better than none (RFC 8767 section 5: only NOERROR and
-	// NXDOMAIN renew what is known).
-	if !l.answered() {
-		if reply, found = g.cache.AppendStale(dst, q); found != cache.Nothing {
-			t.cached(reply[len(dst):], found)
-			return reply, found
+	// A stale answer is better than an error (RFC 8767 section 5: only NOERROR and NXDOMAIN
+	// renew what is known).
+	if !r.answered() && p.check != access.LiveCheck {
+		if reply, found = g.cache.AppendStale(dst, q); found != cache.Miss {
+			return reply, found, Answered
 		}
 	}
-	if l.err != nil {
-		return g.appendFailure(dst, q, l.err, w.from, t), cache.Nothing
+	if r.err != nil {
+		reply, outcome = g.appendFailure(dst, q, r.err, p.from)
+		return reply, cache.Miss, outcome
 	}
-	t.answered(l.answer.RCode())
-	return l.answer.AppendReply(dst, q, l.terms), cache.Nothing
+	return r.answer.AppendReply(dst, q, r.terms), cache.Miss, Answered
 }
 
 // appendFailure appends the reply to q that err makes necessary.
-func (g *Gateway) appendFailure(dst []byte, q wire.Query, err error, from netip.Addr, t *tally) []byte {
+func (g *Gateway) appendFailure(dst []byte, q wire.Query, err error, from netip.Addr) ([]byte, Outcome) {
 	outcome, ede := failure(err)
-	if g.now().access.trusted.Contains(from) {
+	if g.config().access.Trusts(from) {
 		ede.Text = detail(err, ede.Text)
 	}
-	t.count(outcome)
-	g.log.Debug("query failed", "query", q, "outcome", outcome, "err", err)
-	return q.AppendError(dst, wire.ServFail, ede)
+	g.log.Debug("query failed", "query", q, "outcome", outcome, "error", err)
+	return q.AppendError(dst, wire.ServFail, ede), outcome
 }
 
 var (
@@ -163,18 +176,18 @@ var (
 	errNothing = errors.New("BUG: the resolver returned neither an answer nor an error")
 )
 
-// failure returns what became of a query that failed with err, and what the
-// client is told.
+// failure returns the outcome of a query that failed with err, and the extended error for the
+// client.
 func failure(err error) (Outcome, wire.EDE) {
 	outcome, ede := Failed, wire.EDE{Code: wire.EDENoReachable, Text: "no upstream answered"}
 	switch {
-	case errors.Is(err, errDomain):
-		outcome, ede.Text = Shed, "the servers of this domain don't answer"
+	case errors.Is(err, errSilentDomain):
+		outcome, ede.Text = Overload, "the servers of this domain do not answer"
 	case errors.Is(err, errCrashed):
 		outcome, ede = Crashed, wire.EDE{Text: "internal error"}
 	case errors.Is(err, context.DeadlineExceeded):
-		// Not EDE 23 (Network Error), which is about an error seen while
-		// talking to a server: silence is the absence of one.
+		// Not EDE 23 (Network Error): that is for an error in talking to a server, and no
+		// answer is none.
 		outcome, ede.Text = TimedOut, "no upstream answered in time"
 	case errors.Is(err, context.Canceled):
 		ede = wire.EDE{Text: "shutting down"}
@@ -189,8 +202,8 @@ func failure(err error) (Outcome, wire.EDE) {
 	return outcome, ede
 }
 
-// detail returns what those may know of err whom we trust, or else what everybody
-// is told.
+// detail returns the text about err for trusted clients: the one of err if it has one, or else
+// the public one.
 func detail(err error, public string) string {
 	type detailed interface {
 		error
@@ -200,66 +213,4 @@ func detail(err error, public string) string {
 		return cmp.Or(e.Detail(), public)
 	}
 	return public
-}
-
-// slots bounds the queries under way.
-type slots struct {
-	taken atomic.Int64
-	max   atomic.Int64
-	full  atomic.Bool // since a take failed, until half of them are free
-	log   *slog.Logger
-}
-
-func (s *slots) take() bool {
-	if s.taken.Add(1) <= s.max.Load() {
-		return true
-	}
-	s.taken.Add(-1)
-	if !s.full.Load() && s.full.CompareAndSwap(false, true) {
-		s.log.Warn("too many queries under way, further ones get SERVFAIL (gateway.max_queries)", "max", s.max.Load())
-	}
-	return false
-}
-
-// crowded reports whether more than half of the slots are taken.
-func (s *slots) crowded() bool { return s.taken.Load() > s.max.Load()/2 }
-
-func (s *slots) release() {
-	if left := s.taken.Add(-1); left <= s.max.Load()/2 && s.full.Load() && s.full.CompareAndSwap(true, false) {
-		s.log.Info("queries get through again", "under_way", left)
-	}
-}
-
-// A panicLog reports panics with their stacks, but not each of a thousand.
-type panicLog struct {
-	log  *slog.Logger
-	mu   sync.Mutex
-	last time.Time
-}
-
-const panicLogInterval = 10 * time.Second
-
-func (p *panicLog) report(v any) {
-	p.mu.Lock()
-	again := !p.last.IsZero() && time.Since(p.last) < panicLogInterval
-	if !again {
-		p.last = time.Now()
-	}
-	p.mu.Unlock()
-	if !again {
-		p.log.Error("BUG: a query caused a panic", "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
-	}
-}
-
-// buffers are for replies. Most replies are small; the few large ones are left
-// to the collector.
-var buffers = sync.Pool{New: func() any { b := make([]byte, 0, wire.MaxUDPSize); return &b }}
-
-const maxPooled = 16 << 10
-
-func putBuffer(b *[]byte) {
-	if cap(*b) <= maxPooled {
-		*b = (*b)[:0]
-		buffers.Put(b)
-	}
 }

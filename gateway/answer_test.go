@@ -62,12 +62,12 @@ func TestFailureIsServfailWithReason(t *testing.T) {
 	}
 }
 
-// detailedError tells more to whom we trust.
+// detailedError has a text for trusted clients.
 type detailedError struct{ explainedError }
 
 func (detailedError) Detail() string { return "quad9: no TLS handshake within 1s" }
 
-func TestOnlyTheTrustedAreToldWhoFailed(t *testing.T) {
+func TestOnlyTrustedClientsGetTheFailedUpstream(t *testing.T) {
 	t.Parallel()
 	r := resolver(func(context.Context, wire.Query) (wire.Answer, error) { return wire.Answer{}, detailedError{} })
 	f := func(trusted []netip.Prefix, want string) {
@@ -132,7 +132,7 @@ func TestTooManyQueriesAreRefusedAtOnce(t *testing.T) {
 			t.Errorf("got %v", reply)
 		}
 		// That there was no room is not remembered.
-		for deadline := time.Now().Add(patience); g.Counts().UnderWay > 0 && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(patience); g.Counts().InProgress > 0 && time.Now().Before(deadline); {
 			runtime.Gosched()
 		}
 		if reply := exchange(t, second, query("example.org.")); len(reply.Answer) != 1 {
@@ -141,8 +141,8 @@ func TestTooManyQueriesAreRefusedAtOnce(t *testing.T) {
 		first.Close()
 		second.Close()
 		stop()
-		if n := g.Counts().Outcomes[Shed].Total(); n != 1 {
-			t.Errorf("shed %d", n)
+		if n := g.Counts().Outcomes[Overload].Total(); n != 1 {
+			t.Errorf("overload %d", n)
 		}
 	})
 }
@@ -242,13 +242,12 @@ func TestUnwantedMessagesOverTCP(t *testing.T) {
 	}
 }
 
-func TestAnswerNowDoesNotAllocate(t *testing.T) {
+func TestTryAnswerDoesNotAllocate(t *testing.T) {
 	g, err := New(addressed, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var count tally
-	buffer, from := make([]byte, 0, wire.MaxUDPSize), localClient()
+	buffer, from := make([]byte, 0, wire.MaxUDPSize), localClient(g, new(counters))
 	wanted := packed(withEDNS(query("example.com."), 1232), nil)
 	for name, packet := range map[string][]byte{
 		"ignored": unwanted["response"].packet,
@@ -256,7 +255,7 @@ func TestAnswerNowDoesNotAllocate(t *testing.T) {
 		"wanted":  wanted,
 	} {
 		if n := testing.AllocsPerRun(100, func() {
-			if _, _, next := g.answerNow(buffer, packet, from, &count); next == ask {
+			if _, _, next := g.tryAnswer(buffer, packet, from); next == ask {
 				g.slots.release()
 			}
 		}); n != 0 {

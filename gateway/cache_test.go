@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -15,7 +14,9 @@ import (
 
 	"github.com/miekg/dns"
 
+	"dotgate/gateway/access"
 	"dotgate/gateway/cache"
+	"dotgate/gateway/transport"
 	"dotgate/gateway/wire"
 )
 
@@ -33,21 +34,21 @@ func newCache(t testing.TB, change func(*cache.Options)) *cache.Cache {
 	return c
 }
 
-// A house is a gateway with a cache and without sockets, in a bubble where time
+// A fixture is a gateway with a cache and without sockets, in a bubble where time
 // is fake.
-type house struct {
+type fixture struct {
 	*testing.T
 	*Gateway
-	asked   atomic.Int64 // exchanges so far
-	resolve atomic.Pointer[Resolver]
-	tally   tally
+	asked    atomic.Int64 // calls of Ask
+	resolve  atomic.Pointer[Resolver]
+	counters counters
 }
 
-// inHouse runs f, with a Resolver that works until f changes it.
-func inHouse(t *testing.T, o Options, f func(h *house)) {
+// withFakeTime runs f, with a Resolver that works until f changes it.
+func withFakeTime(t *testing.T, o Options, f func(h *fixture)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		h := &house{T: t}
+		h := &fixture{T: t}
 		h.becomes(addressed)
 		if o.Cache == nil {
 			o.Cache = newCache(t, nil)
@@ -59,39 +60,43 @@ func inHouse(t *testing.T, o Options, f func(h *house)) {
 		}
 		h.Gateway = g
 		f(h)
-		g.abandon()
-		time.Sleep(g.now().Timeout) // until the Resolver is done, too
+		g.failPending()
+		time.Sleep(g.config().Timeout) // until the Resolver is done, too
 		synctest.Wait()
 		if n := g.slots.taken.Load(); n != 0 {
 			t.Errorf("%d slots are taken", n)
 		}
-		if n := len(g.flights.open); n != 0 {
-			t.Errorf("%d flights have not landed", n)
+		if n := len(g.calls.open); n != 0 {
+			t.Errorf("%d calls have not finished", n)
 		}
 	})
 }
 
-func (h *house) becomes(r Resolver) { h.resolve.Store(&r) }
+func (h *fixture) becomes(r Resolver) { h.resolve.Store(&r) }
 
-func (h *house) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
+func (h *fixture) Ask(ctx context.Context, q wire.Query, done func(wire.Answer, error)) {
 	h.asked.Add(1)
-	(*h.resolve.Load()).Ask(q, deadline, done)
+	(*h.resolve.Load()).Ask(ctx, q, done)
 }
 
 // later returns the reply to q, for which there is a slot.
-func (h *house) later(q wire.Query) []byte { return later(h.Gateway, q, &h.tally) }
+func (h *fixture) later(q wire.Query) []byte { return later(h.Gateway, q, &h.counters) }
 
 // later returns g's reply to q, for which there is a slot.
-func later(g *Gateway, q wire.Query, t *tally) []byte {
+func later(g *Gateway, q wire.Query, n *counters) []byte {
 	replies := make(inbox, 1)
-	g.answerLater(newWaiter(q, replies, loopback.Addr(), t))
+	from := localClient(g, n)
+	from.ReplyTo.Sender = replies
+	g.newPendingQuery(q, from).Resolve()
 	return <-replies
 }
 
 // An inbox gets replies.
 type inbox chan []byte
 
-func (in inbox) reply(_ *waiter, message *[]byte) { in <- *message }
+func (in inbox) Peer(*transport.ReplyTo) netip.AddrPort { return loopback }
+
+func (in inbox) Send(_ *transport.ReplyTo, message *[]byte) { in <- *message }
 
 // after returns a Resolver that answers as r does, later.
 func after(d time.Duration, r resolver) resolver {
@@ -110,21 +115,19 @@ func after(d time.Duration, r resolver) resolver {
 // failing answers nothing.
 var failing = resolver(func(context.Context, wire.Query) (wire.Answer, error) { return wire.Answer{}, errTest })
 
-// says returns a Resolver that says nothing but a code.
-func says(rcode wire.RCode) resolver {
-	return func(_ context.Context, q wire.Query) (wire.Answer, error) {
-		return wire.ParseAnswer(q, q.AppendError(nil, rcode, wire.EDE{}))
-	}
-}
+// servfail answers SERVFAIL to all queries.
+var servfail = resolver(func(_ context.Context, q wire.Query) (wire.Answer, error) {
+	return wire.ParseAnswer(q, q.AppendError(nil, wire.ServFail, wire.EDE{}))
+})
 
-// exchange returns the reply to m, as both read loops and all goroutines make it.
-func (h *house) exchange(m *dns.Msg) *dns.Msg {
-	reply, q, next := h.answerNow(nil, packed(m, nil), localClient(), &h.tally)
-	switch next {
-	case ask:
-		reply = h.later(q)
-	case sendAndRenew:
-		h.renew(q.Clone(), &h.tally)
+// exchange returns the reply to m, as a transport gets it.
+func (h *fixture) exchange(m *dns.Msg) *dns.Msg {
+	from, replies := localClient(h.Gateway, &h.counters), make(inbox, 1)
+	from.ReplyTo.Sender = replies
+	reply, p := from.Answer(nil, packed(m, nil))
+	if p != nil {
+		p.Resolve()
+		reply = <-replies
 	}
 	var r dns.Msg
 	if err := r.Unpack(reply); err != nil {
@@ -136,9 +139,9 @@ func (h *house) exchange(m *dns.Msg) *dns.Msg {
 	return &r
 }
 
-// expect asks for www.example.com and checks what comes: the code, the TTL, the
+// expect asks for www.example.com and checks the reply: the code, the TTL, the
 // EDE, and after how long.
-func (h *house) expect(want string) {
+func (h *fixture) expect(want string) {
 	h.Helper()
 	began := time.Now()
 	r := h.exchange(withEDNS(query("www.example.com."), 1232))
@@ -154,15 +157,15 @@ func (h *house) expect(want string) {
 	}
 }
 
-func (h *house) expectAsked(want int64) {
+func (h *fixture) expectAsked(want int64) {
 	h.Helper()
 	if n := h.asked.Load(); n != want {
 		h.Errorf("the Resolver was asked %d times, want %d", n, want)
 	}
 }
 
-func TestWhatIsKnownIsNotAskedAgain(t *testing.T) {
-	inHouse(t, Options{}, func(h *house) {
+func TestCachedNamesAreNotAskedAgain(t *testing.T) {
+	withFakeTime(t, Options{}, func(h *fixture) {
 		h.becomes(after(20*time.Millisecond, addressed))
 		h.expect("NOERROR 60 after 20ms")
 		h.expect("NOERROR 60 after 0s")
@@ -172,8 +175,8 @@ func TestWhatIsKnownIsNotAskedAgain(t *testing.T) {
 		time.Sleep(time.Minute)
 		h.expect("NOERROR 60 after 20ms") // and not what is stale
 		h.expectAsked(2)
-		if h.tally.hits.Load() != 2 || h.tally.misses.Load() != 2 || h.tally.stale.Load() != 0 || h.tally.outcomes[Answered].Load() != 4 {
-			t.Errorf("counted %d hits, %d misses, %d stale", h.tally.hits.Load(), h.tally.misses.Load(), h.tally.stale.Load())
+		if h.counters.hits.Load() != 2 || h.counters.misses.Load() != 2 || h.counters.stale.Load() != 0 || h.counters.outcomes[Answered].Load() != 4 {
+			t.Errorf("counted %d hits, %d misses, %d stale", h.counters.hits.Load(), h.counters.misses.Load(), h.counters.stale.Load())
 		}
 	})
 }
@@ -189,8 +192,8 @@ func TestTermsAreTheSameForMissesAndHits(t *testing.T) {
 	}
 }
 
-func TestOnlyThoseWhoComeFirstWaitForAStaleAnswer(t *testing.T) {
-	inHouse(t, Options{}, func(h *house) {
+func TestOnlyTheFirstClientsWaitForAStaleAnswer(t *testing.T) {
+	withFakeTime(t, Options{}, func(h *fixture) {
 		h.expect("NOERROR 60 after 0s")
 		time.Sleep(time.Minute)
 		h.becomes(after(900*time.Millisecond, addressed))
@@ -212,8 +215,8 @@ func TestOnlyThoseWhoComeFirstWaitForAStaleAnswer(t *testing.T) {
 	})
 }
 
-func TestWhenTheResolverFailsTheStaleAnswerComesAtOnce(t *testing.T) {
-	inHouse(t, Options{}, func(h *house) {
+func TestAStaleAnswerIsSentWhenTheResolverFails(t *testing.T) {
+	withFakeTime(t, Options{}, func(h *fixture) {
 		h.expect("NOERROR 60 after 0s")
 		time.Sleep(time.Minute)
 		h.becomes(after(15*time.Millisecond, failing))
@@ -221,21 +224,21 @@ func TestWhenTheResolverFailsTheStaleAnswerComesAtOnce(t *testing.T) {
 		h.expect("NOERROR 30 ede=3 after 15ms") // our own failures are not remembered
 		h.expectAsked(3)
 		h.becomes(after(300*time.Millisecond, addressed))
-		h.expect("NOERROR 60 after 300ms") // in time: who answers is not passed over
+		h.expect("NOERROR 60 after 300ms") // in time: the Resolver's answer is preferred
 		time.Sleep(time.Minute + 24*time.Hour)
 		h.becomes(failing)
 		h.expect("SERVFAIL ede=22 after 0s")
-		if n := h.tally.stale.Load(); n != 2 {
+		if n := h.counters.stale.Load(); n != 2 {
 			t.Errorf("counted %d stale answers", n)
 		}
 	})
 }
 
-func TestAnUpstreamsErrorIsNoBetterThanAStaleAnswer(t *testing.T) {
-	inHouse(t, Options{}, func(h *house) {
+func TestAStaleAnswerIsBetterThanAnUpstreamsError(t *testing.T) {
+	withFakeTime(t, Options{}, func(h *fixture) {
 		h.expect("NOERROR 60 after 0s")
 		time.Sleep(time.Minute)
-		h.becomes(after(20*time.Millisecond, says(wire.ServFail)))
+		h.becomes(after(20*time.Millisecond, servfail))
 		h.expect("NOERROR 30 ede=3 after 20ms")
 		h.expect("NOERROR 30 ede=3 after 0s") // RFC 9520
 		h.expectAsked(2)
@@ -245,13 +248,13 @@ func TestAnUpstreamsErrorIsNoBetterThanAStaleAnswer(t *testing.T) {
 	})
 }
 
-func TestErrorsOfUpstreamsAreRememberedAndOursAreNot(t *testing.T) {
-	inHouse(t, Options{}, func(h *house) {
-		h.becomes(says(wire.ServFail))
+func TestErrorsOfUpstreamsAreCachedAndOwnOnesAreNot(t *testing.T) {
+	withFakeTime(t, Options{}, func(h *fixture) {
+		h.becomes(servfail)
 		h.expect("SERVFAIL after 0s")
 		h.expect("SERVFAIL after 0s")
 		h.expectAsked(1)
-		if n := h.tally.servFails.Load(); n != 2 {
+		if n := h.counters.servFails.Load(); n != 2 {
 			t.Errorf("counted %d times SERVFAIL", n)
 		}
 		time.Sleep(time.Second)
@@ -267,8 +270,8 @@ func TestErrorsOfUpstreamsAreRememberedAndOursAreNot(t *testing.T) {
 	})
 }
 
-func TestThePopularIsRenewedBeforeItsEnd(t *testing.T) {
-	inHouse(t, Options{}, func(h *house) {
+func TestPopularAnswersAreRenewedBeforeTheyExpire(t *testing.T) {
+	withFakeTime(t, Options{}, func(h *fixture) {
 		for range 4 {
 			h.expect("NOERROR 60 after 0s")
 		}
@@ -285,17 +288,17 @@ func TestThePopularIsRenewedBeforeItsEnd(t *testing.T) {
 		time.Sleep(58 * time.Second)
 		h.expect("NOERROR 2 after 0s") // not popular any more
 		h.expectAsked(2)
-		if n := h.tally.prefetches.Load(); n != 1 {
+		if n := h.counters.prefetches.Load(); n != 1 {
 			t.Errorf("counted %d prefetches", n)
 		}
 	})
 }
 
-func TestARenewalThatFailsHarmsNothing(t *testing.T) {
-	for name, r := range map[string]Resolver{"failing": failing, "servfail": says(wire.ServFail), "silent": silent,
+func TestAFailedRenewalKeepsTheAnswer(t *testing.T) {
+	for name, r := range map[string]Resolver{"failing": failing, "servfail": servfail, "silent": silent,
 		"panic": crashing{}} {
 		t.Run(name, func(t *testing.T) {
-			inHouse(t, Options{}, func(h *house) {
+			withFakeTime(t, Options{}, func(h *fixture) {
 				for range 4 {
 					h.expect("NOERROR 60 after 0s")
 				}
@@ -312,10 +315,10 @@ func TestARenewalThatFailsHarmsNothing(t *testing.T) {
 
 // A thousand clients that ask one name at once cause one exchange. Each gets
 // its own reply: ID, spelling, EDNS.
-func TestAThousandClientsAndOneExchange(t *testing.T) {
+func TestAThousandClientsShareOneCall(t *testing.T) {
 	for name, c := range map[string]*cache.Cache{"with a cache": newCache(t, nil), "without": {}} {
 		t.Run(name, func(t *testing.T) {
-			inHouse(t, Options{Cache: c}, func(h *house) {
+			withFakeTime(t, Options{Cache: c}, func(h *fixture) {
 				h.becomes(after(20*time.Millisecond, addressed))
 				var clients sync.WaitGroup
 				for i := range 1000 {
@@ -332,7 +335,7 @@ func TestAThousandClientsAndOneExchange(t *testing.T) {
 				}
 				clients.Wait()
 				h.expectAsked(2) // with CD, and without
-				if n := h.tally.coalesced.Load(); n != 998 {
+				if n := h.counters.coalesced.Load(); n != 998 {
 					t.Errorf("%d were coalesced", n)
 				}
 				synctest.Wait()
@@ -341,12 +344,12 @@ func TestAThousandClientsAndOneExchange(t *testing.T) {
 	}
 }
 
-// Between the read loop's look at the cache and the goroutine that asks, somebody
-// else's exchange may end.
-func TestAnExchangeThatHasJustEndedIsNotRepeated(t *testing.T) {
-	inHouse(t, Options{}, func(h *house) {
+// Between the read loop's look at the cache and resolve, another query's call may
+// finish.
+func TestACallThatHasJustFinishedIsNotRepeated(t *testing.T) {
+	withFakeTime(t, Options{}, func(h *fixture) {
 		packet := packed(query("www.EXAMPLE.com."), nil)
-		_, q, next := h.answerNow(nil, packet, localClient(), &h.tally)
+		_, q, next := h.tryAnswer(nil, packet, localClient(h.Gateway, &h.counters))
 		if next != ask {
 			t.Fatal(next)
 		}
@@ -359,8 +362,8 @@ func TestAnExchangeThatHasJustEndedIsNotRepeated(t *testing.T) {
 	})
 }
 
-func TestWhoWaitsWithOthersHasTimeOfItsOwn(t *testing.T) {
-	inHouse(t, Options{}, func(h *house) {
+func TestALaterQueryOfACallKeepsItsOwnTime(t *testing.T) {
+	withFakeTime(t, Options{}, func(h *fixture) {
 		h.becomes(silent)
 		var clients sync.WaitGroup
 		clients.Go(func() { h.expect("SERVFAIL ede=22 after 4s") })
@@ -377,7 +380,7 @@ func TestWhoWaitsWithOthersHasTimeOfItsOwn(t *testing.T) {
 		clients.Wait()
 		h.expectAsked(2)
 	})
-	inHouse(t, Options{}, func(h *house) {
+	withFakeTime(t, Options{}, func(h *fixture) {
 		h.becomes(silent)
 		var clients sync.WaitGroup
 		for i := range 4 {
@@ -390,10 +393,10 @@ func TestWhoWaitsWithOthersHasTimeOfItsOwn(t *testing.T) {
 	})
 }
 
-// Those who come after the patience of the cache is over leave nothing behind, for as
+// Clients that come after the cache's StaleAfter leave nothing behind, for as
 // long as the exchange goes on.
-func TestWhoGetsAStaleAnswerAtOnceDoesNotWait(t *testing.T) {
-	inHouse(t, Options{}, func(h *house) {
+func TestALateClientGetsTheStaleAnswerAtOnce(t *testing.T) {
+	withFakeTime(t, Options{}, func(h *fixture) {
 		h.expect("NOERROR 60 after 0s")
 		time.Sleep(time.Minute)
 		h.becomes(silent)
@@ -401,27 +404,27 @@ func TestWhoGetsAStaleAnswerAtOnceDoesNotWait(t *testing.T) {
 		for range 100 {
 			h.expect("NOERROR 30 ede=3 after 0s")
 		}
-		h.flights.mu.Lock()
-		defer h.flights.mu.Unlock()
-		for _, f := range h.flights.open {
-			if n := len(f.waiters); n > 1 {
+		h.calls.mu.Lock()
+		defer h.calls.mu.Unlock()
+		for _, f := range h.calls.open {
+			if n := len(f.pending); n > 1 {
 				t.Errorf("%d wait", n)
 			}
 		}
 	})
 }
 
-// What is stale is better than nothing, too, when there is no room to ask.
-func TestWhoIsShedGetsAStaleAnswer(t *testing.T) {
-	inHouse(t, Options{MaxQueries: 1}, func(h *house) {
+// A stale answer is sent as well when no slot is free.
+func TestAStaleAnswerIsSentWhenSlotsAreFull(t *testing.T) {
+	withFakeTime(t, Options{MaxQueries: 1}, func(h *fixture) {
 		h.expect("NOERROR 60 after 0s")
 		time.Sleep(time.Minute)
-		h.slots.take()
+		h.slots.take(access.NoCheck)
 		h.expect("NOERROR 30 ede=3 after 0s")
 		h.slots.release()
 		h.expect("NOERROR 60 after 0s")
-		if h.tally.outcomes[Shed].Load() != 0 {
-			t.Error("counted as shed")
+		if h.counters.outcomes[Overload].Load() != 0 {
+			t.Error("counted as overload")
 		}
 	})
 }
@@ -433,9 +436,9 @@ type onceOnly struct {
 	calls atomic.Int64
 }
 
-func (r *onceOnly) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
+func (r *onceOnly) Ask(ctx context.Context, q wire.Query, done func(wire.Answer, error)) {
 	if r.calls.Add(1) == 1 {
-		r.Resolver.Ask(q, deadline, done)
+		r.Resolver.Ask(ctx, q, done)
 	}
 }
 
@@ -444,12 +447,12 @@ var addressedBriefly = resolver(func(_ context.Context, q wire.Query) (wire.Answ
 })
 
 // Nothing that goes on behind the clients' backs outlives the gateway.
-func TestServeEndsWhatGoesOnBehind(t *testing.T) {
+func TestServeEndsWithCallsInProgress(t *testing.T) {
 	r := &onceOnly{Resolver: addressedBriefly}
-	g, stop := start(t, r, Options{Timeout: time.Hour, Cache: newCache(t, func(o *cache.Options) { o.StaleAfter = time.Millisecond })})
+	g, stop := start(t, r, Options{Timeout: time.Minute, Cache: newCache(t, func(o *cache.Options) { o.StaleAfter = time.Millisecond })})
 	c := dial(t, "udp", g.Addrs()[0])
 	exchange(t, c, query("www.example.com."))
-	for r.calls.Load() < 2 { // until it is stale, and somebody asks
+	for r.calls.Load() < 2 { // until it is stale, and the Resolver is asked
 		if len(exchange(t, c, query("www.example.com.")).Answer) != 1 {
 			t.Fatal("no answer")
 		}
@@ -484,9 +487,9 @@ func TestHitsAreAnsweredOverBothTransports(t *testing.T) {
 	}
 }
 
-// hitSocket returns a socket whose cache knows example.com, and a packet that
+// hitClient returns a client whose gateway has example.com in its cache, and a packet that
 // asks for it.
-func hitSocket(t testing.TB, listen string) (s *udpSocket, packet []byte) {
+func hitClient(t testing.TB) (c *client, packet []byte) {
 	t.Helper()
 	g, err := New(addressed, Options{Cache: newCache(t, nil), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -502,37 +505,64 @@ func hitSocket(t testing.TB, listen string) (s *udpSocket, packet []byte) {
 		t.Fatal(err)
 	}
 	g.cache.Put(q, a)
-	network := "udp4"
-	if strings.HasPrefix(listen, "[") {
-		network = "udp"
-	}
-	s, err = newUDPSocket(g, net.ListenConfig{}, network, netip.MustParseAddrPort(listen))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.conn.Close() })
-	return s, packet
+	return localClient(g, new(counters)), packet
 }
 
 // From the socket to the socket: nothing is allocated for a hit.
 func TestAHitAllocatesNothing(t *testing.T) {
 	for _, listen := range []string{"127.0.0.1:0", "0.0.0.0:0", "[::]:0"} {
-		s, packet := hitSocket(t, listen)
-		port := s.conn.LocalAddr().(*net.UDPAddr).Port
-		client := dial(t, "udp", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(port)))
-		reply := make([]byte, 2048)
-		handle := func(in []datagram) bool { s.handle(in); return false }
+		g, _ := start(t, addressed, Options{Cache: newCache(t, nil), Listen: []netip.AddrPort{netip.MustParseAddrPort(listen)}})
+		client := dial(t, "udp", netip.AddrPortFrom(loopback.Addr(), g.Addrs()[0].Port()))
+		packet, reply := packed(withEDNS(query("www.example.com."), 1232), nil), make([]byte, 2048)
+		exchange(t, client, query("www.example.com.")) // a miss
 		if n := testing.AllocsPerRun(1000, func() {
 			client.Write(packet)
-			if err := s.batch.read(s.in, handle); err != nil {
-				t.Fatal(err)
-			}
 			client.Read(reply)
 		}); n != 0 {
 			t.Errorf("%s: %v allocations", listen, n)
 		}
-		if hits := s.tally.hits.Load(); hits != 1001 || s.tally.undelivered.Load() != 0 {
-			t.Errorf("%s: %d hits, %d undelivered", listen, hits, s.tally.undelivered.Load())
+		if c := g.Counts(); c.Cache.Hits[wire.UDP] != 1001 || c.Undelivered.Total() != 0 {
+			t.Errorf("%s: %d hits, %d undelivered", listen, c.Cache.Hits[wire.UDP], c.Undelivered.Total())
 		}
 	}
+}
+
+// aboutName is a failure as the balancer has it.
+type aboutName bool
+
+func (a aboutName) Error() string   { return "no answer" }
+func (a aboutName) AboutName() bool { return bool(a) }
+func (a aboutName) EDE() wire.EDE {
+	return wire.EDE{Code: wire.EDENoReachable, Text: "no upstream answered"}
+}
+
+// RFC 9520 section 3.2: a failure is cached for a second, unless it may be an outage, which
+// ends for clients when it ends.
+func TestFailuresOfANameAreCachedForAMoment(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	f := func(o Options, failure error, want int64) {
+		t.Helper()
+		g, _ := start(t, resolver(func(context.Context, wire.Query) (wire.Answer, error) {
+			asked.Add(1)
+			return wire.Answer{}, failure
+		}), o)
+		before := asked.Load()
+		c := dial(t, "tcp", g.Addrs()[0])
+		for n := range 3 {
+			reply := exchange(t, c, withEDNS(query("dead.example.com."), 1232))
+			if code, text := edeOf(reply); reply.Rcode != dns.RcodeServerFailure || code != 22 || text != "no upstream answered" {
+				t.Errorf("%v: got %v", failure, reply)
+			}
+			if n == 0 && want == 1 { // the failure is cached after the reply was sent
+				eventually(t, func() bool { return o.Cache.Usage().Answers == 1 })
+			}
+		}
+		if n := asked.Load() - before; n != want {
+			t.Errorf("about the name %v: asked %d times, want %d", failure, n, want)
+		}
+	}
+	f(Options{Cache: newCache(t, nil)}, aboutName(true), 1)
+	f(Options{Cache: newCache(t, nil)}, aboutName(false), 3)
+	f(Options{}, aboutName(true), 3)
 }

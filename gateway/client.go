@@ -1,25 +1,56 @@
 package gateway
 
 import (
-	"net"
 	"net/netip"
 
+	"dotgate/gateway/access"
+	"dotgate/gateway/cache"
+	"dotgate/gateway/transport"
 	"dotgate/gateway/wire"
 )
 
-// A client is who asks, as far as the reply depends on it, and room for what
-// only this reply has. It is for one packet at a time.
+// A client answers the packets of one socket or connection. It is the source of the current
+// packet, as far as the reply depends on it, and the state of that packet.
 type client struct {
-	addr    netip.Addr // never an IPv4 address in IPv6 form; invalid if it is unknown
-	via     wire.Transport
-	extras  wire.Extras
-	options [maxReplyOptions]byte
+	*transport.Client
+	gateway  *Gateway
+	counters *counters // of the socket, or of all connections
+
+	check   access.Check
+	outcome Outcome      // not set while the query is pending
+	found   cache.Result // what the cache had for the reply
+	extras  wire.ExtraOptions
+	options [maxReplyOptions]byte // the bytes of extras
 }
 
-// addrOf returns the IP address in a, which is of a TCP connection.
-func addrOf(a net.Addr) netip.Addr {
-	if tcp, ok := a.(*net.TCPAddr); ok {
-		return tcp.AddrPort().Addr().Unmap().WithZone("")
+// A handler is what a Gateway is for its transports.
+type handler struct{ *Gateway }
+
+func (h handler) NewResponder(c *transport.Client) transport.Responder {
+	return &client{Client: c, gateway: h.Gateway, counters: h.counts.take(c.Via)}
+}
+
+func (h handler) IsOwn(addr netip.Addr) bool { return h.network.Load().IsOwn(addr) }
+
+func (c *client) Counters() *transport.Counters { return &c.counters.Counters }
+
+func (c *client) Close() { c.gateway.counts.release(c.counters) }
+
+// Answer appends the reply to packet if it is ready at once, or returns the query, which
+// holds a slot. In the first case, nothing is allocated.
+func (c *client) Answer(dst, packet []byte) (reply []byte, p transport.PendingQuery) {
+	g := c.gateway
+	reply, q, next := g.tryAnswer(dst, packet, c)
+	switch next {
+	case ask:
+		return reply, g.newPendingQuery(q, c)
+	case send:
+		if g.config().observed() {
+			g.observeNow(c, packet, &q, reply[len(dst):])
+		}
+		if c.found == cache.FreshRenew && c.check == access.NoCheck {
+			g.renew(q.Clone(), c.counters)
+		}
 	}
-	return netip.Addr{}
+	return reply, nil
 }

@@ -2,53 +2,56 @@ package gateway
 
 import (
 	"fmt"
+	"sync"
 	"sync/atomic"
 
+	"dotgate/gateway/access"
 	"dotgate/gateway/cache"
+	"dotgate/gateway/transport"
 	"dotgate/gateway/wire"
 )
 
-// An Outcome is what became of one packet or message from a client. Each has
-// exactly one. An outcome says what was decided; replies that then could not be
-// delivered are in Counts.Undelivered as well.
+// An Outcome is the decision about one packet or message from a client. Each has exactly one.
+// Replies that then could not be sent are in Counts.Undelivered as well.
 type Outcome uint8
 
 const (
-	Answered        Outcome = iota // with an answer of the Resolver, be it an error
-	AnsweredLocally                // with what is known here: special names, CHAOS, ANY over UDP
+	Answered        Outcome = iota // with an answer of the Resolver, or of the cache, even an error
+	Checked                        // a health check of this machine, which is in no other count
+	AnsweredLocally                // by this gateway: special names, CHAOS, ANY over UDP
 
-	// Failures of ours: the client got SERVFAIL.
+	// The gateway failed, and the client got SERVFAIL.
 	Failed   // the Resolver had no answer
 	TimedOut // the Resolver had no answer in time
-	Shed     // Options.MaxQueries were under way
-	Crashed  // a bug of ours; if it is in the reading of packets, no reply
+	Overload // Options.MaxQueries were in progress, or the domain is held back; no reply on a connection beyond the limits
+	Crashed  // a bug of the gateway; no reply if it is in reading the packet
 
-	// Queries that the client should not have sent like this.
+	// The query is malformed or not supported.
 	RefusedMalformed // FORMERR
 	RefusedOpcode    // NOTIMP: an opcode other than QUERY
 	RefusedVersion   // BADVERS: an EDNS version above 0
 	RefusedPolicy    // REFUSED: zone transfers, classes other than IN, TSIG
-	RefusedLoop      // REFUSED: a query of ours that came back
+	RefusedLoop      // REFUSED: a query of this gateway that came back
 
-	// Queries from whom we don't serve, or not as often.
+	// The client is not served, or exceeds its rate.
 	RefusedClient // REFUSED: not in Options.Allow
-	RefusedRate   // over Options.RateLimit: told to come by TCP
-	RefusedCookie // the same with a bad cookie, or while many queries are under way: BADCOOKIE
+	RefusedRate   // over Options.RateLimit: a truncated reply, so that the client uses TCP
+	RefusedCookie // BADCOOKIE: the same with a bad cookie, or with one while many queries are in progress
 
-	// Packets that are no queries. Any reply could start a loop or amplify.
-	// Over TCP, the connection is closed.
+	// No reply is sent: the packet is not a query, and a reply could start a loop or amplify,
+	// or the client is over its rate. Over TCP, the connection is closed.
 	IgnoredShort    // shorter than a header
 	IgnoredResponse // a response
-	IgnoredSource   // from port 0, where no reply can go
-	IgnoredClient   // not in Options.Allow, and too many
-	IgnoredRate     // over Options.RateLimit, every other one
+	IgnoredSource   // from port 0, which cannot receive
+	IgnoredClient   // not in Options.Allow, after a few refusals
+	IgnoredRate     // over Options.RateLimit, every second query
 
 	outcomes int = iota
 )
 
 var outcomeNames = [outcomes]string{
-	Answered: "answered", AnsweredLocally: "answered_locally",
-	Failed: "failed", TimedOut: "timed_out", Shed: "shed", Crashed: "crashed",
+	Answered: "answered", Checked: "health_check", AnsweredLocally: "answered_locally",
+	Failed: "failed", TimedOut: "timed_out", Overload: "overload", Crashed: "crashed",
 	RefusedMalformed: "refused_malformed", RefusedOpcode: "refused_opcode",
 	RefusedVersion: "refused_version", RefusedPolicy: "refused_policy",
 	RefusedLoop: "refused_loop", RefusedClient: "refused_client", RefusedRate: "refused_rate", RefusedCookie: "refused_cookie",
@@ -64,37 +67,33 @@ func (o Outcome) String() string {
 	return fmt.Sprintf("Outcome(%d)", uint8(o))
 }
 
-// Counts is what a Gateway has done since New. All but the two that say "now"
-// only grow.
+// Counts has the counts of a Gateway since New. Those that say "now" go up and down.
+// All others only grow.
 //
-// Received is the sum of Outcomes, per transport, once nothing is under way;
-// until then it is ahead of it.
+// Received is the sum of Outcomes, per transport, once no query is in progress; until then it
+// is larger.
 type Counts struct {
 	Received    PerTransport
 	Outcomes    [outcomes]PerTransport // indexed by Outcome
-	Undelivered PerTransport           // replies that were made but not taken
-	ServFails   PerTransport           // of those Answered: that the answer was SERVFAIL
-	UnderWay    int                    // queries that wait for the Resolver now
-	Dropped     uint64                 // packets that the system dropped for want of room in a socket; 0 where it does not tell
+	Undelivered PerTransport           // replies that could not be sent
+	ServFails   PerTransport           // those Answered with SERVFAIL
+	InProgress  int                    // pending queries now
+	Dropped     uint64                 // packets that the system dropped because a socket was full; 0 where it does not tell
+
+	// Refused counts queries of clients that are not in Options.Allow, indexed by
+	// ClientClass: RefusedClient and IgnoredClient together.
+	Refused [access.ClientClasses]uint64
 
 	// Cache is about queries that were neither refused nor ignored.
 	Cache struct {
-		Hits       PerTransport // answered with what was fresh
-		Misses     PerTransport // had to wait for the Resolver; what came of it is in Outcomes
-		Stale      PerTransport // answered with what was stale, most of them after a miss
-		Coalesced  PerTransport // waited for an exchange that another client had begun; misses too
-		Prefetches PerTransport // exchanges to renew what was popular before its end
+		Hits       PerTransport // answered from fresh entries
+		Misses     PerTransport // waited for the Resolver; their results are in Outcomes
+		Stale      PerTransport // answered from stale entries, most of them after a miss
+		Coalesced  PerTransport // misses that waited for a call led by another query
+		Prefetches PerTransport // calls that renewed popular entries before they expired
 	}
 
-	Connections struct {
-		Open     int    // now
-		Accepted uint64 // all, those turned away included
-		Evicted  uint64 // closed while idle, to make room for a new one
-		Rejected uint64 // turned away: no room, and none idle
-		Idle     uint64 // closed for being idle
-		Stalled  uint64 // closed, or closed by the client, in the midst of a message
-		Slow     uint64 // closed for not reading replies
-	}
+	Connections transport.ConnectionCounts
 }
 
 // PerTransport is a count for UDP and one for TCP, indexed by wire.Transport.
@@ -103,68 +102,111 @@ type PerTransport [2]uint64
 // Total returns the sum over all transports.
 func (p PerTransport) Total() uint64 { return p[wire.UDP] + p[wire.TCP] }
 
-// A tally counts for one socket, or for all TCP connections of one listener.
-// Every UDP socket is read by a core of its own, hence the padding: cores don't
-// contend for the cache lines.
-type tally struct {
-	_           [64]byte
-	received    atomic.Uint64
-	outcomes    [outcomes]atomic.Uint64
-	undelivered atomic.Uint64
-	servFails   atomic.Uint64
-	hits        atomic.Uint64
-	misses      atomic.Uint64
-	stale       atomic.Uint64
-	coalesced   atomic.Uint64
-	prefetches  atomic.Uint64
-	curbed      atomic.Uint64 // over Options.RateLimit, whatever became of it
-	waited      histogram
-	_           [64]byte
+// counters counts for one UDP socket, or for all TCP connections. Each UDP socket is read by a
+// core of its own, hence the padding: cores do not contend for the cache lines.
+type counters struct {
+	_ [64]byte
+	transport.Counters
+	outcomes   [outcomes]atomic.Uint64
+	servFails  atomic.Uint64
+	hits       atomic.Uint64
+	misses     atomic.Uint64
+	stale      atomic.Uint64
+	coalesced  atomic.Uint64
+	prefetches atomic.Uint64
+	overRate   atomic.Uint64 // queries over Options.RateLimit
+	waited     histogram
+	_          [64]byte
 }
 
-// answered counts a reply that is an answer of the Resolver.
-func (t *tally) answered(rcode wire.RCode) {
-	t.count(Answered)
-	if rcode == wire.ServFail {
-		t.servFails.Add(1)
+// counterSet has the counters of all sockets and connections.
+type counterSet struct {
+	tcp counters
+	mu  sync.Mutex
+	udp map[*counters]bool // whether a socket counts there; of one that has closed, another one takes them over
+}
+
+// take returns counters for a socket or for a connection.
+func (s *counterSet) take(via wire.Transport) *counters {
+	if via == wire.TCP {
+		return &s.tcp
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := new(counters)
+	for known, used := range s.udp {
+		if !used {
+			n = known
+			break
+		}
+	}
+	s.udp[n] = true
+	return n
+}
+
+// release gives back what take returned.
+func (s *counterSet) release(n *counters) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.udp[n] {
+		s.udp[n] = false
 	}
 }
 
-// cached counts a reply that the cache made.
-func (t *tally) cached(reply []byte, found cache.Found) {
-	t.answered(wire.HeaderRCode(reply))
-	if found == cache.Stale {
-		t.stale.Add(1)
-	} else {
-		t.hits.Add(1)
+// each calls do for all counters.
+func (s *counterSet) each(do func(wire.Transport, *counters)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for n := range s.udp {
+		do(wire.UDP, n)
+	}
+	do(wire.TCP, &s.tcp)
+}
+
+// finished counts an outcome, with its reply and what the cache had for it.
+func (n *counters) finished(o Outcome, found cache.Result, reply []byte) {
+	n.count(o)
+	if o != Answered {
+		return
+	}
+	if !wire.HeaderRCode(reply).IsResult() {
+		n.servFails.Add(1)
+	}
+	switch found {
+	case cache.Fresh, cache.FreshRenew:
+		n.hits.Add(1)
+	case cache.Stale:
+		n.stale.Add(1)
 	}
 }
 
-func (t *tally) count(o Outcome) { t.outcomes[o].Add(1) }
+func (n *counters) count(o Outcome) { n.outcomes[o].Add(1) }
 
-func (t *tally) addTo(c *Counts, via wire.Transport) {
-	for o := range t.outcomes {
-		c.Outcomes[o][via] += t.outcomes[o].Load()
+func (n *counters) addTo(c *Counts, via wire.Transport) {
+	for o := range n.outcomes {
+		c.Outcomes[o][via] += n.outcomes[o].Load()
 	}
+	c.Outcomes[IgnoredSource][via] += n.NoPort.Load()
 	// Received comes after its outcomes, so that it is never behind them.
-	c.Received[via] += t.received.Load()
-	c.Undelivered[via] += t.undelivered.Load()
-	c.Cache.Hits[via] += t.hits.Load()
-	c.Cache.Misses[via] += t.misses.Load()
-	c.Cache.Stale[via] += t.stale.Load()
-	c.Cache.Coalesced[via] += t.coalesced.Load()
-	c.Cache.Prefetches[via] += t.prefetches.Load()
-	c.ServFails[via] += t.servFails.Load()
+	c.Received[via] += n.Received.Load()
+	c.Undelivered[via] += n.Undelivered.Load()
+	c.Cache.Hits[via] += n.hits.Load()
+	c.Cache.Misses[via] += n.misses.Load()
+	c.Cache.Stale[via] += n.stale.Load()
+	c.Cache.Coalesced[via] += n.coalesced.Load()
+	c.Cache.Prefetches[via] += n.prefetches.Load()
+	c.ServFails[via] += n.servFails.Load()
 }
 
-// Counts returns the counts of now. It is cheap, but made for a scrape every
-// second rather than for every query.
+// Counts returns the current counts. It is made for a scrape every second rather than for
+// every query.
 func (g *Gateway) Counts() Counts {
-	g.mu.Lock()
-	c := g.past
-	g.eachStation(func(s *station) { s.addTo(&c) })
-	g.mu.Unlock()
-	c.UnderWay = int(g.slots.taken.Load())
-	g.clients.addTo(&c)
+	var c Counts
+	g.counts.each(func(via wire.Transport, n *counters) { n.addTo(&c, via) })
+	c.InProgress = int(g.slots.taken.Load())
+	c.Dropped, c.Connections = g.server.Dropped(), g.server.Connections()
+	for class := range c.Refused {
+		c.Refused[class] = g.refused.Total(access.ClientClass(class))
+	}
 	return c
 }

@@ -3,6 +3,8 @@ package gateway
 import (
 	"errors"
 	"log/slog"
+	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -12,118 +14,297 @@ import (
 )
 
 const (
-	// domainShare is how many queries for a domain may be under way when its
-	// servers seem not to answer.
-	domainShare = 100
-	// domainPatience is how long none of them may have had an answer for that.
-	domainPatience = 500 * time.Millisecond
-	// domainBad is how many more queries must have failed than, weighed by
-	// domainGood, had an answer, for a domain to be held back from the start; and
-	// domainBadMax what is remembered of it at most, so that it is soon over.
-	domainBad, domainBadMax, domainGood = 100, 200, 4
-	// domainMemory is how long it is remembered.
-	domainMemory = 10 * time.Second
-	// maxDomains bounds how many domains are remembered that have nothing under way.
+	// domainMax is how many queries below a silent suffix may be in progress once slots
+	// were scarce. domainClientMax is how many of these a client may have before its
+	// further ones are refused on behalf of others.
+	domainMax, domainClientMax = 100, 10
+	// domainSilence is how long domainMax queries may have had no answer before the suffix
+	// is silent.
+	domainSilence = 500 * time.Millisecond
+	// A suffix is silent at once with domainFailures failures, of which each answer takes
+	// back domainAnswerWeight. domainFailuresMax bounds them, so that a suffix recovers soon.
+	domainFailures, domainFailuresMax, domainAnswerWeight = 100, 200, 4
+	// domainRetention is how long failures are remembered, and how long a suffix is held
+	// back after slots were scarce.
+	domainRetention = 10 * time.Second
+	// domainLevels is how many labels below a registrable domain are distinguished.
+	domainLevels = 3
+	// maxDomains bounds how many suffixes without queries in progress are remembered.
 	maxDomains = 1 << 12
 )
 
-// errDomain is what becomes of queries for a domain that is held back.
-var errDomain = errors.New("too many queries under way for a domain whose servers don't answer")
+// errSilentDomain is the error of queries below a suffix that is held back.
+var errSilentDomain = errors.New("too many queries in progress for a domain whose servers do not answer")
 
-// domains bound what one registrable domain can take up. Somebody who asks for
-// thousands of new names a second below one whose servers are silent, each of which
-// takes seconds to fail, would otherwise fill all that there is for everybody.
+// domains bounds the slots that queries below one suffix can take. Otherwise a client that
+// asks for thousands of new names a second below a suffix whose servers are silent, each of
+// which takes seconds to fail, would fill all slots.
 //
-// As long as a domain's names are answered, there is no bound; nor while nobody
-// else's are, for then it is not the domain.
+// A suffix is a registrable domain, or a name below it: one dead sub-zone says nothing about
+// the others. Its states: unknown, known (it has queries in progress, or recent failures),
+// silent (many queries and no answers, while other names are answered), held back (silent,
+// and slots are scarce or were within domainRetention). A query counts for the longest silent
+// suffix of its name, and for no shorter one.
 type domains struct {
 	log *slog.Logger
+	// scarce reports whether slots are scarce.
+	scarce func() bool
 
-	mu    sync.Mutex // guards the rest
-	known map[string]*domain
-	good  time.Time // of the last answer for any of them
+	mu         sync.Mutex // guards the rest
+	known      map[string]*domain
+	lastAnswer time.Time // for any of them
 }
 
-// A domain is one with queries under way, or with failures lately.
+// A domain is a suffix with queries in progress, or with recent failures.
 type domain struct {
-	name     string
-	underWay int
-	bad      int       // failures, as far as answers don't outweigh them
-	good     time.Time // of the last answer, or when there began to be many queries
-	used     time.Time // when the last query ended
-	held     bool      // that it is held back was told
+	name       string
+	parent     *domain                      // the next shorter domain; nil for a registrable one
+	children   int32                        // number of domains whose parent it is
+	inProgress int32                        // queries below it
+	excluded   int32                        // of these: below a longer, silent suffix
+	failures   int16                        // minus answers, weighed
+	silent     bool                         // see domains
+	lastAnswer time.Time                    // or the time of reaching domainMax
+	used       time.Time                    // when the last query ended
+	held       *time.Time                   // the last time when slots were scarce, or it was over its bounds since; nil: never
+	clients    map[netip.Addr]*domainClient // since it became silent
 }
 
-// enter takes note that q is about to be asked. The error is errDomain if it should
-// not be.
-func (ds *domains) enter(q wire.Query) (*domain, error) {
-	var room [wire.MaxKey]byte
-	name := registrable(q.AppendName(room[:0]))
+// A domainClient is a client with queries in progress below a silent domain.
+type domainClient struct {
+	domain  *domain
+	addr    netip.Addr
+	queries int
+}
+
+// A domainUse is the domains that a query in progress counts for.
+type domainUse struct {
+	lowest *domain       // it and all above it; nil: none
+	client *domainClient // of the longest one that was silent; or nil
+}
+
+// begin counts q, which is about to be resolved for a client. The error is errSilentDomain if
+// it must not be.
+func (ds *domains) begin(q wire.Query, client netip.Addr) (c domainUse, err error) {
+	var buf [wire.MaxKey]byte
+	name := q.AppendName(buf[:0])
 	now := time.Now()
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
+	c.lowest = ds.domainOf(presentationName(name))
+	var silent *domain // the longest one
+	for d := c.lowest; d != nil; d = d.parent {
+		ds.updateSilent(d, now)
+		if d.silent && silent == nil {
+			silent = d
+		}
+	}
+	if silent != nil && ds.refuses(silent, client, now) {
+		ds.prune(c.lowest)
+		return domainUse{}, errSilentDomain
+	}
+	below := false // a silent suffix
+	for d := c.lowest; d != nil; d = d.parent {
+		d.inProgress++
+		if below {
+			d.excluded++
+		}
+		below = below || d.silent
+	}
+	if silent != nil {
+		c.client = silent.client(client)
+		c.client.queries++
+	}
+	return c, nil
+}
+
+// client returns the client at addr of d, which is silent.
+func (d *domain) client(addr netip.Addr) *domainClient {
+	if d.clients == nil {
+		d.clients = make(map[netip.Addr]*domainClient)
+	}
+	c := d.clients[addr]
+	if c == nil {
+		c = &domainClient{domain: d, addr: addr}
+		d.clients[addr] = c
+	}
+	return c
+}
+
+// queriesOf returns how many queries of the client at addr are in progress below d, of those
+// that began after d became silent.
+func (d *domain) queriesOf(addr netip.Addr) int {
+	if c := d.clients[addr]; c != nil {
+		return c.queries
+	}
+	return 0
+}
+
+// updateSilent decides whether d is silent now. The caller holds mu.
+func (ds *domains) updateSilent(d *domain, now time.Time) {
+	if d.inProgress == 0 && now.Sub(d.used) > domainRetention {
+		d.failures, d.held = 0, nil
+		d.setSilent(false)
+	}
+	if d.silent || d.inProgress-d.excluded < domainMax {
+		if !d.silent {
+			d.lastAnswer = now
+		}
+		return
+	}
+	if stuck := d.failures >= domainFailures || now.Sub(d.lastAnswer) > domainSilence; stuck && now.Sub(ds.lastAnswer) < domainSilence {
+		d.setSilent(true)
+	}
+}
+
+// setSilent sets whether d is silent. While it is, queries below it do not count for the
+// domains above it.
+func (d *domain) setSilent(silent bool) {
+	if d.silent == silent {
+		return
+	}
+	d.silent = silent
+	n := d.inProgress - d.excluded
+	if !silent {
+		n, d.clients = -n, nil
+	}
+	for p := d.parent; p != nil; p = p.parent {
+		p.excluded += n
+		if p.silent {
+			return
+		}
+	}
+}
+
+// refuses reports whether d, which is silent, is held back for a client. The caller holds mu.
+func (ds *domains) refuses(d *domain, client netip.Addr, now time.Time) bool {
+	n := d.inProgress - d.excluded
+	if n < domainMax || now.Sub(ds.lastAnswer) >= domainSilence {
+		return false
+	}
+	if ds.scarce() {
+		if d.held == nil {
+			ds.log.Warn("held back queries for a domain whose servers do not answer", "domain", d.name, "in_progress", n)
+		}
+		d.hold(now)
+	}
+	if d.held == nil || now.Sub(*d.held) > domainRetention {
+		return false
+	}
+	if d.queriesOf(client) < domainClientMax && n < 2*domainMax {
+		return false
+	}
+	d.hold(now)
+	return true
+}
+
+func (d *domain) hold(now time.Time) {
+	if d.held == nil {
+		d.held = new(time.Time)
+	}
+	*d.held = now
+}
+
+// end counts the end of a query.
+func (ds *domains) end(c domainUse, answered bool) {
+	now := time.Now()
+	ds.mu.Lock()
+	defer ds.mu.Unlock()
+	if client := c.client; client != nil {
+		if client.queries--; client.queries == 0 && client.domain.clients[client.addr] == client {
+			delete(client.domain.clients, client.addr)
+		}
+	}
+	below := false
+	for d := c.lowest; d != nil; d = d.parent {
+		silent := d.silent
+		d.inProgress--
+		d.used = now
+		if below {
+			d.excluded--
+		}
+		switch {
+		case answered:
+			d.lastAnswer, ds.lastAnswer = now, now
+			d.failures = max(0, d.failures-domainAnswerWeight)
+			d.setSilent(false)
+		case !below:
+			d.failures = min(d.failures+1, domainFailuresMax)
+		}
+		below = below || silent // d may have changed since begin
+	}
+	ds.prune(c.lowest)
+}
+
+// prune forgets d, and then the domains above it, if they have nothing in progress and few
+// failures: random names have random suffixes. The caller holds mu.
+func (ds *domains) prune(d *domain) {
+	for d != nil && d.inProgress == 0 && d.children == 0 && (d.failures == 0 || d.parent != nil && d.failures < domainClientMax) {
+		parent := d.parent
+		ds.remove(d)
+		d = parent
+	}
+}
+
+func (ds *domains) remove(d *domain) {
+	d.setSilent(false)
+	delete(ds.known, d.name)
+	if d.parent != nil {
+		d.parent.children--
+	}
+}
+
+// domainOf returns the longest domain of a name in presentation format. The caller holds mu.
+func (ds *domains) domainOf(name string) *domain {
+	top := registrableDomain(name)
+	d := ds.at(top, nil)
+	rest := strings.TrimSuffix(name[:len(name)-len(top)], ".")
+	for range domainLevels {
+		dot := strings.LastIndexByte(rest, '.')
+		if dot < 0 { // the name itself is not a suffix
+			break
+		}
+		d = ds.at(name[dot+1:], d)
+		rest = rest[:dot]
+	}
+	return d
+}
+
+// at returns the domain of a name, which is below parent.
+func (ds *domains) at(name string, parent *domain) *domain {
 	d := ds.known[name]
 	if d == nil {
-		ds.forget()
-		d = &domain{name: name}
+		ds.evictOne(parent)
+		d = &domain{name: name, parent: parent}
+		if parent != nil {
+			parent.children++
+		}
 		ds.known[name] = d
 	}
-	if d.underWay == 0 && now.Sub(d.used) > domainMemory {
-		d.bad, d.held = 0, false
-	}
-	if d.underWay < domainShare {
-		d.good = now
-	} else if stuck := d.bad >= domainBad || now.Sub(d.good) > domainPatience; stuck && now.Sub(ds.good) < domainPatience {
-		if !d.held {
-			d.held = true
-			ds.log.Warn("holding back queries for a domain whose servers don't answer", "domain", name, "under_way", d.underWay)
-		}
-		return nil, errDomain
-	}
-	d.underWay++
-	return d, nil
+	return d
 }
 
-// leave takes note that a query for d has ended.
-func (ds *domains) leave(d *domain, answered bool) {
-	now := time.Now()
-	ds.mu.Lock()
-	defer ds.mu.Unlock()
-	d.underWay--
-	d.used = now
-	if answered {
-		d.good, ds.good = now, now
-		d.bad = max(0, d.bad-domainGood)
-	} else {
-		d.bad = min(d.bad+1, domainBadMax)
-	}
-	if d.underWay == 0 && d.bad == 0 {
-		delete(ds.known, d.name)
-	}
-}
-
-// forget makes room for a domain if there are many: another one without queries
-// goes, whichever comes up.
-func (ds *domains) forget() {
+// evictOne forgets one domain without queries in progress, whichever comes first, if there
+// are many.
+func (ds *domains) evictOne(parent *domain) {
 	if len(ds.known) < maxDomains {
 		return
 	}
 	tries := 0
-	for name, d := range ds.known {
-		if d.underWay == 0 {
-			delete(ds.known, name)
+	for _, d := range ds.known {
+		if d.inProgress == 0 && d.children == 0 && d != parent {
+			ds.remove(d)
 			return
 		}
-		if tries++; tries == 100 { // most have queries, which are bounded
+		if tries++; tries == 100 { // most have queries in progress, whose number is bounded
 			return
 		}
 	}
 }
 
-// registrable returns the domain that a name, in wire format and lower case, is
-// below, as people register them: example.co.uk. Labels with odd octets are as good
-// as any.
-func registrable(name []byte) string {
+// presentationName returns a name, in wire format and lower case, as text without a dot at
+// its end. Octets are not escaped.
+func presentationName(name []byte) string {
 	text := make([]byte, 0, wire.MaxKey)
 	for at := 0; name[at] != 0; at += 1 + int(name[at]) {
 		if at > 0 {
@@ -131,9 +312,14 @@ func registrable(name []byte) string {
 		}
 		text = append(text, name[at+1:at+1+int(name[at])]...)
 	}
-	whole := string(text)
-	if domain, err := publicsuffix.EffectiveTLDPlusOne(whole); err == nil {
+	return string(text)
+}
+
+// registrableDomain returns the domain that a name is below, as people register them:
+// example.co.uk.
+func registrableDomain(name string) string {
+	if domain, err := publicsuffix.EffectiveTLDPlusOne(name); err == nil {
 		return domain
 	}
-	return whole
+	return name
 }

@@ -4,25 +4,23 @@ import (
 	"time"
 
 	"dotgate/gateway/latency"
+	"dotgate/gateway/wire"
 )
 
-// A histogram counts latencies from when something began.
+// A histogram counts latencies.
 type histogram struct{ latency.Histogram }
 
-// since counts how long it has been since began.
+// since counts the time since began.
 func (h *histogram) since(began time.Time) { h.Add(time.Since(began)) }
 
-// A Latency tells how long clients waited for replies, from when a query was
-// read until its reply was ready to be sent. It knows of all that had to wait for
-// the Resolver, whatever their outcome; replies that could be had at once, such
-// as refusals, are in Counts alone.
+// A Latency has how long clients waited, from when a query was read until its reply was ready,
+// for all queries that waited for the Resolver, whatever their outcome. Replies that were ready
+// at once are in Counts only.
 type Latency = latency.Snapshot
 
-// Latency returns the latencies of all replies so far.
+// Latency returns the latencies so far.
 func (g *Gateway) Latency() Latency {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	l := g.pastLatency
-	g.eachStation(func(s *station) { s.include(&l) })
+	var l Latency
+	g.counts.each(func(_ wire.Transport, n *counters) { l.Include(&n.waited.Histogram) })
 	return l
 }

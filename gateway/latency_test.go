@@ -16,7 +16,7 @@ func TestLatencyIsOfRepliesThatWaited(t *testing.T) {
 		time.Sleep(delay)
 		switch nameOf(q) {
 		case "failed.example.com.":
-			return wire.Answer{}, errors.New("nobody answers")
+			return wire.Answer{}, errors.New("no upstream answers")
 		case "servfail.example.com.":
 			return wire.ParseAnswer(q, q.AppendError(nil, wire.ServFail, wire.EDE{}))
 		}

@@ -4,113 +4,133 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"time"
 
+	"dotgate/configs/bounds"
+	"dotgate/configs/secret"
+	"dotgate/gateway/access"
 	"dotgate/gateway/cache"
 	"dotgate/gateway/wire"
 )
 
 // Options of a Gateway. A zero field means its default.
 type Options struct {
-	// Listen is where clients are served, over UDP and TCP both. Port 0 is any
-	// port that is free for both. [::] serves IPv4 too, unless an IPv4 address
-	// with the same port is listed. Default: 127.0.0.1:5300 and [::1]:5300.
+	// Listen is where clients are served, over UDP and TCP: IP:port, or :53 for all
+	// addresses of the machine, IPv4 and IPv6. An address that no interface has yet is
+	// served as soon as one has it.
+	//
+	// Port 0 is any port that is free for both protocols. [::] serves IPv4 too, unless an
+	// IPv4 address with the same port is listed.
 	Listen []netip.AddrPort `config:"listen"`
-	// Timeout bounds one client's query, whatever happens behind it: past it
-	// the client gets SERVFAIL. Default: 4 s, below the 5 s of most clients.
-	Timeout time.Duration `config:"timeout"`
-	// MaxQueries is how many queries may wait for upstreams at once. Past it
-	// the newest get SERVFAIL at once. Default: 12000.
-	MaxQueries int `config:"max_queries"`
-	// MaxConnections is how many TCP connections clients may have open, all
-	// together. Default: 1024.
-	MaxConnections int `config:"max_connections"`
-	// MaxPerClient is how many of them one IPv4 address, or IPv6 /56, may have.
-	// Default: 256.
-	MaxPerClient int `config:"max_connections_per_client"`
-	// MaxPipelined is how many queries of one TCP connection are worked on at
-	// once; further ones wait unread. Default: 100.
-	MaxPipelined int `config:"max_pipelined"`
-	// IdleTimeout is how long a TCP connection may stay without a query before
-	// it is closed (RFC 7766 section 6.2.3). Default: 10 s.
-	IdleTimeout time.Duration `config:"idle_timeout"`
-	// GatherAbove is how many queries a second one UDP socket, of which there is
-	// one for each processor, must get for them to wait for each other, 0.15 ms at
-	// the most: those that share a wake-up cost less. Linux only. Default: 15000.
-	GatherAbove int `config:"gather_above"`
-	// Lameduck is for how long whoever runs the Gateway should let it go on after
-	// it was asked to stop, and tell everybody that it will: those who follow its
-	// readiness then have the time to ask elsewhere. Default: 0.
-	Lameduck time.Duration `config:"lameduck"`
+	// Timeout is the longest that a client waits for an answer; then it gets SERVFAIL. Keep
+	// it below the client's own limit, which is 5s in most clients.
+	Timeout time.Duration `config:"timeout" bounds:"10ms 1m"`
+	// MaxQueries is how many queries may wait for upstreams at once; further ones get
+	// SERVFAIL at once. Raise it if that happens in normal operation.
+	MaxQueries int `config:"max_queries" bounds:"1 1000000"`
+	// MaxConnections is how many TCP connections all clients together may have open; each
+	// takes a little memory.
+	MaxConnections int `config:"max_connections" bounds:"1 1000000"`
+	// MaxPerClient is how many TCP connections one IPv4 address, or IPv6 /56, may have open.
+	MaxPerClient int `config:"max_connections_per_client" bounds:"1 1000000"`
+	// MaxPipelined is how many queries of one TCP connection are worked on at once; further
+	// ones stay unread.
+	MaxPipelined int `config:"max_pipelined" bounds:"1 65535"`
+	// IdleTimeout is how long a TCP connection may stay without a query before it is closed.
+	//
+	// RFC 7766 section 6.2.3.
+	IdleTimeout time.Duration `config:"idle_timeout" bounds:"10ms 1h"`
+	// GatherAbove is the number of UDP queries per second and CPU above which reads are
+	// delayed by up to 0.15 ms, so that queries are handled in batches (about one third less
+	// CPU). A very high value disables it.
+	//
+	// Linux only: there is one UDP socket per CPU.
+	GatherAbove int `config:"gather_above" bounds:"1 1000000000"`
+	// Lameduck is how long queries are still answered after SIGTERM, while /readyz says that
+	// the gateway is about to stop; a second signal ends it at once.
+	Lameduck time.Duration `config:"lameduck" bounds:"0s 5m"`
 
-	// Allow are the clients that are served; all others are refused, and past a
-	// few queries a second ignored. Default: this host, private addresses
-	// (RFC 1918, RFC 4193) and link-local ones.
-	Allow []netip.Prefix `config:"allow"`
-	// Trusted are the clients that are told, when they get SERVFAIL, which upstream
-	// failed and how: what we ask is nobody else's business. Default: this host.
+	// Allow are the clients that are served: prefixes, addresses, or on_link for the networks
+	// of this machine's interfaces as they are now (dotgate check prints them; no public
+	// ones larger than /24 or, for IPv6, /64). Other clients get REFUSED, and no reply at
+	// all above a few queries per second. 0.0.0.0/0 and ::/0 are all clients: set rate_limit
+	// then.
+	//
+	// The default is this host, private addresses (RFC 1918, RFC 4193), link-local ones and
+	// on_link.
+	Allow []access.Range `config:"allow"`
+	// Trusted are the clients that are told, with SERVFAIL, which upstream failed and why.
+	// The default is this host; [] is no client.
 	Trusted []netip.Prefix `config:"trusted"`
-	// RateLimit is how many queries a second an IPv4 address, or an IPv6 /56,
-	// gets answered over UDP. Past it, every other query is told to come by TCP,
-	// where addresses can't be forged, and the rest is ignored; a client with a
-	// DNS cookie of ours goes on. Default: 0, no limit.
-	RateLimit int `config:"rate_limit"`
-	// RateBurst is how many queries may come at once on top of RateLimit.
-	// Default: 500.
-	RateBurst int `config:"rate_burst"`
-	// RateExempt are clients that RateLimit is not for. Default: none.
+	// RateLimit is how many UDP queries per second are answered for one IPv4 address, or
+	// IPv6 /56; above it, clients are told to use TCP. 0 is no limit, except for clients
+	// with public addresses, whose limit is then 100.
+	//
+	// Above the limit every other query is answered with TC, as TCP proves the address, and
+	// the rest is dropped. A client with one of our DNS cookies has no limit.
+	RateLimit int `config:"rate_limit" bounds:"0 1000000"`
+	// RateBurst is how many queries may come at once on top of rate_limit.
+	RateBurst int `config:"rate_burst" bounds:"1 1000000"`
+	// RateExempt are the clients without any rate limit, such as other resolvers. The default
+	// is this host, whose addresses can't be forged from elsewhere; [] is no client.
 	RateExempt []netip.Prefix `config:"rate_exempt"`
-	// CookieSecret are the secrets of DNS cookies (RFC 9018), each of 32
-	// hexadecimal digits: the first one makes them, all of them are accepted, so
-	// that it can be changed. Servers behind one address share them. Default: a
-	// random one, new with each process.
-	CookieSecret []string `config:"cookie_secret"`
-	// NSID is what clients are told that ask which server they have reached
-	// (RFC 5001). Default: nothing.
+	// CookieSecret are the secrets of DNS cookies (RFC 9018), 32 hexadecimal digits each, the
+	// same on both nodes of a pair. The first one makes cookies, all are accepted. Without
+	// one, a random secret is made at each start.
+	CookieSecret []secret.Text `config:"cookie_secret"`
+	// NSID is the answer to clients that ask which server they reached (RFC 5001); empty for
+	// none.
 	NSID string `config:"nsid"`
-	// Version, ID and Hostname are what is told about this server in the class
-	// CHAOS, as version.bind, id.server and hostname.bind (RFC 4892). Default:
-	// nothing, such queries are refused.
-	Version  string `config:"version_bind"`
-	ID       string `config:"id_server"`
+	// Version is the answer to version.bind in class CHAOS (RFC 4892); empty to refuse it.
+	Version string `config:"version_bind"`
+	// ID is the answer to id.server; empty to refuse it.
+	ID string `config:"id_server"`
+	// Hostname is the answer to hostname.bind; empty to refuse it.
 	Hostname string `config:"hostname_bind"`
-	// ForwardLocal are names that upstreams are asked for, although they and all
-	// below them would be answered here: special names (RFC 6761) and those of
-	// private addresses (RFC 6303). Default: none.
+	// ForwardLocal are the names that are asked upstream although the gateway would answer
+	// them itself: localhost, test, local, internal, alt, home.arpa, 10.in-addr.arpa and the
+	// like, each with all names below it ("*.local" is only those below).
+	//
+	// They are patterns as wire.CleanPattern reads them (RFC 6761, RFC 6303).
 	ForwardLocal []string `config:"forward_local"`
-	// ECS is what upstreams get to know of a client's network (RFC 7871): strip,
-	// nothing; forward, what the client itself says, whose answers are then neither
-	// kept nor shared; or a prefix to name for all clients. Default: strip.
+	// ECS is what upstreams are told about the client's network (EDNS Client Subnet): strip
+	// tells nothing, forward passes on what the client sends and does not cache the answer,
+	// and a prefix is sent for all clients.
+	//
+	// RFC 7871.
 	ECS string `config:"ecs"`
-	// BlockPrivate answers that a name has no address when it has a private one:
-	// a web page could reach into one's network by such a name. Default: false.
+	// BlockPrivate is whether names that have a private address, NAT64 forms included, are
+	// answered as if they had no address (protection from DNS rebinding). Private addresses
+	// beside other records are removed.
 	BlockPrivate bool `config:"block_private"`
-	// AllowPrivate are names that may have private addresses all the same, with all
-	// names below them. Default: none.
+	// AllowPrivate are the names that may have private addresses in spite of block_private,
+	// each with all names below it ("*.corp.example" is only those below). Names with routes
+	// may have them anyway.
 	AllowPrivate []string `config:"allow_private"`
-	// NoApplicationDNS tells browsers, by use-application-dns.net not being there,
-	// not to use resolvers of their own. Default: false.
+	// BlockSingleLabel is whether names of one label, such as "printer", are answered as if
+	// they had no address rather than asked upstream. Names with routes, or in
+	// forward_local, are asked.
+	BlockSingleLabel bool `config:"block_single_label"`
+	// NoApplicationDNS is whether browsers are told, by use-application-dns.net, to use this
+	// resolver instead of their own.
 	NoApplicationDNS bool `config:"no_application_dns"`
 
-	// Share has the gateway serve beside another process at the same addresses,
-	// of the same user, which is about to stop. Without, that is an error.
+	// Share is whether the gateway serves at the same addresses as another process of the same
+	// user, which is about to stop. Otherwise that is an error.
 	Share bool `config:"-"`
-	// QueryLog takes note of what clients ask and get. Nil: nobody does.
+	// Interfaces lists the interfaces of this machine. Default: access.Interfaces.
+	Interfaces func() ([]access.Interface, error) `config:"-"`
+	// QueryLog records queries and replies. Nil: none.
 	QueryLog QueryLog `config:"-"`
-	// Tracer follows queries on their way. Nil: nobody does.
+	// Tracer follows queries to their replies. Nil: none.
 	Tracer Tracer `config:"-"`
-	// Cache has the answers that need not be asked for. Nil: there is none.
+	// Routes are the names that the Resolver asks elsewhere than all others: they are never
+	// answered here, and may have private addresses. Nil: none.
+	Routes *wire.Routes `config:"-"`
+	// Cache has the answers of the Resolver. Nil: none is kept.
 	Cache *cache.Cache `config:"-"`
-	// Log takes what an operator should see. Default: slog.Default.
+	// Log is for the operator. Default: slog.Default.
 	Log *slog.Logger `config:"-"`
-}
-
-// A QueryLog takes note of queries.
-type QueryLog interface {
-	// Note is told of a reply to a packet, and how long it took; 0 if it could be
-	// had at once. It must not wait, nor keep packet and reply.
-	Note(client netip.AddrPort, via wire.Transport, packet, reply []byte, took time.Duration)
 }
 
 // Defaults returns the options that zero fields stand for.
@@ -124,10 +144,16 @@ func (o Options) withDefaults() Options {
 		}
 	}
 	if o.Allow == nil {
-		o.Allow = slices.Clone(nearby)
+		for _, p := range access.PrivatePrefixes() {
+			o.Allow = append(o.Allow, access.Range{Prefix: p})
+		}
+		o.Allow = append(o.Allow, access.Range{OnLink: true})
 	}
 	if o.Trusted == nil {
-		o.Trusted = slices.Clone(thisHost)
+		o.Trusted = access.LoopbackPrefixes()
+	}
+	if o.RateExempt == nil {
+		o.RateExempt = access.LoopbackPrefixes()
 	}
 	orDefault(&o.RateBurst, 500)
 	orDefault(&o.ECS, ecsStrip)
@@ -142,30 +168,17 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// thisHost is what only this host can be reached by.
-var thisHost = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
-
-// nearby is this host and what can't be reached from elsewhere.
-var nearby = []netip.Prefix{
-	netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"),
-	netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
-	netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("fc00::/7"),
-}
-
-// lameduckMax is more than anybody should need who follows readiness.
-const lameduckMax = 5 * time.Minute
-
 func orDefault[T comparable](field *T, value T) {
 	if *field == *new(T) {
 		*field = value
 	}
 }
 
-// Check reports every option that can't be used, by its name. A zero number or
-// duration can't: whoever writes 0 does not ask for a default.
-func (o Options) Check(report func(option, problem string)) {
+// Check reports every option that has an unusable value, by its name. Zero numbers and durations
+// are reported, too: in a configuration, 0 does not stand for the default.
+func (o Options) Check(report func(option, problem string, beside ...string)) {
 	if len(o.Listen) == 0 {
-		report("listen", "is empty: nobody could ask")
+		report("listen", "is empty: clients could ask nowhere")
 	}
 	seen := make(map[netip.AddrPort]bool)
 	for _, addr := range o.Listen {
@@ -183,47 +196,23 @@ func (o Options) Check(report func(option, problem string)) {
 		}
 	}
 	o.checkClients(report)
-	for _, d := range []struct {
-		option string
-		value  time.Duration
-	}{{"timeout", o.Timeout}, {"idle_timeout", o.IdleTimeout}} {
-		if d.value <= 0 {
-			report(d.option, "must be above 0")
-		}
-	}
-	if o.Lameduck < 0 || o.Lameduck > lameduckMax {
-		report("lameduck", "must be between 0s and "+lameduckMax.String())
-	}
-	for _, n := range []struct {
-		option string
-		value  int
-	}{{"max_queries", o.MaxQueries}, {"max_connections", o.MaxConnections}, {"max_connections_per_client", o.MaxPerClient}, {"max_pipelined", o.MaxPipelined}, {"gather_above", o.GatherAbove}} {
-		if n.value <= 0 {
-			report(n.option, "must be above 0")
-		}
-	}
+	bounds.Check(o, report)
 }
 
-// checkClients reports the options about who may ask, and what they are told.
-func (o Options) checkClients(report func(option, problem string)) {
+// checkClients reports the options about which clients are served, and what they are told.
+func (o Options) checkClients(report func(option, problem string, beside ...string)) {
 	if len(o.Allow) == 0 {
-		report("allow", "is empty: nobody could ask; 0.0.0.0/0 and ::/0 are everybody")
+		report("allow", "is empty: no client would be served; 0.0.0.0/0 and ::/0 are all clients")
 	}
-	for option, prefixes := range map[string][]netip.Prefix{"allow": o.Allow, "trusted": o.Trusted, "rate_exempt": o.RateExempt} {
+	for option, prefixes := range map[string][]netip.Prefix{"allow": access.Prefixes(o.Allow), "trusted": o.Trusted, "rate_exempt": o.RateExempt} {
 		for _, p := range prefixes {
 			if !p.IsValid() || p.Addr().Is4In6() {
 				report(option, p.String()+" is no prefix; write 192.0.2.0/24, 2001:db8::/32 or an address")
 			}
 		}
 	}
-	if o.RateLimit < 0 || o.RateLimit > maxRate {
-		report("rate_limit", fmt.Sprintf("must be between 0, for no limit, and %d", maxRate))
-	}
-	if o.RateBurst <= 0 || o.RateBurst > maxRate {
-		report("rate_burst", fmt.Sprintf("must be between 1 and %d", maxRate))
-	}
-	for _, secret := range o.CookieSecret {
-		if _, err := parseCookieSecret(secret); err != nil {
+	for _, text := range o.CookieSecret {
+		if err := access.CheckCookieSecret(text); err != nil {
 			report("cookie_secret", err.Error())
 		}
 	}
@@ -240,21 +229,21 @@ func (o Options) checkClients(report func(option, problem string)) {
 	}
 	for option, names := range map[string][]string{"forward_local": o.ForwardLocal, "allow_private": o.AllowPrivate} {
 		for _, name := range names {
-			if _, err := wire.PackName(name); err != nil {
+			if _, err := wire.CleanPattern(name); err != nil {
 				report(option, err.Error())
 			}
 		}
 	}
 }
 
-// What Options.ECS may be besides a prefix.
+// Values of Options.ECS besides a prefix.
 const (
 	ecsStrip   = "strip"
 	ecsForward = "forward"
 )
 
-// parseECS returns the option for the prefix in text, or nil if it has another
-// meaning.
+// parseECS returns the EDNS option for the prefix in text, or nil for one of the other
+// values.
 func parseECS(text string) ([]byte, error) {
 	if text == ecsStrip || text == ecsForward {
 		return nil, nil
@@ -266,13 +255,10 @@ func parseECS(text string) ([]byte, error) {
 	return wire.AppendSubnet(nil, p), nil
 }
 
-const (
-	maxRate  = 1_000_000
-	maxChaos = 200
-)
+const maxChaos = 200
 
-// covers reports whether a wildcard takes all that comes to another address, so
-// that there can't be both.
+// covers reports whether a wildcard receives all that is sent to other, so that both cannot be
+// bound.
 func covers(wildcard, other netip.AddrPort) bool {
 	w, o := wildcard.Addr().Unmap(), other.Addr().Unmap()
 	return w.IsUnspecified() && !o.IsUnspecified() && w.Is4() == o.Is4() &&

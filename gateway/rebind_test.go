@@ -19,7 +19,7 @@ func TestPrivateAddressesStayOutOfPublicNames(t *testing.T) {
 		if strings.HasPrefix(nameOf(q), "public.") {
 			return answer(q, record("%s 60 IN A 192.0.2.1", nameOf(q)))
 		}
-		return answer(q, record("%s 60 IN HTTPS 1 . ipv4hint=10.0.0.1", nameOf(q)))
+		return answer(q, record("%s 60 IN A 10.0.0.1", nameOf(q)))
 	})
 	f := func(o Options, name, want string) {
 		t.Helper()
@@ -40,11 +40,44 @@ func TestPrivateAddressesStayOutOfPublicNames(t *testing.T) {
 			}
 		}
 	}
-	f(Options{}, "evil.example.com.", "NOERROR HTTPS")
+	f(Options{}, "evil.example.com.", "NOERROR A")
 	f(Options{BlockPrivate: true}, "evil.example.com.", "NOERROR blocked")
 	f(Options{BlockPrivate: true}, "public.example.com.", "NOERROR A")
-	f(Options{BlockPrivate: true, AllowPrivate: []string{"plex.direct", "Example.com"}}, "evil.example.com.", "NOERROR HTTPS")
+	f(Options{BlockPrivate: true, AllowPrivate: []string{"plex.direct", "Example.com"}}, "evil.example.com.", "NOERROR A")
+	f(Options{BlockPrivate: true, AllowPrivate: []string{"*.example.com"}}, "evil.example.com.", "NOERROR A")
+	f(Options{BlockPrivate: true, AllowPrivate: []string{"*.example.com"}}, "example.com.", "NOERROR blocked")
 	f(Options{BlockPrivate: true, AllowPrivate: []string{"ample.com"}}, "evil.example.com.", "NOERROR blocked")
+}
+
+// Private addresses in the additional section are removed by their own names, and the answer
+// stays.
+func TestPrivateAdditionalAddressesAreRemoved(t *testing.T) {
+	t.Parallel()
+	servers := resolver(func(_ context.Context, q wire.Query) (wire.Answer, error) {
+		var m, r dns.Msg
+		if err := m.Unpack(q.AppendUpstream(nil, 1)); err != nil {
+			return wire.Answer{}, err
+		}
+		r.SetReply(&m)
+		for _, host := range []string{"mail.example.com.", "mail.lan.example."} {
+			r.Answer = append(r.Answer, record("%s 60 IN MX 10 %s", nameOf(q), host))
+			r.Extra = append(r.Extra, record("%s 60 IN A 10.0.0.1", host), record("%s 60 IN A 192.0.2.1", host))
+		}
+		packet, err := r.Pack()
+		if err != nil {
+			return wire.Answer{}, err
+		}
+		return wire.ParseAnswer(q, packet)
+	})
+	g, _ := start(t, servers, Options{Cache: newCache(t, nil), BlockPrivate: true, AllowPrivate: []string{"lan.example"}})
+	ask := query("example.com.")
+	ask.Question[0].Qtype = dns.TypeMX
+	for range 2 { // and from the cache
+		reply := exchange(t, dial(t, "udp", g.Addrs()[0]), ask)
+		if len(reply.Answer) != 2 || len(reply.Extra) != 3 || strings.Count(reply.String(), "mail.example.com.\t60\tIN\tA\t192.0.2.1") != 1 {
+			t.Errorf("got %v", reply)
+		}
+	}
 }
 
 // RFC 7871 section 7.
@@ -73,8 +106,13 @@ func TestClientSubnets(t *testing.T) {
 		}
 		return wire.ParseAnswer(q, packet)
 	})
+	text := func() *dns.Msg {
+		m := query("www.example.com.")
+		m.Question[0].Qtype = dns.TypeTXT
+		return m
+	}
 	withSubnet := func(bits uint8, addr string) *dns.Msg {
-		m := withEDNS(query("www.example.com."), 1232)
+		m := withEDNS(text(), 1232)
 		m.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_SUBNET{Code: dns.EDNS0SUBNET, Family: 1, SourceNetmask: bits, Address: net.ParseIP(addr)}}
 		return m
 	}
@@ -83,7 +121,7 @@ func TestClientSubnets(t *testing.T) {
 		g, _ := start(t, located, Options{ECS: ecs, Cache: newCache(t, nil)})
 		c := dial(t, "udp", g.Addrs()[0])
 		before := asked.Load()
-		for i, m := range []*dns.Msg{withSubnet(24, "192.0.2.0"), withSubnet(24, "198.51.100.0"), query("www.example.com."), withSubnet(0, "0.0.0.0")} {
+		for i, m := range []*dns.Msg{withSubnet(24, "192.0.2.0"), withSubnet(24, "198.51.100.0"), text(), withSubnet(0, "0.0.0.0")} {
 			reply := exchange(t, c, m)
 			got := reply.Answer[0].(*dns.TXT).Txt[0]
 			if opt := reply.IsEdns0(); opt != nil && len(opt.Option) > 0 {
@@ -105,7 +143,7 @@ func TestClientSubnets(t *testing.T) {
 			t.Errorf("%s: %v", ecs, err)
 		}
 	}
-	// What is malformed is so only for whoever reads it.
+	// A malformed option matters only if it is read.
 	malformed := withEDNS(query("www.example.com."), 1232)
 	malformed.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_LOCAL{Code: dns.EDNS0SUBNET, Data: []byte{0, 9}}}
 	for ecs, want := range map[string]int{"strip": dns.RcodeSuccess, "forward": dns.RcodeFormatError} {

@@ -6,12 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"runtime"
 	"slices"
 	"sync/atomic"
 	"testing"
-	"time"
 
+	"dotgate/gateway/cache"
 	"dotgate/gateway/wire"
 )
 
@@ -67,7 +66,7 @@ func TestPipelinedQueriesAreAnsweredAsAnswersCome(t *testing.T) {
 	}
 }
 
-func TestFurtherQueriesOfAConnectionWait(t *testing.T) {
+func TestQueriesBeyondMaxPipelinedStayUnread(t *testing.T) {
 	t.Parallel()
 	const limit, n = 3, 30
 	var now, most atomic.Int64
@@ -115,7 +114,7 @@ func TestLongMessage(t *testing.T) {
 	g, stop := start(t, addressed, Options{})
 	c := dial(t, "tcp", g.Addrs()[0])
 	// Longer than our buffer, and between two that are not.
-	long := packed(query("example.com."), func(p []byte) []byte { return append(p, make([]byte, 3*packetSize)...) })
+	long := packed(query("example.com."), func(p []byte) []byte { return append(p, make([]byte, 3*2048)...) })
 	all := slices.Concat(numbered(1), framed(long), numbered(2))
 	if _, err := c.Write(all); err != nil {
 		t.Fatal(err)
@@ -152,7 +151,7 @@ func TestHalfClosedConnectionGetsItsAnswers(t *testing.T) {
 	expectEOF(t, c)
 }
 
-func TestClientThatLeavesInTheMidstOfAMessage(t *testing.T) {
+func TestClientThatClosesWithinAMessage(t *testing.T) {
 	t.Parallel()
 	g, stop := start(t, addressed, Options{})
 	c := dial(t, "tcp", g.Addrs()[0])
@@ -172,49 +171,7 @@ func TestClientThatLeavesInTheMidstOfAMessage(t *testing.T) {
 	}
 }
 
-// awaitIdle returns when n connections are idle: a client may have its reply a
-// little before the gateway has done with it.
-func awaitIdle(t *testing.T, g *Gateway, n int) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); ; runtime.Gosched() {
-		idle := 0
-		g.clients.mu.Lock()
-		for c := range g.clients.open {
-			if _, ok := c.idleFor(); ok {
-				idle++
-			}
-		}
-		g.clients.mu.Unlock()
-		if idle == n {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%d connections are idle, not %d", idle, n)
-		}
-	}
-}
-
-func TestIdleConnectionMakesRoom(t *testing.T) {
-	t.Parallel()
-	g, stop := start(t, addressed, Options{MaxConnections: 2})
-	oldest, busy := dial(t, "tcp", g.Addrs()[0]), dial(t, "tcp", g.Addrs()[0])
-	exchange(t, oldest, query("example.com."))
-	awaitIdle(t, g, 2)
-	exchange(t, busy, query("example.com."))
-	newest := dial(t, "tcp", g.Addrs()[0])
-	exchange(t, newest, query("example.com."))
-	expectEOF(t, oldest)
-	exchange(t, busy, query("example.com."))
-	for _, c := range []net.Conn{oldest, busy, newest} {
-		c.Close()
-	}
-	stop()
-	if c := g.Counts().Connections; c.Accepted != 3 || c.Evicted != 1 || c.Rejected != 0 {
-		t.Errorf("counts: %+v", c)
-	}
-}
-
-func TestConnectionIsTurnedAwayIfAllAreBusy(t *testing.T) {
+func TestConnectionIsRejectedIfAllAreBusy(t *testing.T) {
 	t.Parallel()
 	asked, release := make(chan struct{}), make(chan struct{})
 	g, stop := start(t, resolver(func(ctx context.Context, q wire.Query) (wire.Answer, error) {
@@ -232,5 +189,45 @@ func TestConnectionIsTurnedAwayIfAllAreBusy(t *testing.T) {
 	stop()
 	if c := g.Counts().Connections; c.Evicted != 0 || c.Rejected != 1 {
 		t.Errorf("counts: %+v", c)
+	}
+}
+
+// knowing returns a cache that has the answers to numbered(n).
+func knowing(t *testing.T, n int) *cache.Cache {
+	t.Helper()
+	c := newCache(t, nil)
+	for i := range n {
+		q, err := wire.ParseQuery(packed(query(fmt.Sprintf("q%d.example.com.", i)), nil), wire.TCP)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := addressed(t.Context(), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Put(q, a)
+	}
+	return c
+}
+
+// From the socket to the socket: nothing is allocated for a hit.
+func TestAHitOverTCPAllocatesNothing(t *testing.T) {
+	g, _ := start(t, failing, Options{Cache: knowing(t, 10)})
+	c := dial(t, "tcp", g.Addrs()[0])
+	queries, replies := numbered(10), make([]byte, 2048)
+	exchange := func() {
+		if _, err := c.Write(queries); err != nil {
+			t.Fatal(err)
+		}
+		for got := 0; got < 10*(len(queries)/10+16); {
+			n, err := c.Read(replies)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got += n
+		}
+	}
+	if allocations := testing.AllocsPerRun(1000, exchange); allocations != 0 {
+		t.Errorf("%v allocations for ten", allocations)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
-	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,12 +14,6 @@ import (
 
 	"dotgate/gateway/wire"
 )
-
-// readBatch waits for one batch.
-func readBatch(b *batchConn, in []datagram) (n int, err error) {
-	err = b.read(in, func(batch []datagram) bool { n = len(batch); return false })
-	return n, err
-}
 
 func TestTenThousandConcurrentQueries(t *testing.T) {
 	t.Parallel()
@@ -55,8 +48,8 @@ func TestTenThousandConcurrentQueries(t *testing.T) {
 			}
 		}
 	}
-	if n := g.Counts().UnderWay; n != clients*each {
-		t.Errorf("%d queries are under way", n)
+	if n := g.Counts().InProgress; n != clients*each {
+		t.Errorf("%d queries are in progress", n)
 	}
 	close(release)
 	var wrong atomic.Int64
@@ -140,23 +133,4 @@ func linkLocalAddresses(t *testing.T) (found []string) {
 		}
 	}
 	return found
-}
-
-func TestQueryFromPortZeroIsIgnored(t *testing.T) {
-	g := newGateway(t)
-	s := &udpSocket{gateway: g, batch: new(batchConn), out: newDatagrams(wire.MaxUDPSize)}
-	d := datagram{packet: packed(new(dns.Msg).SetAxfr("example.com."), nil)}
-	s.handle([]datagram{d, d})
-	if n := s.tally.outcomes[IgnoredSource].Load(); n != 2 {
-		t.Errorf("ignored %d", n)
-	}
-}
-
-func TestReplySourceKeepsOnlyWhatMatters(t *testing.T) {
-	if got := replySource(nil); got != nil {
-		t.Errorf("of nothing: %v", got)
-	}
-	if got := replySource(slices.Repeat([]byte{0xff}, controlSize)); got != nil {
-		t.Errorf("of garbage: %v", got)
-	}
 }

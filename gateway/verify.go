@@ -2,35 +2,39 @@ package gateway
 
 import "dotgate/gateway/wire"
 
-// verify reads packet as a query. If it is none to be answered, ok is false and
-// outcome tells why; with a refusal, the client is told.
-func verify(packet []byte, via wire.Transport) (q wire.Query, refusal *wire.Refusal, outcome Outcome, ok bool) {
-	q, err := wire.ParseQuery(packet, via)
-	if err == nil {
-		return q, nil, 0, true
+// verify reads packet as a query into q. It reports false if packet is not a query and gets
+// no reply. A refusal is the reply to a query that is malformed or not supported. In both
+// cases from.outcome is set.
+func verify(packet []byte, q *wire.Query, from *client) (refusal *wire.Refusal, ok bool) {
+	var err error
+	if *q, err = wire.ParseQuery(packet, from.Via); err == nil {
+		return nil, true
 	}
 	refusal, ok = err.(*wire.Refusal) // the contract of ParseQuery: that or ErrNotQuery
-	switch {
-	case !ok && len(packet) < minMessage:
-		return q, nil, IgnoredShort, false
-	case !ok:
-		return q, nil, IgnoredResponse, false
+	if !ok {
+		from.outcome = IgnoredResponse
+		if len(packet) < minMessage {
+			from.outcome = IgnoredShort
+		}
+		return nil, false
 	}
 	switch refusal.RCode {
 	case wire.NotImp:
-		return q, refusal, RefusedOpcode, false
+		from.outcome = RefusedOpcode
 	case wire.BadVers:
-		return q, refusal, RefusedVersion, false
+		from.outcome = RefusedVersion
 	case wire.Refused:
-		return q, refusal, RefusedPolicy, false
+		from.outcome = RefusedPolicy
+	default:
+		from.outcome = RefusedMalformed
 	}
-	return q, refusal, RefusedMalformed, false
+	return refusal, true
 }
 
-// minMessage is the length of a header (RFC 1035 section 4.1.1). Less is noise.
+// minMessage is the length of a header (RFC 1035 section 4.1.1).
 const minMessage = 12
 
-// explanation is what a client is told about a refusal.
+// explanation is the extended error of a refusal.
 func explanation(r *wire.Refusal) wire.EDE {
 	if r.EDE == wire.EDEOther {
 		return wire.EDE{}

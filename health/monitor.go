@@ -1,9 +1,50 @@
-// Package health knows which upstreams are well.
+// Package health decides the state of each upstream: Up, Suspect, Erroring or Down.
 //
-// A Monitor wraps one upstream and votes on it at the end of each exchange, in
-// one circuit breaker. It never ejects an upstream on the word of live traffic
-// alone, which anybody's broken zone can poison: live failures and silence
-// raise a suspicion, and a probe for a name that has to resolve settles it.
+// A Monitor wraps one upstream, sees the outcome of each query, and probes the upstream
+// when the outcomes do not tell enough. Its State changes in one place, transitionLocked:
+//
+//	        3 failures in a row, or silent > patience, or a peer's report
+//	  ┌──── Up ───────────────────────────────▶ Suspect ─────── answered ────────────▶ Up
+//	  │                                            │
+//	  │ ≥ 10 names wrong and ≥ 25 %                │ probe failed
+//	  ▼                                            ▼
+//	Erroring ─── silent ───────────────────────▶ Down ─── probe every 250 ms … 10 s ──▶ Up
+//	  │    ▲                                       │
+//	  │    └──────── answers, or a weak probe ─────┘
+//	  └───────────── probe answered properly ───────────────────────────────────────▶ Up
+//
+// An upstream gets live queries if it is Up; after all others if it is Suspect; only if
+// no upstream is up if it is Erroring; and last, for single tries, if it is Down. An
+// operator can override the state with an AdminState. A peer is another gateway.
+//
+// The circuit breaker is gobreaker's, one for each upstream. It counts the outcomes of
+// live queries and probes; an outcome that is excused, because a client left or this
+// gateway was busy, does not count. It trips if a probe is the third failure in a row
+// (Options.Failures), or at once if a probe fails while the upstream is silent, if the
+// wrong answers are enough evidence, or if a probe gets an error as live traffic did. It
+// half-opens for the next probe, and closes if that is answered with a result. Its
+// callback makes the transitions between up (Up, Suspect) and down (Erroring, Down), and
+// nothing else reads its state, except for display.
+//
+// Live failures are counted but trip nothing, because any client could cause them with a
+// broken zone of its own: they make an upstream Suspect, and a probe for a name that has
+// to resolve decides. The breaker's own timeout is a nanosecond, because its length would
+// be fixed: backoff sets the times of the probes, which grow with jitter.
+//
+// Only a probe closes the breaker. A live answer that arrives late does not say that the
+// upstream is back. Wrong and missing answers count as evidence only if they are for
+// names of several registrable domains, asked by several clients, where there are
+// several. They decide which losses may lower the share of an upstream, and wrong answers
+// may take it out.
+//
+// Limits: an upstream that is idle is probed once in Options.Interval, and up to ten times
+// more seldom while no query is placed; an upstream that is down once in 250 ms to 10 s
+// (Options.RecoveryMin and RecoveryMax); silence takes an upstream out after 0.7 s at the
+// earliest, and after Options.Patience if it may be slow. 100 changes are kept. Outages
+// are logged at most once in ten seconds for each upstream.
+//
+// A Monitor never places a query, never answers one itself, never blocks a query (Run
+// alone blocks), and never takes an upstream out on the word of a peer.
 package health
 
 import (
@@ -22,88 +63,86 @@ import (
 )
 
 const (
-	// verdictMin is how long an upstream must owe any sign of life before it is
-	// down: longer than TCP takes to send a lost segment again, twice.
-	verdictMin = 700 * time.Millisecond
-	// verdictUnknown is the same for an upstream that never answered: a first
-	// dial takes three round trips.
-	verdictUnknown = 1200 * time.Millisecond
-	// window is how long a fault that the balancer reports is remembered.
-	window = 10 * time.Second
-	// faultyNames is how many different names an upstream must get wrong within
-	// a window, and faultyShare which part of its answers, to be down for it.
-	faultyNames = 10
-	faultyShare = 0.3
-	// liarPause is the least time that such an upstream is down: a probe that it
-	// answers properly says little.
-	liarPause = 5 * time.Second
-	// tardy is how late the end of a probe must be seen for this machine, and not
-	// the upstream, to be what is slow. One such probe in a row does not count.
-	tardy = 50 * time.Millisecond
-	// settled is how long an upstream must have been up for its next outage to
-	// be a new one, with the shortest wait before the first probe.
-	settled = time.Minute
+	// silenceMin is the least time without any sign of life after which an upstream is
+	// down. TCP sends a lost segment again twice in that time.
+	silenceMin = 700 * time.Millisecond
+	// silenceMinUnknown is the same for an upstream that never answered and was never
+	// reached: a lost SYN is sent again after a second.
+	silenceMinUnknown = 1200 * time.Millisecond
+	// erroringPause is the least time for which an upstream is Erroring: the answer to a
+	// probe says little about the names that it got wrong.
+	erroringPause = 5 * time.Second
+	// schedulerLag is how late this process must notice the end of a probe for the machine,
+	// not the upstream, to be slow. The first probe of that kind does not count.
+	schedulerLag = 50 * time.Millisecond
+	// newOutageAfter is how long an upstream must have been up for the waits between probes
+	// to start again with the shortest.
+	newOutageAfter = time.Minute
 )
 
 // An Upstream is what a Monitor watches.
 type Upstream interface {
-	// Ask sends q and has done called once with what came of it. It doesn't
-	// block, and neither may done. An error with a method Excused that returns
-	// true says nothing about the upstream, and neither does one that wraps a
-	// context's.
-	Ask(q wire.Query, done func(wire.Answer, error))
-	// Exchange is Ask for those who wait. It returns when ctx is done.
+	// Ask sends q and calls done once with the answer or an error. Ask does not block, and
+	// done must not block. Ctx carries the trace of the query, if there is one; it is not
+	// kept, and its end is not watched. An error says nothing about the upstream if it has
+	// a method Excused that returns true, or wraps an error of a context.
+	Ask(ctx context.Context, q wire.Query, done func(wire.Answer, error))
+	// Exchange is Ask for callers that wait. It returns at the end of ctx at the latest.
 	Exchange(ctx context.Context, q wire.Query) (wire.Answer, error)
-	// Connect returns when there is a connection to ask on, or none can be had.
+	// Connect returns when a connection is open, or an error if there can be none.
 	Connect(ctx context.Context) error
-	// Latency returns how long an answer usually takes, 0 if unknown, and how
-	// long one may be waited for before something seems wrong.
+	// Latency returns how long an answer usually takes, 0 if unknown, and how long it may
+	// take before the upstream is Suspect.
 	Latency() (usual, patience time.Duration)
-	// Silent returns how long a sign of life has been owed; 0 if none is.
+	// Silent returns for how long the upstream has owed a sign of life: an answer, or a
+	// step of a dial. It returns 0 if the upstream owes none.
 	Silent() time.Duration
+	// Reached reports whether an answer that the upstream owes may be slow rather than
+	// lost: a dial has taken a step since the last answer, and no connection has gone
+	// silent.
+	Reached() bool
 	String() string
 }
 
-// A Monitor is an upstream that knows whether it is well.
+// A Monitor is an upstream with a State. New makes one, and Run has to run for it. All
+// methods may be called concurrently, and only Run blocks.
 type Monitor struct {
 	upstream Upstream
 	o        Options
 	log      *slog.Logger
-	query    wire.Query // what probes ask
-	epoch    time.Time  // what instants count from
-	breaker  *gobreaker.CircuitBreaker[struct{}]
-	wake     chan struct{} // one place: something to settle
+	query    wire.Query    // the query of the probes
+	epoch    time.Time     // instants are counted from here
+	wake     chan struct{} // of size 1: Run has a reason to probe
+	notices  notices
 
-	up         atomic.Bool
-	order      atomic.Uint32 // an Order of the operator
-	failures   atomic.Int32  // in a row
+	// Queries and answers read and write these.
+	state      atomic.Uint32 // a State, as transitionLocked has set it
+	failures   atomic.Int32  // in a row, as the breaker has counted them
+	adminState atomic.Uint32 // an AdminState
 	lastAnswer atomic.Int64  // instant
-	answers    atomic.Int64  // in this window
-	condemned  atomic.Bool   // the next failing vote opens the breaker
-	liar       atomic.Bool   // it is down for what it answered, so answers don't speak for it
-	recheck    atomic.Bool   // somebody has reason to think that it is back
-	wasLate    bool          // the last probe's end was seen late; Run's own
-	doubt      doubt         // another gateway's word against it
+	probeNow   atomic.Bool   // ProbeNow was called
+	interest   atomic.Uint32 // an interest
+	peerReport peerReport    // the latest report of a peer
 
-	// mu guards what follows.
-	mu      sync.Mutex
-	faulty  map[uint64]struct{} // hashes of names that the upstream got wrong in this window
-	opened  time.Time           // the window
-	reason  error               // why it is down, or was
-	changed time.Time           // when it last went up or down
-	history []Change            // of that, the latest last
+	// mu guards the fields that follow, and each call of the breaker.
+	mu       sync.Mutex
+	breaker  *gobreaker.CircuitBreaker[struct{}]
+	outcome  outcome // the one that the breaker gets
+	evidence evidence
+	erred    bool      // this outage began with wrong answers, so further answers do not end it
+	reason   error     // why it is down, or was
+	changed  time.Time // when it last went up or down
+	history  []Change  // of changes, the latest last
 
+	run    pacing // for Run only
 	counts counters
 }
 
-var errWeakProbe = errors.New("probe was answered with an error")
-
-// New checks all options and returns a Monitor that thinks well of upstream
-// until it knows better. Run has to be called for it to learn.
+// New checks all options and returns a Monitor of an upstream that is Up.
 func New(upstream Upstream, o Options) (*Monitor, error) {
 	o = o.withDefaults()
 	var problems []error
-	o.Check(func(option, problem string) {
+	o.Check(func(option, problem string, beside ...string) {
 		problems = append(problems, fmt.Errorf("health: %s %s", option, problem))
 	})
 	if err := errors.Join(problems...); err != nil {
@@ -113,22 +152,22 @@ func New(upstream Upstream, o Options) (*Monitor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("health: probe_name: %w", err)
 	}
+	now := time.Now()
 	m := &Monitor{
 		upstream: upstream, o: o, log: o.Log.With("upstream", upstream.String()), query: query,
-		epoch: time.Now(), wake: make(chan struct{}, 1),
-		faulty: make(map[uint64]struct{}), opened: time.Now(), changed: time.Now(),
+		epoch: now, wake: make(chan struct{}, 1), changed: now,
+		run: pacing{pause: o.Interval},
 	}
-	m.up.Store(true)
+	m.notices.queue = make(chan notice, noticesMax)
+	m.evidence.reset(now)
 	m.breaker = gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{
 		Name: upstream.String(),
-		// The breaker is half-open at once; when it is tried is up to probe,
-		// whose waits grow, which the breaker's can't.
-		Timeout:     time.Nanosecond,
-		MaxRequests: 1,
-		ReadyToTrip: func(gobreaker.Counts) bool { return m.condemned.Load() },
-		IsExcluded:  excused,
-		// Called with the breaker's mutex held: nothing here may block or ask it.
-		OnStateChange: func(_ string, _, to gobreaker.State) { m.up.Store(to == gobreaker.StateClosed) },
+		// The breaker half-opens at once. Run decides when to probe, with waits that grow.
+		Timeout:       time.Nanosecond,
+		MaxRequests:   1,
+		ReadyToTrip:   m.trips,
+		IsExcluded:    excused,
+		OnStateChange: m.breakerChanged,
 	})
 	return m, nil
 }
@@ -143,259 +182,184 @@ func excused(err error) bool {
 // String returns the upstream's name.
 func (m *Monitor) String() string { return m.upstream.String() }
 
-// Latency is the upstream's.
+// Latency returns what the upstream's Latency does.
 func (m *Monitor) Latency() (usual, patience time.Duration) { return m.upstream.Latency() }
 
-// Silent is the upstream's.
+// Silent returns what the upstream's Silent does.
 func (m *Monitor) Silent() time.Duration { return m.upstream.Silent() }
 
-// Errs reports whether the upstream is down for what it answers, and still answers:
-// it may have died since.
-func (m *Monitor) Errs() bool { return !m.up.Load() && m.liar.Load() && !m.overdue() }
+// Reached returns what the upstream's Reached does.
+func (m *Monitor) Reached() bool { return m.upstream.Reached() }
 
-// Alive reports whether the upstream has answered anything since then. If not, a
-// probe is on its way.
-func (m *Monitor) Alive(since time.Time) bool {
-	if m.answeredSince(since) {
-		return true
+// State returns the state of the upstream, or the one that the operator has set. It is
+// called for a query that is about to be placed: if the upstream is Suspect, or its state
+// was not asked for since the last probe, the upstream is probed.
+func (m *Monitor) State() State {
+	m.noteInterest()
+	s := m.refresh()
+	if s == Suspect {
+		m.wakeProbe()
 	}
-	m.nudge()
-	return false
+	return AdminState(m.adminState.Load()).apply(s)
 }
 
-// Up reports whether the upstream should get live queries.
-func (m *Monitor) Up() bool {
-	switch Order(m.order.Load()) {
-	case Drained, ForcedDown:
-		return false
-	case ForcedUp:
-		return true
+// LastAnswer returns when the upstream last answered any query; zero if it never did. An
+// upstream that has been silent for longer than its patience is probed. Shorter silences
+// are usual where some names are never answered.
+func (m *Monitor) LastAnswer() time.Time {
+	if _, patience := m.upstream.Latency(); m.upstream.Silent() > patience {
+		m.wakeProbe()
 	}
-	return m.up.Load()
+	return m.answeredAt()
 }
 
-// Suspect reports whether something seems wrong with an upstream that is up: a
-// sign of life is overdue, several exchanges failed in a row, or another gateway
-// says so. A probe settles it soon.
-func (m *Monitor) Suspect() bool {
-	if !m.overdue() && !m.failing() && !m.doubted() {
-		return false
+func (m *Monitor) answeredAt() time.Time {
+	at := m.lastAnswer.Load()
+	if at == 0 {
+		return time.Time{}
 	}
-	m.nudge()
-	return Order(m.order.Load()) != ForcedUp
+	return m.epoch.Add(time.Duration(at))
 }
 
-func (m *Monitor) overdue() bool {
-	_, patience := m.upstream.Latency()
-	return m.upstream.Silent() > patience
-}
-
-func (m *Monitor) failing() bool { return m.failures.Load() >= int32(m.o.Failures) }
-
-func (m *Monitor) nudge() {
+func (m *Monitor) wakeProbe() {
 	select {
 	case m.wake <- struct{}{}:
-	default: // somebody did already
+	default: // Run has been woken already
 	}
 }
 
-// Recheck tells that what keeps the upstream down may be over: if it is down, it
-// is probed at once.
-func (m *Monitor) Recheck() {
-	m.recheck.Store(true)
-	m.nudge()
+// ProbeNow has an upstream that is down probed at once, because the cause of the outage
+// may be over.
+func (m *Monitor) ProbeNow() {
+	m.probeNow.Store(true)
+	m.wakeProbe()
 }
 
 func (m *Monitor) now() int64 { return int64(time.Since(m.epoch)) }
 
-// Ask asks the upstream, and votes on the outcome before it passes it on.
-func (m *Monitor) Ask(q wire.Query, done func(wire.Answer, error)) {
-	m.upstream.Ask(q, func(a wire.Answer, err error) {
-		m.judge(err)
+// Ask asks the upstream, and records the outcome before it calls done.
+func (m *Monitor) Ask(ctx context.Context, q wire.Query, done func(wire.Answer, error)) {
+	m.noteInterest()
+	m.upstream.Ask(ctx, q, func(a wire.Answer, err error) {
+		m.onOutcome(q, err)
 		done(a, err)
 	})
 }
 
-// AskFor is Ask for who wants to know: if the upstream can tell what it does, it
-// does so to what is in ctx.
-func (m *Monitor) AskFor(ctx context.Context, q wire.Query, done func(wire.Answer, error)) {
-	telling, ok := m.upstream.(interface {
-		AskFor(ctx context.Context, q wire.Query, done func(wire.Answer, error))
-	})
-	if !ok {
-		m.Ask(q, done)
-		return
-	}
-	telling.AskFor(ctx, q, func(a wire.Answer, err error) {
-		m.judge(err)
-		done(a, err)
-	})
-}
-
-// judge votes on the outcome of an exchange.
-func (m *Monitor) judge(err error) {
+// onOutcome records the outcome of a live query.
+func (m *Monitor) onOutcome(q wire.Query, err error) {
 	switch {
 	case err == nil:
-		m.answered()
+		m.answered(q)
 	case !excused(err):
 		m.failed(err)
 	}
 }
 
-// answered takes note of an answer. A SERVFAIL is one: it takes a second
-// opinion to know whether the name or the upstream is broken.
-func (m *Monitor) answered() {
-	m.lastAnswer.Store(m.now())
-	m.answers.Add(1)
-	if !m.up.Load() {
-		if !m.liar.Load() {
-			m.nudge() // a probe, not a client's query, tells whether it is back
+// answered records an answer, if only SERVFAIL: only a second opinion can tell whether the
+// name or the upstream is broken.
+func (m *Monitor) answered(q wire.Query) {
+	now := m.now()
+	m.lastAnswer.Store(now)
+	m.evidence.answered(q, now)
+	switch m.known() {
+	case Up, Suspect:
+		if m.failures.Load() != 0 {
+			m.recordLive(nil)
 		}
-		return
-	}
-	if m.failures.Load() != 0 {
-		m.failures.Store(0)
-		m.vote(nil)
+		m.refresh()
+	case Down:
+		m.answeredWhileDown()
 	}
 }
 
-// failed takes note of a failure of live traffic.
+// failed records a failure of a live query.
 func (m *Monitor) failed(err error) {
-	if !m.up.Load() {
-		return
-	}
-	m.vote(err)
-	m.setReason(err)
-	if m.failures.Add(1) >= int32(m.o.Failures) {
-		m.nudge()
+	m.recordLive(err)
+	if m.failing() {
+		m.wakeProbe()
 	}
 }
 
-// vote casts a vote at the end of an exchange. Nothing is reserved at its start,
-// so that a half-open breaker can't wait for an outcome that never comes.
-func (m *Monitor) vote(err error) {
-	// The error that comes back is err, or the breaker's own word that the vote
-	// came too late to count.
-	_, _ = m.breaker.Execute(func() (struct{}, error) { return struct{}{}, err })
-}
-
-// Blame tells that the upstream answered q with an error although another
-// resolver has a proper answer. One name is no evidence, however often it is
-// asked: some names are broken for some resolvers only.
-func (m *Monitor) Blame(q wire.Query, err error) {
-	name := q.NameHash() // collisions would only make names fewer
-	m.mu.Lock()
-	if time.Since(m.opened) > window {
-		clear(m.faulty)
-		m.opened = time.Now()
-		m.answers.Store(1)
-	}
-	if len(m.faulty) < 1024 {
-		m.faulty[name] = struct{}{}
-	}
-	names := len(m.faulty)
-	m.mu.Unlock()
-	if !m.up.Load() {
-		return
-	}
-	share := float64(names) / float64(max(m.answers.Load(), 1))
-	switch {
-	case names >= faultyNames && share >= faultyShare:
-		m.liar.Store(true)
-		m.condemn(fmt.Errorf("%d names got an error here and an answer elsewhere, the last: %w", names, err))
-	case names >= 3 && share >= faultyShare/2:
-		m.setReason(err)
-		m.nudge() // a probe may know sooner
-	}
-}
-
-// condemn opens the breaker.
-func (m *Monitor) condemn(why error) {
-	m.setReason(why)
-	m.condemned.Store(true)
-	m.vote(why)
-	m.condemned.Store(false)
-	if !m.up.Load() {
-		m.changedState()
-		m.nudge() // so that Run starts to wait for its return
-	}
-}
-
-func (m *Monitor) setReason(err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.reason = err
-}
-
-// changedState logs that the upstream went up or down.
-func (m *Monitor) changedState() {
-	m.mu.Lock()
-	lasted := time.Since(m.changed)
-	m.changed = time.Now()
-	clear(m.faulty)
-	reason := m.reason
-	m.noteLocked(lasted)
-	m.mu.Unlock()
-	m.answers.Store(0)
-	m.tell()
-	if m.up.Load() {
-		m.liar.Store(false)
-		m.log.Info("upstream is up again", "after", lasted.Round(time.Millisecond))
-	} else {
-		m.doubt.borneOut()
-		m.log.Warn("upstream is down", "reason", reason, "after", lasted.Round(time.Millisecond))
-	}
-}
-
-// Run probes the upstream whenever its state is in question, until ctx is done.
-// It sends no probe while live answers tell enough. It must run once.
+// Run probes the upstream when its state is in question and of interest, until ctx is
+// done. It sends no probe while live answers tell enough. It must run once.
 func (m *Monitor) Run(ctx context.Context) error {
-	wait := m.newBackOff()
-	m.settle(ctx, true) // opens a connection before the first client needs it
-	down, upSince := false, time.Now()
-	timer := time.NewTimer(m.due())
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		m.writeNotices(ctx)
+	}()
+	m.watch(ctx)
+	select {
+	case <-written:
+	case <-time.After(noticesLimit): // the log stands still
+	}
+	return nil
+}
+
+func (m *Monitor) watch(ctx context.Context) {
+	r := recovery{wait: m.newBackOff(), upSince: time.Now()}
+	m.probeUp(ctx, true) // opens a connection before the first client needs it
+	timer := time.NewTimer(m.untilProbe())
 	defer timer.Stop()
 	for {
 		woken := false
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-m.wake:
 			woken = true
 		case <-timer.C:
 		}
-		var tried time.Duration
-		rechecked := m.recheck.Swap(false)
+		var took time.Duration
+		probeNow := m.probeNow.Swap(false)
 		switch {
-		case m.up.Load():
-			if woken {
-				m.tell()
-			}
-			m.settle(ctx, woken)
-		case down && woken && !rechecked && !m.answeredSince(m.since()):
-			continue // an echo of what brought it down; the timer runs on
-		case down:
-			begun := time.Now()
-			m.tryAgain(ctx)
-			tried = time.Since(begun)
+		case m.known().IsUp():
+			m.probeUp(ctx, woken)
+			m.setPause(woken)
+		case r.down && woken && !probeNow && (m.known() == Erroring || !m.answeredAt().After(m.since())):
+			// The cause of the outage has woken it, or answers that may be as wrong as those
+			// before. The timer runs on.
+			continue
+		case r.down:
+			began := time.Now()
+			m.probeDown(ctx)
+			took = time.Since(began)
 		}
-		switch {
-		case m.up.Load() && down:
-			down, upSince = false, time.Now()
-		case !m.up.Load() && !down:
-			down = true
-			if time.Since(upSince) > settled {
-				wait.Reset()
-			}
-		}
-		if down && m.liar.Load() {
-			timer.Reset(max(wait.NextBackOff(), liarPause))
-		} else if down { // what the last one took is part of the wait for the next
-			timer.Reset(wait.NextBackOff() - tried)
-		} else {
-			timer.Reset(m.due())
+		r.update(m.known().IsUp())
+		timer.Reset(m.pauseAfter(&r, took))
+	}
+}
+
+// A recovery has the waits between the probes of an upstream that is down.
+type recovery struct {
+	down    bool
+	upSince time.Time
+	wait    *backoff.ExponentialBackOff
+}
+
+// update begins or ends an outage.
+func (r *recovery) update(up bool) {
+	switch {
+	case up && r.down:
+		r.down, r.upSince = false, time.Now()
+	case !up && !r.down:
+		r.down = true
+		if time.Since(r.upSince) > newOutageAfter {
+			r.wait.Reset()
 		}
 	}
+}
+
+// pauseAfter returns the time until the next probe. The last one took that long.
+func (m *Monitor) pauseAfter(r *recovery, took time.Duration) time.Duration {
+	switch {
+	case !r.down:
+		return m.untilProbe()
+	case m.hasErred():
+		return max(r.wait.NextBackOff(), erroringPause)
+	}
+	return r.wait.NextBackOff() - took // the wait began with the last probe
 }
 
 // newBackOff returns waits that grow, with jitter, and never end: by default
@@ -403,23 +367,21 @@ func (m *Monitor) Run(ctx context.Context) error {
 func (m *Monitor) newBackOff() *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval = m.o.RecoveryMin
-	// The jitter comes on top of the cap.
+	// backoff adds the jitter to its MaxInterval.
 	b.MaxInterval = time.Duration(float64(m.o.RecoveryMax) / (1 + b.RandomizationFactor))
 	b.MaxElapsedTime = 0
 	b.Reset()
 	return b
 }
 
-// due returns how long an upstream that is up may go without a probe.
-func (m *Monitor) due() time.Duration {
-	if m.failures.Load() > 0 {
-		return m.o.RecoveryMin // something failed: look again soon
-	}
-	return m.o.Interval - time.Duration(m.now()-m.lastAnswer.Load())
-}
-
 func (m *Monitor) since() time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.changed
+}
+
+func (m *Monitor) hasErred() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.erred
 }

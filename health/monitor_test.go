@@ -19,13 +19,15 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fake is an upstream that does what exchange says.
 type fake struct {
+	reached  bool // a dial gets somewhere
 	mu       sync.Mutex
 	exchange func(ctx context.Context, q wire.Query) (wire.RCode, error)
 	probes   []time.Duration // when probes came, from the start
 	begin    time.Time
 	waiting  time.Time
 
-	connected chan struct{} // closed when there is a connection; nil if there always is
+	connected chan struct{}    // closed when there is a connection; nil if there always is
+	distance  [2]time.Duration // what Latency returns; 10 ms and 40 ms if zero
 }
 
 const probeName = "probe.example.com"
@@ -56,7 +58,7 @@ func (u *fake) Exchange(ctx context.Context, q wire.Query) (wire.Answer, error) 
 	return wire.ParseAnswer(q, q.AppendError(nil, rcode, wire.EDE{}))
 }
 
-func (u *fake) Ask(q wire.Query, done func(wire.Answer, error)) {
+func (u *fake) Ask(_ context.Context, q wire.Query, done func(wire.Answer, error)) {
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
@@ -95,8 +97,24 @@ func (u *fake) Silent() time.Duration {
 	return time.Since(u.waiting)
 }
 
+func (u *fake) Reached() bool { return u.reached }
+
 func (u *fake) Latency() (usual, patience time.Duration) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.distance[1] > 0 {
+		return u.distance[0], u.distance[1]
+	}
 	return 10 * time.Millisecond, 40 * time.Millisecond
+}
+
+// sign is a sign of life, as a dial makes that gets further.
+func (u *fake) sign() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !u.waiting.IsZero() {
+		u.waiting = time.Now()
+	}
 }
 func (u *fake) String() string { return "fake" }
 
@@ -142,7 +160,7 @@ func watch(t *testing.T, story func(t *testing.T, u *fake, m *Monitor, ask func(
 				t.Fatal(err)
 			}
 			outcome := make(chan error)
-			m.Ask(q, func(_ wire.Answer, err error) { outcome <- err })
+			m.Ask(t.Context(), q, func(_ wire.Answer, err error) { outcome <- err })
 			return <-outcome
 		})
 		cancel()
@@ -190,13 +208,13 @@ func TestARefusingUpstreamIsDownAfterThreeFailuresAndAProbe(t *testing.T) {
 		for i := range 2 {
 			_ = ask("www.example.com")
 			synctest.Wait()
-			if !m.Up() || m.Suspect() {
+			if !m.State().IsUp() || m.State() == Suspect {
 				t.Fatalf("down or suspect after %d failures", i+1)
 			}
 		}
 		_ = ask("www.example.com")
 		synctest.Wait()
-		if m.Up() {
+		if m.State().IsUp() {
 			t.Error("still up after three failures and a failing probe")
 		}
 	})
@@ -206,21 +224,21 @@ func TestASilentUpstreamIsSuspectAtOnceAndDownWithinASecond(t *testing.T) {
 	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
 		u.set(silent)
 		go func() { _ = ask("www.example.com") }()
-		if took := until(t, time.Second, "suspect", m.Suspect); took > 45*time.Millisecond {
+		if took := until(t, time.Second, "suspect", func() bool { return m.State() == Suspect }); took > 45*time.Millisecond {
 			t.Errorf("suspect after %v", took)
 		}
-		if took := until(t, time.Second, "down", func() bool { return !m.Up() }); took > 800*time.Millisecond {
+		if took := until(t, time.Second, "down", func() bool { return !m.State().IsUp() }); took > 800*time.Millisecond {
 			t.Errorf("down after %v", took)
 		}
 		u.set(well)
-		if took := until(t, time.Second, "up again", m.Up); took > time.Second {
+		if took := until(t, time.Second, "up again", func() bool { return m.State().IsUp() }); took > time.Second {
 			t.Errorf("up again after %v", took)
 		}
 		time.Sleep(5 * time.Second) // the query that started it ends
 	})
 }
 
-func TestABlipOfTheNetworkTakesNobodyOut(t *testing.T) {
+func TestAShortNetworkFailureTakesNoUpstreamOut(t *testing.T) {
 	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
 		end := time.Now().Add(300 * time.Millisecond)
 		u.set(func(context.Context, wire.Query) (wire.RCode, error) {
@@ -231,17 +249,17 @@ func TestABlipOfTheNetworkTakesNobodyOut(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if !m.Up() || m.Suspect() {
+		if !m.State().IsUp() || m.State() == Suspect {
 			t.Error("a blip took the upstream out")
 		}
 	})
 }
 
-func TestAMachineThatStoppedForAWhileIsNotTheUpstreamsFault(t *testing.T) {
-	// Time passes, and nobody looks: the end of the probe is seen too late.
+func TestAMachineThatStoppedForAWhileTakesNoUpstreamOut(t *testing.T) {
+	// Time passes, and no goroutine runs: the end of the probe is noticed too late.
 	stopped := func(ctx context.Context, _ wire.Query) (wire.RCode, error) {
 		<-ctx.Done()
-		time.Sleep(2 * tardy)
+		time.Sleep(2 * schedulerLag)
 		return 0, ctx.Err()
 	}
 	for _, test := range []struct {
@@ -253,10 +271,10 @@ func TestAMachineThatStoppedForAWhileIsNotTheUpstreamsFault(t *testing.T) {
 			watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
 				u.set(stopped)
 				go func() { _ = ask("www.example.com") }()
-				until(t, time.Second, "suspect", m.Suspect)
-				time.Sleep(verdictMin)
+				until(t, time.Second, "suspect", func() bool { return m.State() == Suspect })
+				time.Sleep(silenceMin)
 				u.set(test.next)
-				time.Sleep(2 * verdictMin)
+				time.Sleep(2 * silenceMin)
 				if changes := len(m.Changes()); (changes == 0) != test.up {
 					t.Errorf("it went up or down %d times", changes)
 				}
@@ -267,9 +285,9 @@ func TestAMachineThatStoppedForAWhileIsNotTheUpstreamsFault(t *testing.T) {
 	}
 }
 
-// Whoever owns a zone with silent or broken servers must not be able to take
-// upstreams out with it.
-func TestNamesThatNobodyAnswersTakeNoUpstreamOut(t *testing.T) {
+// The owner of a zone with silent or broken servers must not be able to take upstreams
+// out with it.
+func TestNamesThatNoUpstreamAnswersTakeNoneOut(t *testing.T) {
 	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
 		u.set(func(ctx context.Context, q wire.Query) (wire.RCode, error) {
 			switch q.String() {
@@ -289,40 +307,40 @@ func TestNamesThatNobodyAnswersTakeNoUpstreamOut(t *testing.T) {
 				all.Go(func() { _ = ask(name) })
 			}
 			time.Sleep(50 * time.Millisecond)
-			if !m.Up() {
+			if !m.State().IsUp() {
 				t.Fatal("down because of names")
 			}
 		}
 		all.Wait()
-		if !m.Up() {
+		if !m.State().IsUp() {
 			t.Error("down because of names")
 		}
 	})
 }
 
-func TestOneBogusNameIsNoEvidenceButManyFaultyNamesAre(t *testing.T) {
+func TestOneBogusNameIsNoEvidenceButManyNamesAre(t *testing.T) {
 	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
-		blame := func(name string) {
+		report := func(name string) {
 			_ = ask(name)
 			q, err := wire.NewQuery(name, "A")
 			if err != nil {
 				t.Fatal(err)
 			}
-			m.Blame(q, errors.New("SERVFAIL"))
+			m.Report(q, errors.New("SERVFAIL"))
 			synctest.Wait()
 		}
 		for range 1000 {
-			blame("bogus.example.com")
+			report("bogus.example.com")
 		}
-		if !m.Up() {
+		if !m.State().IsUp() {
 			t.Fatal("down because of one name")
 		}
 		time.Sleep(2 * window)
-		for i := 0; i < 20 && m.Up(); i++ {
+		for i := 0; i < 20 && m.State().IsUp(); i++ {
 			_ = ask(fmt.Sprintf("good%d.example.com", i))
-			blame(fmt.Sprintf("n%d.example.com", i))
+			report(fmt.Sprintf("n%d.example.com", i))
 		}
-		if m.Up() {
+		if m.State().IsUp() {
 			t.Error("still up although half of 40 names got an error here only")
 		}
 	})
@@ -331,39 +349,144 @@ func TestOneBogusNameIsNoEvidenceButManyFaultyNamesAre(t *testing.T) {
 func TestAnUpstreamThatAnswersEverythingWithErrorsIsOutWithinThreeSeconds(t *testing.T) {
 	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
 		u.set(func(context.Context, wire.Query) (wire.RCode, error) { return wire.ServFail, nil })
-		if m.Errs() {
+		if m.State() == Erroring {
 			t.Error("errs although it is up")
 		}
 		begin := time.Now()
-		for i := 0; m.Up() && i < 30; i++ {
+		for i := 0; m.State().IsUp() && i < 30; i++ {
 			name := fmt.Sprintf("n%d.example.com", i)
 			_ = ask(name)
 			q, _ := wire.NewQuery(name, "A")
-			m.Blame(q, errors.New("SERVFAIL"))
+			m.Report(q, errors.New("SERVFAIL"))
 			time.Sleep(100 * time.Millisecond)
 		}
-		if m.Up() || time.Since(begin) > 3*time.Second {
-			t.Errorf("up %v after %v", m.Up(), time.Since(begin))
+		if m.State().IsUp() || time.Since(begin) > 3*time.Second {
+			t.Errorf("up %v after %v", m.State().IsUp(), time.Since(begin))
 		}
-		if !m.Errs() {
+		if m.State() != Erroring {
 			t.Error("it answers, if only errors, and that is why it is down")
 		}
 		u.set(silent)
 		q, _ := wire.NewQuery("last.example.com", "A")
-		m.Ask(q, func(wire.Answer, error) {})
+		m.Ask(t.Context(), q, func(wire.Answer, error) {})
 		time.Sleep(50 * time.Millisecond) // fake time, more than its patience
-		if m.Errs() {
+		if m.State() == Erroring {
 			t.Error("it has died since")
 		}
 		time.Sleep(5 * time.Second) // fake time, for the query
 	})
 }
 
-func TestAProbeNameThatDoesNotResolveTakesNobodyOut(t *testing.T) {
+// An upstream that was taken out for its errors comes back early if it has results where
+// the others have errors by now, unless it still gets some names wrong.
+func TestErroringEndsEarlyWhereTheOthersAreWorse(t *testing.T) {
+	f := func(right, wrong int, early bool) {
+		t.Helper()
+		watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
+			n := 0
+			report := func(err error) {
+				n++
+				name := fmt.Sprintf("n%d.example.com", n)
+				_ = ask(name)
+				q, _ := wire.NewQuery(name, "A")
+				m.Report(q, err)
+			}
+			for range mismatchedNamesMin {
+				report(errors.New("REFUSED"))
+			}
+			synctest.Wait()
+			if m.State() != Erroring {
+				t.Fatalf("is %v", m.State())
+			}
+			for range right {
+				report(nil)
+			}
+			for range wrong {
+				report(errors.New("REFUSED"))
+			}
+			for range right {
+				report(nil)
+			}
+			time.Sleep(time.Second)
+			if m.State().IsUp() != early {
+				t.Errorf("a second after %d results, %d errors and %d results, it is %v", right, wrong, right, m.State())
+			}
+			time.Sleep(2 * erroringPause)
+			if !m.State().IsUp() {
+				t.Errorf("%v after its errors, it is %v", 2*erroringPause, m.State())
+			}
+		})
+	}
+	f(mismatchedNamesMin/2, 0, true)
+	f(mismatchedNamesMin/2, 1, false)
+	f(mismatchedNamesMin/2-1, 0, false)
+}
+
+// The answer to a probe that began before the upstream was taken out for its errors does
+// not bring it back: erroringPause is the least time.
+func TestAProbeInProgressDoesNotEndErroring(t *testing.T) {
+	watch(t, func(t *testing.T, u *fake, m *Monitor, _ func(string) error) {
+		before := u.probed()
+		for i := range mismatchedNamesMin {
+			q, _ := wire.NewQuery(fmt.Sprintf("n%d.example.com", i), "A")
+			m.onOutcome(q, nil)
+			m.Report(q, errors.New("REFUSED"))
+			synctest.Wait()
+		}
+		if m.State() != Erroring || u.probed() != before+1 {
+			t.Fatalf("is %v, %d probes", m.State(), u.probed()-before)
+		}
+		time.Sleep(erroringPause - time.Second)
+		if m.State() != Erroring {
+			t.Errorf("after %v, it is %v", erroringPause-time.Second, m.State())
+		}
+		time.Sleep(erroringPause)
+		if !m.State().IsUp() {
+			t.Errorf("it is %v in the end", m.State())
+		}
+	})
+}
+
+// One client, or the owner of one zone, does not bring an upstream back early, however many
+// of its names the others get wrong.
+func TestNoZoneEndsErroringEarly(t *testing.T) {
+	f := func(names, domains, clients int, early bool) {
+		t.Helper()
+		watch(t, func(t *testing.T, _ *fake, m *Monitor, _ func(string) error) {
+			report := func(name string, client int, err error) {
+				q, _ := wire.NewQuery(name, "A")
+				q = q.WithClient(uint16(client))
+				m.onOutcome(q, nil)
+				m.Report(q, err)
+			}
+			for i := range 30 {
+				report(fmt.Sprintf("www.domain%d.example", i), 1+i%7, errors.New("REFUSED"))
+			}
+			synctest.Wait()
+			if m.State() != Erroring {
+				t.Fatalf("is %v", m.State())
+			}
+			for i := range 100 {
+				report(fmt.Sprintf("n%d.domain%d.example", i%names, i%domains), 1+i%clients, nil)
+			}
+			time.Sleep(time.Second)
+			if m.State().IsUp() != early {
+				t.Errorf("a second after results for %d names of %d domains for %d clients, it is %v", names, domains, clients, m.State())
+			}
+		})
+	}
+	f(10, 10, 7, true)
+	f(1, 1, 7, false)
+	f(100, 1, 7, false)
+	f(100, 10, 1, false)
+	f(5, 5, 7, false)
+}
+
+func TestAProbeNameThatDoesNotResolveTakesNoUpstreamOut(t *testing.T) {
 	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
 		u.set(func(context.Context, wire.Query) (wire.RCode, error) { return wire.ServFail, nil })
 		time.Sleep(5 * time.Minute)
-		if !m.Up() {
+		if !m.State().IsUp() {
 			t.Error("down because the probe's name alone gets an error")
 		}
 	})
@@ -373,8 +496,8 @@ func TestAProbeNameThatDoesNotResolveTakesNobodyOut(t *testing.T) {
 func TestProbesOfADeadUpstreamSlowDownButNeverEnd(t *testing.T) {
 	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
 		u.set(broken)
-		until(t, time.Minute, "down", func() bool { return !m.Up() || ask("www.example.com") == nil })
-		if m.Errs() {
+		until(t, time.Minute, "down", func() bool { return !m.State().IsUp() || ask("www.example.com") == nil })
+		if m.State() == Erroring {
 			t.Error("said to answer")
 		}
 		before := u.probed()
@@ -390,7 +513,7 @@ func TestProbesOfADeadUpstreamSlowDownButNeverEnd(t *testing.T) {
 		}
 		time.Sleep(6 * time.Hour)
 		u.set(well)
-		if took := until(t, time.Minute, "up again", m.Up); took > 10*time.Second {
+		if took := until(t, time.Minute, "up again", func() bool { return m.State().IsUp() }); took > 10*time.Second {
 			t.Errorf("up again %v after it was well, 6 hours later", took)
 		}
 	})
@@ -399,26 +522,26 @@ func TestProbesOfADeadUpstreamSlowDownButNeverEnd(t *testing.T) {
 func TestALiveAnswerWhileDownIsCheckedAtOnce(t *testing.T) {
 	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
 		u.set(broken)
-		until(t, time.Minute, "down", func() bool { return !m.Up() || ask("www.example.com") == nil })
+		until(t, time.Minute, "down", func() bool { return !m.State().IsUp() || ask("www.example.com") == nil })
 		time.Sleep(time.Minute) // waits have grown
 		u.set(well)
 		if err := ask("www.example.com"); err != nil {
 			t.Fatal(err)
 		}
-		if took := until(t, time.Minute, "up again", m.Up); took > 20*time.Millisecond {
+		if took := until(t, time.Minute, "up again", func() bool { return m.State().IsUp() }); took > 20*time.Millisecond {
 			t.Errorf("up again %v after it answered a client", took)
 		}
 	})
 }
 
-func TestWhoHasReasonToThinkThatItIsBackNeedNotWaitForTheNextProbe(t *testing.T) {
+func TestProbeNowDoesNotWaitForTheNextProbe(t *testing.T) {
 	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
 		u.set(broken)
-		until(t, time.Minute, "down", func() bool { return !m.Up() || ask("www.example.com") == nil })
+		until(t, time.Minute, "down", func() bool { return !m.State().IsUp() || ask("www.example.com") == nil })
 		time.Sleep(time.Minute) // waits have grown
 		u.set(well)
-		m.Recheck()
-		if took := until(t, time.Minute, "up again", m.Up); took > 20*time.Millisecond {
+		m.ProbeNow()
+		if took := until(t, time.Minute, "up again", func() bool { return m.State().IsUp() }); took > 20*time.Millisecond {
 			t.Errorf("up again after %v", took)
 		}
 	})
@@ -427,7 +550,7 @@ func TestWhoHasReasonToThinkThatItIsBackNeedNotWaitForTheNextProbe(t *testing.T)
 func TestAProbeOfADeadUpstreamWaitsForAConnection(t *testing.T) {
 	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
 		u.set(broken)
-		until(t, time.Minute, "down", func() bool { return !m.Up() || ask("www.example.com") == nil })
+		until(t, time.Minute, "down", func() bool { return !m.State().IsUp() || ask("www.example.com") == nil })
 		connected := make(chan struct{})
 		u.connectVia(connected)
 		time.Sleep(time.Minute) // waits have grown
@@ -438,7 +561,7 @@ func TestAProbeOfADeadUpstreamWaitsForAConnection(t *testing.T) {
 			t.Errorf("%d probes without a connection", n)
 		}
 		close(connected)
-		if took := until(t, time.Minute, "up again", m.Up); took > 5*time.Second {
+		if took := until(t, time.Minute, "up again", func() bool { return m.State().IsUp() }); took > 5*time.Second {
 			t.Errorf("up again %v after a connection was there", took)
 		}
 	})
@@ -446,7 +569,7 @@ func TestAProbeOfADeadUpstreamWaitsForAConnection(t *testing.T) {
 
 // A client that leaves, or a full gateway, is not the upstream's failure, and no
 // success either: it must not hide failures in a row.
-func TestExcusedOutcomesDoNotVote(t *testing.T) {
+func TestExcusedOutcomesDoNotCount(t *testing.T) {
 	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
 		for _, excuse := range []error{context.Canceled, fmt.Errorf("x: %w", context.DeadlineExceeded), busy{}} {
 			u.set(func(context.Context, wire.Query) (wire.RCode, error) { return 0, excuse })
@@ -454,7 +577,7 @@ func TestExcusedOutcomesDoNotVote(t *testing.T) {
 				_ = ask("www.example.com")
 			}
 		}
-		if m.failures.Load() != 0 || !m.Up() {
+		if m.failures.Load() != 0 || !m.State().IsUp() {
 			t.Error("excused outcomes were counted as failures")
 		}
 		live := errors.New("reset")
@@ -474,18 +597,18 @@ func (busy) Error() string { return "busy" }
 func (busy) Excused() bool { return true }
 
 // A half-open breaker of gobreaker waits for ever for an outcome that does not
-// come. Votes at the end of an exchange can't leave one behind.
+// come. Outcomes that are recorded at the end of a query leave none behind.
 func TestHungProbesLeaveNoHalfOpenSlotBehind(t *testing.T) {
 	watch(t, func(t *testing.T, u *fake, m *Monitor, ask func(string) error) {
 		u.set(silent)
 		go func() { _ = ask("www.example.com") }()
-		until(t, 2*time.Second, "down", func() bool { m.Suspect(); return !m.Up() })
+		until(t, 2*time.Second, "down", func() bool { return !m.State().IsUp() })
 		for range 20 {
 			go func() { _ = ask("www.example.com") }()
 		}
 		time.Sleep(time.Minute)
 		u.set(well)
-		until(t, 15*time.Second, "up again", m.Up)
+		until(t, 15*time.Second, "up again", func() bool { return m.State().IsUp() })
 	})
 }
 

@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// An outage is why an upstream gets no live queries.
+// An outage is the reason why an upstream gets no live queries.
 type outage struct {
-	lasted time.Duration
-	order  Order // what it is for, if it is by hand
-	reason error // or nil
+	lasted     time.Duration
+	adminState AdminState // not Auto if the operator has set it
+	reason     error      // or nil
 }
 
 func (o *outage) Error() string {
@@ -18,8 +18,8 @@ func (o *outage) Error() string {
 		lasted = o.lasted.Round(time.Millisecond)
 	}
 	switch {
-	case o.order != Auto:
-		return fmt.Sprintf("set to %v by hand", o.order)
+	case o.adminState != Auto:
+		return fmt.Sprintf("set to %v by hand", o.adminState)
 	case o.reason == nil:
 		return fmt.Sprintf("breaker open for %v", lasted)
 	}
@@ -28,13 +28,13 @@ func (o *outage) Error() string {
 
 func (o *outage) Unwrap() error { return o.reason }
 
-// Outage returns why the upstream gets no live queries, and for how long it has
-// had none; nil while it is up.
+// Outage returns why the upstream gets no live queries, and since when; nil while it is
+// up.
 func (m *Monitor) Outage() error {
-	if m.Up() {
+	if m.effective().IsUp() {
 		return nil
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return &outage{lasted: time.Since(m.changed), order: Order(m.order.Load()), reason: m.reason}
+	return &outage{lasted: time.Since(m.changed), adminState: AdminState(m.adminState.Load()), reason: m.reason}
 }

@@ -15,17 +15,17 @@ func TestAnOutageSaysSinceWhenAndWhy(t *testing.T) {
 			}
 		}
 		if err := m.Outage(); err != nil {
-			t.Errorf("who is up says %q", err)
+			t.Errorf("an upstream that is up has the outage %q", err)
 		}
 		u.set(broken)
 		for range 5 {
 			_ = ask("www.example.com")
 		}
-		until(t, 5*time.Second, "it is down", func() bool { return !m.Up() })
+		until(t, 5*time.Second, "it is down", func() bool { return !m.State().IsUp() })
 		f("^breaker open for [0-9]+(ms|s): .*connection refused$")
 		time.Sleep(12*time.Second - time.Since(m.since())) // fake time
 		f("^breaker open for 12s: .*connection refused$")
-		m.Order(ForcedDown)
+		m.SetAdminState(ForcedDown)
 		f("^set to down by hand$")
 	})
 }

@@ -39,7 +39,7 @@ func TestStatusTellsStateSinceWhenAndWhy(t *testing.T) {
 		if got := time.Since(m.Status().Since); got != 51*time.Millisecond {
 			t.Errorf("suspect for %v, want 51ms", got)
 		}
-		m.Suspect()
+		m.State()
 		time.Sleep(2 * time.Second)
 		f(Down, "probe for "+probeName, 2051*time.Millisecond)
 		if got := m.Status().Since; !got.After(began) {

@@ -18,7 +18,7 @@ const (
 	resolveTimeout = 3 * time.Second
 )
 
-// A bootstrap is a resolver that knows where an upstream is.
+// A bootstrap is a resolver that is asked for the address of an upstream.
 type bootstrap struct {
 	addr       netip.AddrPort
 	tls        bool
@@ -48,8 +48,8 @@ func parseBootstrap(text string) (bootstrap, error) {
 	return b, nil
 }
 
-// resolve finds the addresses of Host, if there is one and it is due. Known
-// addresses stay in use when nobody answers.
+// resolve looks up the addresses of Host, if there is one and the last look-up is old
+// enough. Known addresses stay in use when no resolver answers.
 func (d *dialer) resolve(ctx context.Context) error {
 	if d.o.Host == "" {
 		return nil
@@ -87,7 +87,7 @@ func (d *dialer) lookUp(ctx context.Context) ([]netip.AddrPort, error) {
 		resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return d.dialBootstrap(ctx, network, b)
 		}}
-		// The dot at the end keeps search domains away.
+		// The dot at the end excludes search domains.
 		ips, err := resolver.LookupNetIP(ctx, "ip", strings.TrimSuffix(d.o.Host, ".")+".")
 		if err != nil {
 			last = err
@@ -102,8 +102,8 @@ func (d *dialer) lookUp(ctx context.Context) ([]netip.AddrPort, error) {
 	return nil, &failure{Bootstrapping, fmt.Errorf("resolve %s through %s (setting bootstrap): %w", d.o.Host, strings.Join(d.o.Bootstrap, ", "), last)}
 }
 
-// dialBootstrap connects to b. The resolver speaks TCP to whatever is no packet
-// connection, which is DNS-over-TLS if the connection is.
+// dialBootstrap connects to b. net.Resolver uses the TCP format on any connection that is
+// not a net.PacketConn. Over TLS, that is DNS-over-TLS.
 func (d *dialer) dialBootstrap(ctx context.Context, network string, b bootstrap) (net.Conn, error) {
 	if !b.tls {
 		return new(net.Dialer).DialContext(ctx, network, b.addr.String())
@@ -112,6 +112,6 @@ func (d *dialer) dialBootstrap(ctx context.Context, network string, b bootstrap)
 	if name == "" {
 		name = b.addr.Addr().String()
 	}
-	secure := tls.Dialer{Config: &tls.Config{MinVersion: tls.VersionTLS12, ServerName: name, RootCAs: d.config.RootCAs}}
+	secure := tls.Dialer{Config: &tls.Config{MinVersion: tls.VersionTLS12, ServerName: name, RootCAs: d.dot.config.RootCAs}}
 	return secure.DialContext(ctx, "tcp", b.addr.String())
 }

@@ -12,7 +12,7 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// whereIsIt answers that dns.example.com is at address, and knows nothing else.
+// whereIsIt answers that dns.example.com is at address, and has no other name.
 func whereIsIt(query []byte, address netip.Addr) []byte {
 	var m dns.Msg
 	if m.Unpack(query) != nil || len(m.Question) != 1 {
@@ -82,7 +82,7 @@ func TestAHostIsResolvedThroughItsBootstrapResolvers(t *testing.T) {
 		}
 	}
 	if err := f("127.0.0.1:1"); err == nil || !strings.Contains(err.Error(), "setting bootstrap") {
-		t.Errorf("through nobody: %v", err)
+		t.Errorf("through a closed port: %v", err)
 	}
 	if err := f("tls://" + secure.Addr().String() + "#other.example.com"); err == nil {
 		t.Error("a bootstrap resolver with the certificate of another name was believed")

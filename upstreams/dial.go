@@ -10,62 +10,63 @@ import (
 )
 
 const (
-	// lost is how long a dial may take at least before another is started beside
-	// it, for whoever wants a connection then: its packets may have been lost, and
-	// the system sends them again after a second only.
-	lost = 250 * time.Millisecond
-	// waitMax is how long a query waits for a connection that others were faster to
-	// get.
-	waitMax = time.Second
-	// rush is how many times as many connections as usual are made at once when each
-	// brings one answer only; fewer when it brings a few.
-	rush = 8
-	// dialsMax is how many dials are under way at most for one connection.
+	// slowDialAfter is how long a dial must have taken before another one is started
+	// beside it for the next query: its packets may have been lost, and the system
+	// retransmits them only after a second.
+	slowDialAfter = 250 * time.Millisecond
+	// streamWaitMax is how long a query waits for a connection after other queries have
+	// taken the one that it waited for.
+	streamWaitMax = time.Second
+	// burstDials is how many times as many connections as usual are made at once when
+	// each brings one answer only; fewer when it brings a few.
+	burstDials = 8
+	// dialsMax is how many dials may be in progress at once for one connection.
 	dialsMax = 5
 )
 
-// A dial is a connection being made, and everybody who waits for it.
+// A dial is a connection that is being made, and the calls that wait for it.
 type dial struct {
-	begun  int64 // instant
+	began  int64 // instant
 	cancel context.CancelFunc
-	calls  []*call       // to be entered on it; guarded by mu of the Upstream
+	beside *time.Timer   // starts another dial; nil unless it was the only one
+	calls  []*call       // to be sent on it; guarded by mu of the Upstream
 	done   chan struct{} // closed when one of the others is set
-	conn   *conn
+	stream *stream
 	err    error
 }
 
-func (d *dial) over() bool { return d.conn != nil || d.err != nil }
+func (d *dial) over() bool { return d.stream != nil || d.err != nil }
 
-// Connect returns when a connection is open, and at once if one is. It blocks
-// until none can be had, or ctx is done; a dial that it started goes on without
-// it.
+// Connect returns when a connection is open, and at once if one is. It blocks until the
+// dial fails or ctx is done. The dial continues without it.
 func (u *Upstream) Connect(ctx context.Context) error {
 	if u.open.Load() > 0 {
 		return nil
 	}
 	if _, err := u.connect(ctx); err != nil {
-		return fmt.Errorf("%s: %w", u.o.Name, err)
+		return named(u.o.Name, err)
 	}
 	return nil
 }
 
-// connect waits for a fresh connection.
-func (u *Upstream) connect(ctx context.Context) (*conn, error) {
+// connect waits for a fresh stream.
+func (u *Upstream) connect(ctx context.Context) (*stream, error) {
 	u.mu.Lock()
 	d := u.dialLocked()
 	u.mu.Unlock()
 	select {
 	case <-d.done:
-		return d.conn, d.err
+		return d.stream, d.err
 	case <-ctx.Done():
 		return nil, fmt.Errorf("still connecting to %v: %w", u.Addresses(), context.Cause(ctx))
 	}
 }
 
-// dialLocked returns a dial to wait for: one under way, or a new one if that has
-// taken so long that it may be lost, or its connection won't do for all who wait.
+// dialLocked returns a dial to wait for: the one in progress, or a new one if that has
+// taken so long that its packets may be lost, or if one connection is not enough for all
+// waiting calls.
 func (u *Upstream) dialLocked() *dial {
-	n, limit := len(u.dials), int(u.allowance.limit.Load())
+	n, limit := len(u.dials), int(u.queriesPerConn.limit.Load())
 	if n == 0 {
 		return u.newDialLocked()
 	}
@@ -74,7 +75,7 @@ func (u *Upstream) dialLocked() *dial {
 		d = slices.MinFunc(u.dials, func(a, b *dial) int { return len(a.calls) - len(b.calls) })
 	}
 	switch {
-	case limit > 0 && len(d.calls) >= limit && n < u.o.Connections*max(1, rush/limit), n < dialsMax && u.mayBeLost(d):
+	case limit > 0 && len(d.calls) >= limit && n < u.o.Connections*max(1, burstDials/limit), n < dialsMax && u.mayBeLost(d):
 		return u.newDialLocked()
 	}
 	return d
@@ -83,23 +84,20 @@ func (u *Upstream) dialLocked() *dial {
 // mayBeLost reports whether to start another dial beside d.
 func (u *Upstream) mayBeLost(d *dial) bool {
 	usual, _ := u.rtt.usual()
-	late := max(lost, 4*usual) // it takes three round trips
-	return time.Duration(u.now()-d.begun) >= late && u.dialer.pace.would(time.Now())
-}
-
-// startDialLocked starts a dial, unless one is under way.
-func (u *Upstream) startDialLocked() {
-	if len(u.dials) == 0 {
-		u.newDialLocked()
+	late := max(slowDialAfter, 4*usual, 2*u.dialTime.usual()) // a handshake takes three round trips
+	if longest := u.dialer.transport.longest(); len(u.dials) > 1 {
+		// Further dials are spread over the time that one may take. If all began at once,
+		// all would end at once, and until then none would notice the end of an outage.
+		late = max(late, max(longest.connect, longest.handshake)/dialsMax)
 	}
+	return time.Duration(u.now()-d.began) >= late && u.dialer.throttle.wouldAllow(time.Now())
 }
 
-// newDialLocked starts a dial. It outlives the caller: a client that is less
-// patient than a handshake takes long would otherwise keep everybody from ever
-// connecting.
+// newDialLocked starts a dial. It does not end with its caller: if clients wait for a
+// shorter time than a handshake takes, no connection would ever be made.
 func (u *Upstream) newDialLocked() *dial {
-	d := &dial{done: make(chan struct{}), begun: u.now()}
-	if u.closed {
+	d := &dial{done: make(chan struct{}), began: u.now()}
+	if u.isClosed {
 		d.err = ErrClosed
 		close(d.done)
 		return d
@@ -108,65 +106,94 @@ func (u *Upstream) newDialLocked() *dial {
 	ctx, d.cancel = context.WithCancel(u.ctx)
 	first := len(u.dials) == 0
 	u.dials = append(u.dials, d)
+	if usual := u.dialer.transport.limits().handshake; first && usual < u.dialer.transport.longest().handshake {
+		d.beside = time.AfterFunc(usual, func() { u.dialBeside(d) })
+	}
 	u.wg.Go(func() { u.runDial(ctx, d, first) })
 	return d
 }
 
-// runDial makes d's connection. Those who wait for other dials get it as well:
-// the first that succeeds ends them all, unless it will not do for all.
+// dialBeside starts another dial if d, the first, has taken longer than expected: d is
+// continued, because the network may just have become slow, and the other one is
+// faster if d's packets were lost.
+func (u *Upstream) dialBeside(d *dial) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !u.isClosed && slices.Contains(u.dials, d) && len(u.dials) < dialsMax && u.dialer.throttle.wouldAllow(time.Now()) {
+		u.newDialLocked()
+	}
+}
+
+// runDial makes the connection of d. It is used for the calls of other dials, too: the
+// first dial that succeeds ends them all, unless one connection is not enough.
 func (u *Upstream) runDial(ctx context.Context, d *dial, first bool) {
 	defer d.cancel()
-	secured, from, err := u.dialer.dial(ctx, first)
-	var c *conn
+	l, to, err := u.dialer.dial(ctx, first)
+	var s *stream
 	u.mu.Lock()
-	ended := u.endDialsLocked(d, err == nil && u.allowance.limit.Load() == 0)
+	ended := u.endDialsLocked(d, err == nil && u.queriesPerConn.limit.Load() == 0)
 	switch {
 	case err != nil:
-	case len(ended) == 0 || u.closed:
-		secured.NetConn().Close()
+		u.passOnLocked(d, err)
+	case len(ended) == 0 || u.isClosed:
+		l.abort()
 		err = ErrClosed
 	default:
-		c = newConn(u, secured, from)
-		c.dialled = u.dialer.course(secured, from)
-		u.conns = append(u.conns, c)
-		u.open.Store(int32(len(u.conns)))
-		u.wg.Go(c.readLoop)
-		u.wg.Go(c.writeLoop)
+		s = newStream(u.dialer.faults.wrap(l), to, &u.streamShared, u)
+		s.dialled, s.dialTook = l.summary(to), l.tcpTook+l.tlsTook
+		u.dialTime.sample(s.dialTook)
+		u.streams = append(u.streams, s)
+		u.open.Store(int32(len(u.streams)))
+		u.wg.Go(s.readLoop)
+		u.wg.Go(s.writeLoop)
 	}
 	u.mu.Unlock()
-	if c != nil {
-		c.drill().welcome(c)
-	}
 	for _, e := range ended {
-		e.conn, e.err = c, err
+		e.stream, e.err = s, err
 		u.endDial(e)
 	}
 }
 
-// endDial tells everybody who waits for d.
+// passOnLocked has the calls of d, which failed with err, wait for the oldest dial that
+// is still in progress, if d took too long: that one may just take longer.
+func (u *Upstream) passOnLocked(d *dial, err error) {
+	if o := OutcomeOf(err); len(u.dials) > 0 && (o == TLSTimedOut || o == DialTimedOut) {
+		u.dials[0].calls = append(u.dials[0].calls, d.calls...)
+		d.calls = nil
+	}
+}
+
 func (u *Upstream) endDial(d *dial) {
 	d.cancel()
+	if d.beside != nil {
+		d.beside.Stop()
+	}
 	close(d.done)
 	calls := d.calls
-	if limit := int(u.allowance.limit.Load()); d.conn != nil && limit > 0 && len(calls) > limit {
+	if limit := int(u.queriesPerConn.limit.Load()); d.stream != nil && limit > 0 && len(calls) > limit {
 		u.awaitAnother(calls[limit:])
 		calls = calls[:limit]
 	}
-	for _, call := range calls {
-		if d.conn != nil {
-			u.enter(d.conn, call, u.now())
-		} else {
-			u.fail(call, d.err)
+	for i, call := range calls {
+		switch {
+		case d.stream == nil:
+			u.failed(call, d.err)
+		case i < len(calls)-1 && call.query.Cancelled(): // the newest shows whether the upstream answers
+			call.finish(wire.Answer{}, named(u.o.Name, errCancelled))
+		default:
+			u.sendOn(d.stream, call, u.now())
 		}
 	}
 }
 
-// awaitAnother has calls, the oldest first, entered on connections after the one
-// that they waited for. Those that have waited for too long won't be: their
-// clients would not get to see the answers.
+// errCancelled says no more about the upstream than a client's own time limit.
+var errCancelled = fmt.Errorf("not sent, as nothing waits for the answer any more: %w", context.DeadlineExceeded)
+
+// awaitAnother has calls, the oldest first, wait for further connections. Calls that have
+// waited for too long fail: their clients would not see the answers.
 func (u *Upstream) awaitAnother(calls []*call) {
 	now, late := u.now(), 0
-	for late < len(calls) && time.Duration(now-calls[late].sent) > waitMax {
+	for late < len(calls) && time.Duration(now-calls[late].sent) > max(streamWaitMax, 2*u.dialTime.usual()) {
 		late++
 	}
 	u.mu.Lock()
@@ -179,15 +206,15 @@ func (u *Upstream) awaitAnother(calls []*call) {
 	for i, call := range calls {
 		switch {
 		case i < late:
-			call.complete(wire.Answer{}, fmt.Errorf("%s: %w", u.o.Name, ErrBusy))
+			call.finish(wire.Answer{}, named(u.o.Name, ErrBusy))
 		case over:
-			u.fail(call, d.err)
+			u.failed(call, d.err)
 		}
 	}
 }
 
-// endDialsLocked takes d, and all others if they are of no use any more, from
-// those under way. It returns none if another has ended d.
+// endDialsLocked removes d from the dials in progress, and all others if all is set. It
+// returns none if another dial has ended d.
 func (u *Upstream) endDialsLocked(d *dial, all bool) (ended []*dial) {
 	i := slices.Index(u.dials, d)
 	switch {
@@ -201,16 +228,19 @@ func (u *Upstream) endDialsLocked(d *dial, all bool) (ended []*dial) {
 	return ended
 }
 
-// NetworkChanged tells that routes, addresses or links of this machine came up:
-// an upstream that can't be reached is dialled at once. It reports whether there
-// is such trouble, so that it is worth asking again.
+// NetworkChanged says that routes, addresses or links of this machine came up: an
+// upstream that is out of reach is dialled at once. It reports whether this one is, so
+// that a probe is worthwhile.
 func (u *Upstream) NetworkChanged() bool {
-	if !u.dialer.pace.changed(time.Now()) {
+	for _, e := range u.dialer.ordered() {
+		e.networkChanged()
+	}
+	if !u.dialer.throttle.networkChanged(time.Now()) {
 		return false
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if len(u.dials) < dialsMax && u.dialer.pace.would(time.Now()) {
+	if len(u.dials) < dialsMax && u.dialer.throttle.wouldAllow(time.Now()) {
 		u.newDialLocked()
 	}
 	return true

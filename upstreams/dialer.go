@@ -2,118 +2,81 @@ package upstreams
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
-
-	"dotgate/gateway/wire"
 )
 
-const (
-	// stagger is how long one address may take before the next is tried beside
-	// it (RFC 8305 section 5 recommends 250 ms).
-	stagger = 250 * time.Millisecond
-	// grudge is how long an address that failed is tried after the others.
-	grudge = 30 * time.Second
-	// sessionPause is how long no session is resumed after one made a handshake fail.
-	sessionPause = 10 * time.Minute
-)
+// attemptDelay is how long the dial of one endpoint may take before the next one is tried
+// beside it (RFC 8305 section 5 recommends 250 ms).
+const attemptDelay = 250 * time.Millisecond
 
-var (
-	errHandshake = errors.New("TLS handshake failed")
-	errPin       = errors.New("no certificate in the verified chain has a pinned key (setting pins)")
-)
+// A transport opens connections to endpoints. There are tcpTransport and dotTransport.
+// The dialer chooses the endpoint, and knows nothing of how its connection is made.
+type transport interface {
+	// open connects within limits, and verifies the server if the transport can. The
+	// dialer, not the transport, records success and failure at the endpoint.
+	open(ctx context.Context, e *endpoint, limits dialLimits) (link, error)
+	// limits returns the limits of the next connection.
+	limits() dialLimits
+	// longest returns the limits of a connection that is continued although it takes longer
+	// than expected, because another one is made beside it.
+	longest() dialLimits
+}
 
-// A dialer makes connections to one service. Each has a verified certificate.
+// dialLimits bound the steps of one connection.
+type dialLimits struct{ connect, handshake time.Duration }
+
+// A link is an open connection to an endpoint: TLS or plain TCP.
+type link struct {
+	net.Conn          // DNS messages are written to it and read from it
+	raw      net.Conn // the TCP connection; without TLS, the same
+	secure   bool     // the certificate was verified
+	abort    func()   // ends the connection at once
+
+	tcpTook, tlsTook time.Duration // how long the handshakes took
+}
+
+func newLink(conn, raw net.Conn, secure bool) link {
+	return link{Conn: conn, raw: raw, secure: secure, abort: func() { raw.Close() }}
+}
+
+// A dialer connects to the best endpoint of one upstream.
 type dialer struct {
-	o                          Options
-	log                        *slog.Logger
-	config                     *tls.Config // never used as it is: each address gets a copy
-	pace                       pace
-	noSessions                 atomic.Int64 // until when no session is offered, in Unix nanoseconds
-	dials, handshakes, resumed atomic.Uint64
-	drill                      atomic.Pointer[rehearsal] // under way, or nil
-	tcpTook, tlsTook           atomic.Int64              // of the latest connection, in nanoseconds
-	notAfter                   atomic.Int64              // of the latest certificate, in Unix seconds, or 0
-	nowhere                    endpoint                  // counts what came to no address
+	o          Options
+	log        *slog.Logger
+	transport  transport
+	tcp        tcpTransport
+	dot        dotTransport
+	throttle   dialThrottle
+	faults     faults                      // of a drill
+	background func(func(context.Context)) // runs a function in the background, until the upstream is closed; or nil
+	noAddress  endpoint                    // counts attempts that went to no address
 
 	mu        sync.Mutex
 	endpoints []*endpoint
-	resolved  time.Time // when Host was, if it is
+	resolved  time.Time // when Host was resolved
 }
 
-// An endpoint is one address of a service, with what is known about it.
-type endpoint struct {
-	addr   netip.AddrPort
-	failed atomic.Pointer[time.Time] // when it last failed, nil if it works
-
-	attempts, dials tally
-}
-
-// suspect puts the address behind the others for a while.
-func (e *endpoint) suspect() {
-	now := time.Now()
-	e.failed.Store(&now)
-}
-
-// disgrace returns when the address failed, if that was lately.
-func (e *endpoint) disgrace() time.Time {
-	if failed := e.failed.Load(); failed != nil && time.Since(*failed) < grudge {
-		return *failed
-	}
-	return time.Time{}
-}
-
-func (d *dialer) init(o Options, log *slog.Logger) error {
-	roots, err := o.roots()
-	if err != nil {
-		return err
-	}
-	certificates, err := o.certificates()
-	if err != nil {
-		return err
-	}
-	pins, err := o.pins()
-	if err != nil {
-		return err
-	}
+// init checks and reads what the options name. reached is called when a dial has got
+// further; it may be nil.
+func (d *dialer) init(o Options, log *slog.Logger, reached func(step int32)) error {
 	d.o, d.log = o, log
-	d.config = &tls.Config{
-		MinVersion:                  tls.VersionTLS12,
-		ServerName:                  o.ServerName,
-		RootCAs:                     roots,
-		Certificates:                certificates,
-		NextProtos:                  []string{"dot"}, // RFC 7858 names it; a server on port 443 needs it
-		ClientSessionCache:          tls.NewLRUClientSessionCache(0),
-		DynamicRecordSizingDisabled: true, // a burst of queries is one record
+	d.tcp.init(o, d.faults.wrapDial(connectTCP), reached)
+	d.transport = &d.tcp
+	if err := d.dot.init(o, &d.tcp, log); err != nil {
+		return err
 	}
-	if len(pins) > 0 {
-		// Unlike VerifyPeerCertificate, this runs on resumed sessions too.
-		d.config.VerifyConnection = func(state tls.ConnectionState) error { return checkPins(state, pins) }
+	if o.Protocol != TCP {
+		d.transport = &d.dot
 	}
 	d.setAddresses(o.Addresses)
-	d.pace.spread()
+	d.throttle.assignTurn()
 	return nil
-}
-
-func checkPins(state tls.ConnectionState, pins map[[sha256.Size]byte]bool) error {
-	for _, chain := range state.VerifiedChains {
-		for _, certificate := range chain {
-			if pins[sha256.Sum256(certificate.RawSubjectPublicKeyInfo)] {
-				return nil
-			}
-		}
-	}
-	return errPin
 }
 
 // setAddresses replaces the addresses, keeping what is known of those that stay.
@@ -131,7 +94,7 @@ func (d *dialer) setAddresses(addrs []netip.AddrPort) {
 	}
 	for _, e := range old {
 		if !slices.Contains(d.endpoints, e) {
-			d.nowhere.inherit(e)
+			d.noAddress.inherit(e)
 		}
 	}
 }
@@ -146,225 +109,153 @@ func (d *dialer) addresses() []netip.AddrPort {
 	return addrs
 }
 
-// ordered returns the addresses, those that failed lately last, and of these
-// the latest last.
 func (d *dialer) ordered() []*endpoint {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	order := slices.Clone(d.endpoints)
-	slices.SortStableFunc(order, func(a, b *endpoint) int { return a.disgrace().Compare(b.disgrace()) })
-	return order
+	return inOrder(d.endpoints)
 }
 
-type dialed struct {
-	conn *tls.Conn
-	from *endpoint
-	err  error
+// A dialAttempt is a dial of one endpoint, and its result.
+type dialAttempt struct {
+	link  link
+	to    *endpoint
+	began time.Time
+	err   error
 }
 
-// dial connects to the first address that lets it. Addresses are tried one
-// after the other, the next as soon as one fails or takes long. A patient dial
-// waits for a service that is long gone until the next may be made.
-func (d *dialer) dial(ctx context.Context, patient bool) (*tls.Conn, *endpoint, error) {
+// A dialRace is a dial of several endpoints. The first connection wins.
+type dialRace struct {
+	results    chan dialAttempt
+	inProgress []dialAttempt // without results
+	failed     []dialAttempt
+	problem    error // the errors of all that failed
+}
+
+func (r *dialRace) ended(a dialAttempt) {
+	r.inProgress = slices.DeleteFunc(r.inProgress, func(b dialAttempt) bool { return a.to == b.to })
+	if a.err == nil {
+		return
+	}
+	r.failed = append(r.failed, a)
+	r.problem = withProblem(r.problem, a.err)
+}
+
+// dial connects to the first endpoint that accepts. Endpoints are tried one after the
+// other, the next one as soon as one fails or takes longer than attemptDelay. A patient
+// dial waits longer: for an upstream that has been out of reach for long, until the next
+// dial may be made, and for a handshake, as long as a client waits.
+func (d *dialer) dial(ctx context.Context, patient bool) (link, *endpoint, error) {
 	if err := d.resolve(ctx); err != nil {
-		return nil, nil, err
+		return link{}, nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	began, limit := time.Now(), d.o.ConnectTimeout
+	began, limits := time.Now(), d.transport.limits()
 	if patient {
-		limit = d.pace.limit(began, limit)
+		limits.connect = d.throttle.connectLimit(began, limits.connect)
+		limits.handshake = d.transport.longest().handshake
 	}
-	todo := d.ordered()
-	results := make(chan dialed, len(todo))
-	underWay := 0
-	var problem error
+	rest := d.ordered()
+	race := dialRace{results: make(chan dialAttempt, len(rest))}
 	next := time.NewTimer(0)
 	defer next.Stop()
-	for len(todo) > 0 || underWay > 0 {
+	for len(rest) > 0 || len(race.inProgress) > 0 {
 		select {
 		case <-next.C:
-			if len(todo) == 0 {
+			if len(rest) == 0 {
 				continue
 			}
-			if !d.pace.allows(time.Now()) {
-				todo = nil
-				if problem == nil && underWay == 0 {
-					return nil, nil, d.pace.refusal()
+			if !d.throttle.allow(time.Now()) {
+				rest = nil
+				if race.problem == nil && len(race.inProgress) == 0 {
+					return link{}, nil, d.throttle.refusal()
 				}
 				continue
 			}
-			e := todo[0]
-			todo = todo[1:]
-			underWay++
-			go func() { results <- d.dialOne(ctx, e, limit) }()
-			next.Reset(stagger)
-		case r := <-results:
-			underWay--
-			if r.err == nil {
+			a := dialAttempt{to: rest[0], began: time.Now()}
+			rest = rest[1:]
+			race.inProgress = append(race.inProgress, a)
+			go func() { race.results <- d.dialOne(ctx, a, limits) }()
+			next.Reset(attemptDelay)
+		case a := <-race.results:
+			race.ended(a)
+			if a.err == nil {
 				cancel()
-				closeRest(results, underWay)
-				d.pace.succeeded()
-				return r.conn, r.from, nil
-			}
-			if problem == nil {
-				problem = r.err
-			} else {
-				problem = fmt.Errorf("%w; %w", problem, r.err)
+				race.closeLosers()
+				d.succeeded(a, &race)
+				return a.link, a.to, nil
 			}
 			next.Reset(0)
 		}
 	}
 	if ctx.Err() == nil {
-		d.pace.failed(began, problem)
+		d.throttle.failed(began, race.problem)
 	}
-	return nil, nil, problem
+	return link{}, nil, race.problem
 }
 
-// closeRest waits for the n dials that lost, so that they leave nothing behind.
-// They have been cancelled.
-func closeRest(results chan dialed, n int) {
-	for range n {
-		if r := <-results; r.err == nil {
-			r.conn.NetConn().Close()
+// closeLosers waits for the dials that are in progress, which have been cancelled, and
+// closes their connections.
+func (r *dialRace) closeLosers() {
+	for range r.inProgress {
+		if a := <-r.results; a.err == nil {
+			a.link.abort()
 		}
 	}
 }
 
-func (d *dialer) dialOne(ctx context.Context, e *endpoint, limit time.Duration) dialed {
-	conn, err := d.handshake(ctx, e.addr, limit)
-	if err != nil {
-		if ctx.Err() == nil {
-			e.suspect()
-			e.dials[outcomeOf(wire.Answer{}, err)].Add(1)
+// succeeded penalizes endpoints that failed while another one worked, or that were slower
+// although they had been given time (RFC 8305 section 5). Endpoints whose pause is over
+// are probed.
+func (d *dialer) succeeded(won dialAttempt, race *dialRace) {
+	d.throttle.succeeded()
+	for _, a := range race.failed {
+		a.to.penalize(d.log, OutcomeOf(a.err))
+	}
+	for _, a := range race.inProgress {
+		if won.began.Sub(a.began) >= attemptDelay {
+			a.to.dials[DialSlower].Add(1)
+			a.to.penalize(d.log, DialSlower)
 		}
-		return dialed{from: e, err: &addressError{e, err}}
 	}
-	e.dials[GotNoError].Add(1)
-	e.failed.Store(nil)
-	return dialed{conn: conn, from: e}
-}
-
-// handshake connects to addr within limit and verifies who answers there. A
-// handshake that fails over a session that was offered is tried once more
-// without one.
-func (d *dialer) handshake(ctx context.Context, addr netip.AddrPort, limit time.Duration) (*tls.Conn, error) {
-	config := d.config.Clone()
-	if config.ServerName == "" {
-		config.ServerName = addr.Addr().WithZone("").String()
-	}
-	sessions := &offeredSessions{ClientSessionCache: config.ClientSessionCache}
-	config.ClientSessionCache = sessions
-	if time.Now().UnixNano() < d.noSessions.Load() {
-		config.ClientSessionCache = nil
-	}
-	for {
-		conn, err := d.secure(ctx, addr, config, limit)
-		if err == nil || !sessions.offered || !errors.Is(err, errHandshake) {
-			return conn, err
+	for _, e := range d.ordered() {
+		if d.background != nil && e.startProbe() {
+			d.background(func(ctx context.Context) { d.probeEndpoint(ctx, e) })
 		}
-		// The next session would meet the same, so there are none for a while.
-		sessions.Put(config.ServerName, nil)
-		d.noSessions.Store(time.Now().Add(sessionPause).UnixNano())
-		config.ClientSessionCache, sessions.offered = nil, false
 	}
 }
 
-// offeredSessions notes whether a session was found to offer.
-type offeredSessions struct {
-	tls.ClientSessionCache
-	offered bool
+// probeEndpoint finds out whether an endpoint that is avoided works again.
+func (d *dialer) probeEndpoint(ctx context.Context, e *endpoint) {
+	defer e.endProbe()
+	a := d.dialOne(ctx, dialAttempt{to: e}, d.transport.limits())
+	switch {
+	case a.err == nil:
+		a.link.abort()
+	case ctx.Err() == nil:
+		e.penalize(d.log, OutcomeOf(a.err))
+	}
 }
 
-func (s *offeredSessions) Get(key string) (*tls.ClientSessionState, bool) {
-	session, ok := s.ClientSessionCache.Get(key)
-	s.offered = s.offered || ok && session != nil
-	return session, ok
-}
-
-func (d *dialer) secure(ctx context.Context, addr netip.AddrPort, config *tls.Config, limit time.Duration) (*tls.Conn, error) {
-	d.dials.Add(1)
-	if err := d.drill.Load().stall(ctx, limit); err != nil {
-		return nil, err
+func (d *dialer) dialOne(ctx context.Context, a dialAttempt, limits dialLimits) dialAttempt {
+	e := a.to
+	a.link, a.err = d.transport.open(ctx, e, limits)
+	if a.err == nil {
+		e.dials[GotNoError].Add(1)
+		e.clearPenalties(d.log)
+		return a
 	}
-	began := time.Now()
-	tcp, err := connect(ctx, addr, limit)
-	if err != nil {
-		return nil, err
+	if ctx.Err() == nil {
+		e.suspect()
+		e.dials[OutcomeOf(a.err)].Add(1)
 	}
-	connected := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, d.o.HandshakeTimeout,
-		&failure{TLSTimedOut, fmt.Errorf("no TLS handshake within %v (setting handshake_timeout)", d.o.HandshakeTimeout)})
-	defer cancel()
-	socket, err := newSocket(tcp.(*net.TCPConn))
-	if err != nil {
-		tcp.Close()
-		return nil, err
-	}
-	conn := tls.Client(socket, config)
-	if err := conn.HandshakeContext(ctx); err != nil {
-		tcp.Close()
-		if cause := context.Cause(ctx); cause != nil {
-			return nil, cause
-		}
-		return nil, explain(err)
-	}
-	d.handshakes.Add(1)
-	d.tcpTook.Store(int64(connected.Sub(began)))
-	d.tlsTook.Store(int64(time.Since(connected)))
-	d.notAfter.Store(conn.ConnectionState().PeerCertificates[0].NotAfter.Unix())
-	if conn.ConnectionState().DidResume {
-		d.resumed.Add(1)
-	}
-	return conn, nil
-}
-
-// course tells how the latest connection was made.
-func (d *dialer) course(conn *tls.Conn, from *endpoint) string {
-	state := conn.ConnectionState()
-	kind := "full handshake"
-	if state.DidResume {
-		kind = "session resumed"
-	}
-	return fmt.Sprintf("connected to %v: TCP in %v, %s in %v (%s)", from.addr,
-		time.Duration(d.tcpTook.Load()).Round(10*time.Microsecond), tls.VersionName(state.Version),
-		time.Duration(d.tlsTook.Load()).Round(10*time.Microsecond), kind)
-}
-
-func connect(ctx context.Context, addr netip.AddrPort, limit time.Duration) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: limit}
-	conn, err := dialer.DialContext(ctx, "tcp", addr.String())
-	var timeout net.Error
-	if errors.As(err, &timeout) && timeout.Timeout() {
-		return nil, noConnection(limit)
-	}
-	return conn, bare(err)
-}
-
-// bare returns err without the addresses that package net puts around what the
-// system says: whoever tells it names them, once. What a peer says in an alert
-// (see alerted) stays as it is.
-func bare(err error) error {
-	if op, ok := err.(*net.OpError); ok && op.Op != "remote error" {
-		return op.Err
-	}
-	return err
+	a.err = &addressError{e, a.err}
+	return a
 }
 
 func noConnection(limit time.Duration) error {
-	if limit == paced { // longer than is set, as it could not be reached for a while
+	if limit == throttleInterval { // longer than is set, as the upstream has been out of reach
 		return &failure{DialTimedOut, fmt.Errorf("no connection within %v", limit)}
 	}
 	return &failure{DialTimedOut, fmt.Errorf("no connection within %v (setting connect_timeout)", limit)}
-}
-
-// explain adds to a certificate's failure what its text leaves open.
-func explain(err error) error {
-	var invalid x509.CertificateInvalidError
-	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
-		return fmt.Errorf("%w: certificate is valid from %s to %s, and the clock of this machine says %s: %w", errHandshake,
-			invalid.Cert.NotBefore.Format(time.RFC3339), invalid.Cert.NotAfter.Format(time.RFC3339),
-			time.Now().UTC().Format(time.RFC3339), err)
-	}
-	return fmt.Errorf("%w: %w", errHandshake, bare(err))
 }

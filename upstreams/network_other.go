@@ -4,8 +4,8 @@ package upstreams
 
 import "context"
 
-// WatchNetwork returns when ctx is done: what changes here is not told.
-func WatchNetwork(ctx context.Context, _ func()) error {
+// WatchNetwork returns when ctx is done: changes are not seen on this platform.
+func WatchNetwork(ctx context.Context, _, _ func()) error {
 	<-ctx.Done()
 	return nil
 }

@@ -10,63 +10,87 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
+	"slices"
 	"strings"
 	"time"
+
+	"dotgate/configs/bounds"
+	"dotgate/configs/files"
 )
 
 // Options of an Upstream. A zero field means its default.
 type Options struct {
-	// Name tells upstreams apart in logs and commands. Required.
+	// Name is the name of the upstream in logs, metrics and commands. The default is the
+	// name in its certificate.
+	//
+	// Required here.
 	Name string `config:"name"`
-	// Protocol is how it is asked: TLS, or in clear text, UDP and TCP; the latter
-	// are for servers of one's own network, and for NewPlain. Default: TLS.
+	// Protocol is how the upstream is asked: tls, or udp or tcp, which are clear text and
+	// for servers of your own network.
+	//
+	// UDP is for NewPlain, the others are for New.
 	Protocol string `config:"protocol"`
-	// Addresses are where the service answers. Either they or Host are required.
+	// Addresses is where it answers: IP, for port 853 (53 with udp and tcp), or IP:port.
+	// Either addresses or host is required.
 	Addresses []netip.AddrPort `config:"addresses"`
-	// Host is a name to resolve for addresses, through Bootstrap.
+	// Host is a name whose addresses are looked up, through bootstrap, instead of addresses.
 	Host string `config:"host"`
-	// Port goes with Host. Default: 853.
+	// Port is the port that goes with host.
 	Port uint16 `config:"port"`
-	// Bootstrap are resolvers to ask for Host: "192.0.2.1:53" over plain DNS,
-	// "tls://192.0.2.1:853#dns.example" over DoT.
+	// Bootstrap are the resolvers to ask for host. The default is the section bootstrap.
+	//
+	// "192.0.2.1:53" is plain DNS, "tls://192.0.2.1:853#dns.example" is DoT.
 	Bootstrap []string `config:"bootstrap"`
-	// ServerName is the name that the upstream's certificate must be valid for.
-	// Default: Host, and without it the certificate must be valid for the
-	// address itself.
+	// ServerName is the name that the certificate must be valid for. The default is host or,
+	// without it, the address.
 	ServerName string `config:"server_name"`
-	// CAFile holds the PEM certificates of the authorities to trust. Default:
-	// the system's.
+	// CAFile is a PEM file of the authorities to trust, for a service with an authority of
+	// its own; empty for those of the system.
 	CAFile string `config:"ca_file"`
-	// Pins, if any, are base64 SHA-256 digests of the public keys (SPKI) one of
-	// which the verified chain must contain. They come on top of verification.
+	// Pins are base64 SHA-256 digests of public keys (SPKI), one of which must be in the
+	// verified chain as well. They stop matching when the service changes its keys.
 	Pins []string `config:"pins"`
-	// CertFile and KeyFile hold a client certificate in PEM. Default: none.
+	// CertFile is a PEM file with a client certificate, for a service that requires one; it
+	// needs key_file.
 	CertFile string `config:"cert_file"`
-	KeyFile  string `config:"key_file"`
-	// Connections is how many connections may be open to the upstream at once.
-	// A new one is dialled only when those that are open are busy. While the
-	// upstream closes each after a few answers, as few as one, up to eight times as
-	// many are being made at once. Default: 4.
-	Connections int `config:"connections"`
-	// ConnectTimeout bounds the TCP handshake. One attempt at a time may take
-	// longer if the upstream has been out of reach for long. Default: 1 s.
-	ConnectTimeout time.Duration `config:"connect_timeout"`
-	// HandshakeTimeout bounds the TLS handshake. Default: 1.5 s.
-	HandshakeTimeout time.Duration `config:"handshake_timeout"`
-	// IdleTimeout is how long a connection is kept without a query. It should
-	// be below what the server allows: a connection that the server closes is
-	// noticed, but closing first is cheaper. Default: 8 s.
-	IdleTimeout time.Duration `config:"idle_timeout"`
+	// KeyFile is a PEM file with the key of cert_file.
+	KeyFile string `config:"key_file"`
+	// Connections is how many connections may be open at once; a further one is opened only
+	// when those are busy. Up to eight times as many are made at once while the upstream
+	// closes each after a few answers.
+	Connections int `config:"connections" bounds:"1 1000"`
+	// ConnectTimeout is the longest that the TCP handshake may take; 0s is derived from
+	// earlier handshakes, from 1s to 4s or gateway.timeout. If the upstream has been
+	// unreachable for some time, some handshakes may take longer.
+	//
+	// 0 is 1 s, or four times as long as it took before; twice as long after each timeout;
+	// and the longest of these for an upstream that was never reached.
+	ConnectTimeout time.Duration `config:"connect_timeout" bounds:"10ms 1m 0s"`
+	// HandshakeTimeout is the longest that the TLS handshake may take; 0s is derived from
+	// earlier handshakes, from 1.5s to 4s or gateway.timeout.
+	//
+	// If a handshake takes longer than that while queries wait for it, it is continued up to
+	// the longest limit, and another one is made beside it.
+	HandshakeTimeout time.Duration `config:"handshake_timeout" bounds:"10ms 1m 0s"`
+	// IdleTimeout is how long a connection is kept without a query. Keep it below the limit
+	// of the server (quad9 has 3.5s).
+	IdleTimeout time.Duration `config:"idle_timeout" bounds:"100ms 1h"`
 
-	// Log takes what an operator should see. Default: slog.Default.
+	// Patience is how long a client waits for an answer (gateway.timeout). Limits
+	// that are not set grow with what was learnt: up to 4 s, and up to Patience
+	// where that is longer.
+	Patience time.Duration `config:"-"`
+	// Built is when the program was built. While the system's clock is behind it,
+	// certificates are verified as of Built. Zero means by the system's clock always.
+	Built time.Time `config:"-"`
+	// Log gets the messages for the operator. Default: slog.Default.
 	Log *slog.Logger `config:"-"`
 }
 
-// Defaults returns the options that zero fields stand for.
+// Defaults returns the options with all defaults.
 func Defaults() Options { return Options{}.withDefaults() }
 
-// What Options.Protocol may be.
+// The values of Options.Protocol.
 const (
 	TLS = "tls"
 	UDP = "udp"
@@ -78,16 +102,15 @@ func (o Options) withDefaults() Options {
 	o.Port = cmp.Or(o.Port, 853)
 	o.ServerName = cmp.Or(o.ServerName, o.Host)
 	o.Connections = cmp.Or(o.Connections, 4)
-	o.ConnectTimeout = cmp.Or(o.ConnectTimeout, time.Second)
-	o.HandshakeTimeout = cmp.Or(o.HandshakeTimeout, 1500*time.Millisecond)
 	o.IdleTimeout = cmp.Or(o.IdleTimeout, 8*time.Second)
+	o.Patience = max(o.Patience, patienceLimit)
 	o.Log = cmp.Or(o.Log, slog.Default())
 	return o
 }
 
-// Check reports every option that can't be used, by its name. It reads the
-// files that are named.
-func (o Options) Check(report func(option, problem string)) {
+// Check reports every option that is not valid, by its name. It reads the files that are
+// named.
+func (o Options) Check(report func(option, problem string, beside ...string)) {
 	if o.Name == "" {
 		report("name", "is empty")
 	}
@@ -99,19 +122,7 @@ func (o Options) Check(report func(option, problem string)) {
 	default:
 		report("protocol", fmt.Sprintf("%q does not exist; there are tls, udp, tcp", o.Protocol))
 	}
-	for _, d := range []struct {
-		option string
-		value  time.Duration
-	}{
-		{"connect_timeout", o.ConnectTimeout}, {"handshake_timeout", o.HandshakeTimeout}, {"idle_timeout", o.IdleTimeout},
-	} {
-		if d.value <= 0 {
-			report(d.option, "must be above 0")
-		}
-	}
-	if o.Connections <= 0 {
-		report("connections", "must be above 0")
-	}
+	bounds.Check(o, report)
 	if _, err := o.roots(); err != nil {
 		report("ca_file", err.Error())
 	}
@@ -119,14 +130,25 @@ func (o Options) Check(report func(option, problem string)) {
 		report("pins", err.Error())
 	}
 	if _, err := o.certificates(); err != nil {
-		report("cert_file", err.Error())
+		report("cert_file", err.Error(), "key_file")
 	}
 }
 
-// checkPlain reports what makes no sense without TLS.
-func (o Options) checkPlain(report func(option, problem string)) {
+// checked returns o with its defaults, or an error that says all that is wrong with it.
+// Some protocols are for another function.
+func (o Options) checked(other string, protocols ...string) (Options, error) {
+	o = o.withDefaults()
+	err := bounds.Err("upstream "+o.Name+": ", o.Check)
+	if slices.Contains(protocols, o.Protocol) {
+		err = errors.Join(err, fmt.Errorf("upstream %s: protocol %s is for %s", o.Name, o.Protocol, other))
+	}
+	return o, err
+}
+
+// checkPlain checks a server without TLS, and reports options that need TLS.
+func (o Options) checkPlain(report func(option, problem string, beside ...string)) {
 	if len(o.Addresses) == 0 {
-		report("addresses", "is empty; a server that is asked in clear text needs one, a name won't do")
+		report("addresses", "is empty; a server that is asked in clear text needs one, a name won't do", "protocol")
 	}
 	o.checkServers(report)
 	for option, set := range map[string]bool{
@@ -134,12 +156,12 @@ func (o Options) checkPlain(report func(option, problem string)) {
 		"cert_file": o.CertFile != "", "key_file": o.KeyFile != "", "bootstrap": len(o.Bootstrap) > 0,
 	} {
 		if set {
-			report(option, "is of no use with protocol "+o.Protocol+", which is clear text: nobody shows a certificate")
+			report(option, "has no effect with protocol "+o.Protocol+", which is clear text without certificates; remove it", "protocol")
 		}
 	}
 }
 
-func (o Options) checkServers(report func(option, problem string)) {
+func (o Options) checkServers(report func(option, problem string, beside ...string)) {
 	for _, a := range o.Addresses {
 		if !a.IsValid() || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast() {
 			report("addresses", fmt.Sprintf("%s is not the address and port of a server", a))
@@ -147,14 +169,14 @@ func (o Options) checkServers(report func(option, problem string)) {
 	}
 }
 
-func (o Options) checkAddresses(report func(option, problem string)) {
+func (o Options) checkAddresses(report func(option, problem string, beside ...string)) {
 	switch {
 	case len(o.Addresses) == 0 && o.Host == "":
-		report("addresses", "is empty, and there is no host to resolve")
+		report("addresses", "is empty, and there is no host to resolve", "host")
 	case len(o.Addresses) > 0 && o.Host != "":
-		report("host", "is not needed beside addresses; to check the certificate's name, set server_name")
+		report("host", "is not needed beside addresses; to check the certificate's name, set server_name", "addresses")
 	case o.Host != "" && len(o.Bootstrap) == 0:
-		report("bootstrap", fmt.Sprintf("is empty, so %q could not be resolved; name a resolver here or give addresses and server_name", o.Host))
+		report("bootstrap", fmt.Sprintf("is empty, so %q could not be resolved; name a resolver here or give addresses and server_name", o.Host), "host")
 	}
 	o.checkServers(report)
 	for _, b := range o.Bootstrap {
@@ -166,17 +188,9 @@ func (o Options) checkAddresses(report func(option, problem string)) {
 
 func (o Options) roots() (*x509.CertPool, error) {
 	if o.CAFile == "" {
-		return nil, nil // crypto/tls then takes the system's
+		return nil, nil // crypto/tls uses those of the system then
 	}
-	pem, err := os.ReadFile(o.CAFile)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no PEM certificate", o.CAFile)
-	}
-	return pool, nil
+	return files.Authorities(o.CAFile)
 }
 
 func (o Options) pins() (map[[sha256.Size]byte]bool, error) {
@@ -198,7 +212,7 @@ func (o Options) certificates() ([]tls.Certificate, error) {
 	if o.CertFile == "" || o.KeyFile == "" {
 		return nil, errors.New("cert_file and key_file need each other")
 	}
-	certificate, err := tls.LoadX509KeyPair(o.CertFile, o.KeyFile)
+	certificate, err := files.KeyPair(o.CertFile, o.KeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("load the client certificate: %w", err)
 	}

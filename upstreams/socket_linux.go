@@ -10,24 +10,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readAhead is how much a socket reads at once. An answer is about 200 octets
-// with its record, so that a burst of dozens costs one system call.
+// readAhead is how much a socket reads at once. An answer takes about 200 octets with its
+// TLS record, so that a burst of dozens costs one system call.
 const readAhead = 16 << 10
 
-// A socket is a TCP connection that reads ahead, and that tells the scheduler of
-// a system call only if it has to wait. What is told of each one costs more than
-// the call: when there is little to do, the scheduler's own watch has to be woken
-// for it, on every query twice.
+// A socket is a TCP connection that reads ahead, and that involves the scheduler in a
+// system call only if the call has to wait. The scheduler's part costs more than the
+// call: on an idle machine its monitor has to be woken, twice for each query.
 //
 // One goroutine may read and one may write.
 type socket struct {
 	*net.TCPConn
 	raw    syscall.RawConn
-	room   [readAhead]byte
-	unread []byte // of room
+	buf    [readAhead]byte
+	unread []byte // of buf
 
-	// What the calls below are for and what came of them. They are made once,
-	// for to make a function may allocate.
+	// Arguments and results of receive and submit, which are made once, because making a
+	// function may allocate.
 	in, out         transfer
 	receive, submit func(fd uintptr) (done bool)
 }
@@ -39,7 +38,6 @@ type transfer struct {
 	errno syscall.Errno
 }
 
-// newSocket takes over a connection that was just made.
 func newSocket(tcp *net.TCPConn) (net.Conn, error) {
 	raw, err := tcp.SyscallConn()
 	if err != nil {
@@ -51,8 +49,8 @@ func newSocket(tcp *net.TCPConn) (net.Conn, error) {
 	return s, nil
 }
 
-// call makes a system call that does not wait. It reports false if it would have
-// had to.
+// call makes a system call that does not wait. It reports false if the call would have to
+// wait.
 func (t *transfer) call(number, fd uintptr) bool {
 	for {
 		n, _, errno := syscall.RawSyscall6(number, fd, uintptr(unsafe.Pointer(unsafe.SliceData(t.data))), uintptr(len(t.data)),
@@ -70,7 +68,7 @@ func (t *transfer) call(number, fd uintptr) bool {
 
 func (s *socket) Read(p []byte) (int, error) {
 	if len(s.unread) == 0 {
-		s.in.data = s.room[:]
+		s.in.data = s.buf[:]
 		if err := s.raw.Read(s.receive); err != nil {
 			return 0, err
 		}
@@ -80,7 +78,7 @@ func (s *socket) Read(p []byte) (int, error) {
 		if s.in.n == 0 {
 			return 0, io.EOF
 		}
-		s.unread = s.room[:s.in.n]
+		s.unread = s.buf[:s.in.n]
 	}
 	n := copy(p, s.unread)
 	s.unread = s.unread[n:]
@@ -103,4 +101,32 @@ func (s *socket) Write(p []byte) (written int, err error) {
 
 func (s *socket) failure(call string, errno syscall.Errno) error {
 	return &net.OpError{Op: call, Net: "tcp", Source: s.LocalAddr(), Addr: s.RemoteAddr(), Err: os.NewSyscallError(call, errno)}
+}
+
+// acknowledgeAtOnce has the system acknowledge the next segments without the usual delay
+// of up to 40 ms.
+func acknowledgeAtOnce(conn net.Conn) {
+	socket, ok := conn.(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return
+	}
+	// An error is no harm: acknowledgements are just delayed.
+	_ = raw.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_QUICKACK, 1) })
+}
+
+// smallSegment is the longest TCP segment whose packet passes where packets over 1,000
+// octets get lost.
+const smallSegment = 900
+
+// smallSegments limits the segments that a socket sends and receives. It is called before
+// the socket connects.
+func smallSegments(_, _ string, raw syscall.RawConn) error {
+	// An error is no harm: a shorter ClientHello may be enough.
+	return raw.Control(func(fd uintptr) {
+		_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_MAXSEG, smallSegment)
+	})
 }

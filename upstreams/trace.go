@@ -7,11 +7,9 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"dotgate/gateway/wire"
 )
 
-// A Trace is what attempts went through, for who wants to know.
+// A Trace records the steps of attempts.
 type Trace struct {
 	mu    sync.Mutex
 	steps []Step
@@ -21,44 +19,48 @@ type Trace struct {
 type Step struct {
 	At       time.Time
 	Upstream string
-	Address  netip.AddrPort // where; invalid if that is not said
+	Address  netip.AddrPort // where it happened, if that is known
 	What     string
 }
 
 type traceKey struct{}
 
-// WithTrace returns a context with which AskFor tells t what it does.
+// WithTrace returns a context with which Ask records its steps in t.
 func WithTrace(ctx context.Context, t *Trace) context.Context {
 	return context.WithValue(ctx, traceKey{}, t)
 }
 
-func traceOf(ctx context.Context) *Trace {
+// A callTrace records the steps of one call. All methods may be called on nil, which is
+// what a call has that is not traced.
+type callTrace struct {
+	trace    *Trace
+	upstream string
+}
+
+// traceOf returns the callTrace for the Trace in ctx, nil if there is none.
+func (u *Upstream) traceOf(ctx context.Context) *callTrace {
 	t, _ := ctx.Value(traceKey{}).(*Trace)
-	return t
+	if t == nil {
+		return nil
+	}
+	return &callTrace{t, u.o.Name}
 }
 
-// AskFor is Ask for who wants to know: what is done is told to the Trace in ctx,
-// if there is one. Nothing else of ctx matters.
-func (u *Upstream) AskFor(ctx context.Context, q wire.Query, done func(wire.Answer, error)) {
-	u.ask(q, done, traceOf(ctx))
+// note records a step. The hot path checks for nil before, so that no arguments are made.
+func (t *callTrace) note(format string, args ...any) {
+	t.noteAt(netip.AddrPort{}, format, args...)
 }
 
-// note tells what u does for who wants to know, if anybody does.
-func (u *Upstream) note(t *Trace, format string, args ...any) {
-	u.noteAt(t, netip.AddrPort{}, format, args...)
-}
-
-// noteAt tells what u does at an address.
-func (u *Upstream) noteAt(t *Trace, address netip.AddrPort, format string, args ...any) {
+func (t *callTrace) noteAt(address netip.AddrPort, format string, args ...any) {
 	if t == nil {
 		return
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.steps = append(t.steps, Step{time.Now(), u.o.Name, address, fmt.Sprintf(format, args...)})
+	t.trace.mu.Lock()
+	defer t.trace.mu.Unlock()
+	t.trace.steps = append(t.trace.steps, Step{time.Now(), t.upstream, address, fmt.Sprintf(format, args...)})
 }
 
-// Steps returns what was told so far, in the order in which it was.
+// Steps returns the steps so far, in order.
 func (t *Trace) Steps() []Step {
 	t.mu.Lock()
 	defer t.mu.Unlock()

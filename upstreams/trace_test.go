@@ -9,7 +9,7 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// An attempt ends with what became of it, and where.
+// The last step of an attempt is its outcome, and where it ended.
 func TestATraceSaysWhereAnAttemptEnded(t *testing.T) {
 	t.Parallel()
 	server, gone := dottest.NewServer(t, dottest.Options{}), dottest.NewServer(t, dottest.Options{})
@@ -22,7 +22,7 @@ func TestATraceSaysWhereAnAttemptEnded(t *testing.T) {
 			t.Fatal(err)
 		}
 		trace, ended := new(Trace), make(chan error, 1)
-		u.AskFor(WithTrace(t.Context(), trace), q, func(_ wire.Answer, err error) { ended <- err })
+		u.Ask(WithTrace(t.Context(), trace), q, func(_ wire.Answer, err error) { ended <- err })
 		if err := <-ended; err != nil && OutcomeOf(err) != outcome || (err == nil) != outcome.Answered() {
 			t.Errorf("got %v, want %v", err, outcome)
 		}

@@ -10,50 +10,45 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"dotgate/cmd/dotgate/control"
+	"dotgate/cmd/dotgate/internal/api"
 	"dotgate/gateway/wire"
 )
 
-// cacheLimit is how long a gateway may take to look through its cache.
+// cacheLimit bounds the time that a gateway takes to search its cache.
 const cacheLimit = 30 * time.Second
 
-func cacheCommand(s *sources) *cobra.Command {
+func cacheCommand(s *configFlags) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "cache",
-		Short: "Show or flush what the running gateway has cached",
+		Short: "Show or flush entries of the running gateway's cache",
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError{fmt.Errorf("%s can't %q; see %s --help", c.CommandPath(), args[0], c.CommandPath())}
+				return usageError{fmt.Errorf("%s has no command %q; see %s --help", c.CommandPath(), args[0], c.CommandPath())}
 			}
 			return usageError{fmt.Errorf("%s needs show or flush; see %s --help", c.CommandPath(), c.CommandPath())}
 		},
-		RunE: func(*cobra.Command, []string) error { return nil }, // or else cobra takes any word for a wish for help
+		RunE: func(*cobra.Command, []string) error { return nil }, // without it, cobra prints the help for any argument
 	}
 	c.AddCommand(cacheShowCommand(s), cacheFlushCommand(s))
 	return c
 }
 
-func cacheShowCommand(s *sources) *cobra.Command {
+func cacheShowCommand(s *configFlags) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "show NAME",
-		Short: "Show all answers for a name, as clients get them now",
-		Long: `show prints what the running gateway has cached for a name: for each type, and for
-clients with and without the flags DO and CD, the response code, for how long it
-is fresh or has been stale, its age, how many clients got it since it came (which
-is counted up to 3), and its records as a client gets them now.
+		Short: "Show all cached answers for a name",
+		Long: `show prints the cached answers for a name, by type and by the flags DO and CD of the
+query: response code, remaining time until it is stale or time since then, age,
+number of clients that got it (counted up to 3), and its records as a client gets
+them now.
 
-What it prints is a zone file, with the rest in comments.`,
-		Args: func(c *cobra.Command, args []string) error {
-			if len(args) != 1 {
-				return usageError{fmt.Errorf("%s takes one name; see %s --help", c.CommandPath(), c.CommandPath())}
-			}
-			return checkNames(c, args)
-		},
+The output is a zone file, with all other information in comments.`,
+		Args: cobra.MatchAll(oneArgument("one name"), cleanNames),
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		return s.withClient(cacheLimit, func(ctx context.Context, client *control.Client, out io.Writer) error {
+		return s.withClient(cacheLimit, func(ctx context.Context, client *api.Client, out io.Writer) error {
 			answers, err := client.Cached(ctx, args[0])
 			switch {
 			case err != nil:
@@ -67,27 +62,27 @@ What it prints is a zone file, with the rest in comments.`,
 	return c
 }
 
-func cacheFlushCommand(s *sources) *cobra.Command {
+func cacheFlushCommand(s *configFlags) *cobra.Command {
 	var asJSON, subtree bool
 	c := &cobra.Command{
 		Use:   "flush [NAME]...",
-		Short: "Forget the answers for names, for all below them too, or all there are",
-		Long: `flush makes the running gateway forget what it has cached, stale answers included.
-The next client that asks has to wait for an upstream.
+		Short: "Remove cached answers: for names, for everything below them, or all",
+		Long: `flush removes cached answers of the running gateway, stale ones included. The next
+query for the name waits for an upstream.
 
   dotgate cache flush www.example.com           that name, all types
   dotgate cache flush --subtree example.com     example.com and all names below it
   dotgate cache flush                           everything, as --subtree . does`,
-		Args: checkNames,
+		Args: cleanNames,
 	}
-	c.Flags().BoolVar(&subtree, "subtree", false, "all names below too")
+	c.Flags().BoolVar(&subtree, "subtree", false, "all names below as well")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, names []string) error {
 		if len(names) == 0 {
 			names, subtree = []string{"."}, true
 		}
-		return s.withClient(cacheLimit, func(ctx context.Context, client *control.Client, out io.Writer) error {
-			var all control.Flushed
+		return s.withClient(cacheLimit, func(ctx context.Context, client *api.Client, out io.Writer) error {
+			var all api.Flushed
 			for _, name := range names {
 				n, err := client.Flush(ctx, name, subtree)
 				if err != nil {
@@ -107,13 +102,16 @@ The next client that asks has to wait for an upstream.
 	return c
 }
 
-// checkNames checks that all arguments are domain names.
-func checkNames(c *cobra.Command, names []string) error {
+// cleanNames normalizes arguments as the configuration's names are. *.example.com is a
+// name, too: clients may ask for it.
+func cleanNames(c *cobra.Command, names []string) error {
 	var problems []error
-	for _, name := range names {
-		if _, err := wire.PackName(name); err != nil {
+	for i, name := range names {
+		clean, err := wire.CleanPattern(name)
+		if err != nil {
 			problems = append(problems, err)
 		}
+		names[i] = clean
 	}
 	if err := errors.Join(problems...); err != nil {
 		return usageError{fmt.Errorf("%s: %w", c.CommandPath(), err)}
@@ -121,8 +119,8 @@ func checkNames(c *cobra.Command, names []string) error {
 	return nil
 }
 
-// writeCached writes a zone file. What is no record is a comment.
-func writeCached(out io.Writer, name string, answers []control.CachedAnswer) error {
+// writeCached writes a zone file, with everything but records in comments.
+func writeCached(out io.Writer, name string, answers []api.CachedAnswer) error {
 	if len(answers) == 0 {
 		_, err := fmt.Fprintf(out, "; nothing is cached for %s\n", name)
 		return err
@@ -132,7 +130,7 @@ func writeCached(out io.Writer, name string, answers []control.CachedAnswer) err
 		if i > 0 {
 			b.WriteByte('\n')
 		}
-		fmt.Fprintf(&b, "; %s%s: %s, %s, came %s ago, %s\n", a.Question, flags(a), code(a), freshness(a),
+		fmt.Fprintf(&b, "; %s%s: %s, %s, received %s ago, %s\n", a.Question, flags(a), code(a), freshness(a),
 			ago(time.Duration(a.Age)), hits(a))
 		for _, e := range a.Errors {
 			fmt.Fprintf(&b, "; extended error %s\n", e)
@@ -151,7 +149,7 @@ func section(b *strings.Builder, heading string, records []string) {
 	}
 }
 
-func flags(a control.CachedAnswer) (text string) {
+func flags(a api.CachedAnswer) (text string) {
 	if a.DO {
 		text += " +DO"
 	}
@@ -161,14 +159,14 @@ func flags(a control.CachedAnswer) (text string) {
 	return text
 }
 
-func code(a control.CachedAnswer) string {
+func code(a api.CachedAnswer) string {
 	if a.Kind == wire.NoData.String() {
 		return a.RCode + " without data"
 	}
 	return a.RCode
 }
 
-func freshness(a control.CachedAnswer) string {
+func freshness(a api.CachedAnswer) string {
 	left := time.Duration(a.Left)
 	switch a.State {
 	case "fresh":
@@ -176,10 +174,10 @@ func freshness(a control.CachedAnswer) string {
 	case "stale":
 		return "stale for " + ago(-left)
 	}
-	return "expired " + ago(-left) + " ago, of no use any more"
+	return "expired " + ago(-left) + " ago, not served any more"
 }
 
-func hits(a control.CachedAnswer) string {
+func hits(a api.CachedAnswer) string {
 	switch {
 	case a.Hits >= a.HitsMax:
 		return fmt.Sprintf("%d hits or more", a.Hits)
@@ -189,8 +187,8 @@ func hits(a control.CachedAnswer) string {
 	return fmt.Sprintf("%d hits", a.Hits)
 }
 
-// writeFlushed tells what was flushed. Whoever thinks of a subtree as of a
-// wildcard, and so flushed nothing, is told better.
+// writeFlushed reports the number of flushed answers. For a wildcard that matched nothing
+// it suggests --subtree.
 func writeFlushed(out io.Writer, name string, subtree bool, n int) {
 	answers, whose := "answers", "for "+name
 	if n == 1 {

@@ -2,65 +2,26 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"dotgate/cmd/dotgate/control"
-	"dotgate/configs"
+	"dotgate/cmd/dotgate/internal/api"
+	"dotgate/cmd/dotgate/internal/settings"
 )
 
-// listenControl makes the control socket. It returns nil if there is to be none,
-// or none is possible and nobody asked for it; unless patient, for then another
-// try may help.
-func listenControl(c configs.Control, patient bool, log *slog.Logger) (*control.Listener, error) {
-	switch c.Socket {
-	case configs.SocketOff:
-		return nil, nil
-	case configs.SocketAuto:
-		l, err := control.ListenSomewhere(control.Places())
-		if err != nil && patient && errors.Is(err, control.ErrInUse) {
-			return nil, err
-		}
-		if err != nil {
-			log.Warn("serving without status, drill and cache; another path or off may help", "error", err)
-			return nil, nil
-		}
-		return l, nil
-	}
-	return control.Listen(c.Socket)
-}
-
-// newClient returns a client of the gateway that has this configuration.
-func newClient(c configs.Control) (*control.Client, error) {
-	switch c.Socket {
-	case configs.SocketOff:
-		return nil, errors.New("control.socket is off: nothing leads to the gateway")
-	case configs.SocketAuto:
-		return control.NewClient(control.Places()), nil
-	}
-	return control.NewClient([]string{c.Socket}), nil
-}
-
-// client returns a client of the running gateway, which may well run while what it
-// was configured with has become useless: that is told to errors.
-func (s *sources) client(errors io.Writer) (*control.Client, error) {
-	c, err := configs.LoadControl(s.from())
-	if err != nil {
-		fmt.Fprintf(errors, "dotgate: the configuration is of no use (dotgate check tells why); the running gateway is asked all the same\n")
-	}
-	return newClient(c)
-}
-
-// withClient returns what cobra runs for a command that asks the running gateway
-// and waits no longer than this for what it says; 0 for as long as it takes.
-func (s *sources) withClient(limit time.Duration, run func(context.Context, *control.Client, io.Writer) error) func(*cobra.Command, []string) error {
+// withClient returns the RunE of a command that asks the running gateway. A mistake that
+// is in the configuration by now does not matter, and is reported. limit bounds the time; 0
+// is no limit.
+func (s *configFlags) withClient(limit time.Duration, run func(context.Context, *api.Client, io.Writer) error) func(*cobra.Command, []string) error {
 	return func(c *cobra.Command, _ []string) error {
-		client, err := s.client(c.ErrOrStderr())
+		config, err := settings.LoadPartly(s.from())
+		if err != nil {
+			fmt.Fprintln(c.ErrOrStderr(), "dotgate: the configuration has mistakes (see dotgate check); the running gateway is asked nevertheless")
+		}
+		client, err := api.Find(config.Control.Socket, s.path())
 		if err != nil {
 			return err
 		}

@@ -10,51 +10,50 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"dotgate/cmd/dotgate/control"
+	"dotgate/cmd/dotgate/internal/api"
 	"dotgate/upstreams"
 )
 
-// lastWord is how long the report may take after an interrupt.
+// lastWord bounds the time for the report after an interrupt.
 const lastWord = 2 * time.Second
 
-// A rehearsal is what the command line asks for.
-type rehearsal struct {
-	upstream, fault string
-	length, before  time.Duration
-	asJSON          bool
+// A drillRequest has the flags of drill.
+type drillRequest struct {
+	api.Request
+	asJSON bool
 }
 
-func drillCommand(s *sources) *cobra.Command {
-	var r rehearsal
+func drillCommand(s *configFlags) *cobra.Command {
+	var r drillRequest
 	c := &cobra.Command{
 		Use:   "drill --upstream NAME --fault FAULT",
-		Short: "Rehearse the failure of an upstream, and report what clients saw",
-		Long: `drill makes the running gateway treat one of its upstreams as if it failed, and
-reports what clients saw before, meanwhile and afterwards. The upstream itself
-notices nothing.
+		Short: "Inject a fault into one upstream, and report what clients noticed",
+		Long: `drill injects a fault between the running gateway and one of its upstreams, and
+reports what clients saw before, during and after it. The upstream itself is not
+affected.
 
 The fault is one of
 
-  blackhole      connections stay open and nothing comes back; no new ones can be made
-  delay=300ms    every answer comes that much later
-  servfail=20%   that share of the answers becomes SERVFAIL
+  blackhole      connections stay open without responses, and dials fail
+  delay=300ms    every answer is delayed by this duration
+  servfail=20%   this share of the answers is replaced by SERVFAIL
   close          connections are closed, and new ones right after the handshake
 
-It ends when its time is up, when this command is interrupted or dies, and when
-no other upstream is up any more. It does not begin unless another one is up.`,
+The fault ends after --for, when this command is interrupted or killed, and when no
+other upstream is up. A drill does not begin unless another upstream is up.`,
 		Args: noArguments,
 	}
 	flags := c.Flags()
-	flags.StringVar(&r.upstream, "upstream", "", "`name` of the upstream, as status shows it")
-	flags.StringVar(&r.fault, "fault", "", "`fault` that it is to have")
-	flags.DurationVar(&r.length, "for", 30*time.Second, "how `long` it is to have it, at most "+control.DrillMax.String())
-	flags.DurationVar(&r.before, "before", 5*time.Second, "how `long` to watch the clients first, to compare")
+	flags.StringVar(&r.Upstream, "upstream", "", "`NAME` of the upstream, as in status")
+	flags.StringVar(&r.Fault, "fault", "", "`FAULT` to inject (see above)")
+	flags.DurationVar((*time.Duration)(&r.For), "for", 30*time.Second, "`DURATION` of the fault, at most "+api.DrillMax.String())
+	flags.DurationVar((*time.Duration)(&r.Before), "before", 5*time.Second, "`DURATION` of the measurement before the fault, for comparison")
 	flags.BoolVar(&r.asJSON, "json", false, "print the report as JSON")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if r.upstream == "" || r.fault == "" {
+		if r.Upstream == "" || r.Fault == "" {
 			return usageError{fmt.Errorf("--upstream and --fault are needed; see %s --help", c.CommandPath())}
 		}
-		if _, err := upstreams.ParseDrill(r.fault); err != nil {
+		if _, err := upstreams.ParseDrill(r.Fault); err != nil {
 			return usageError{fmt.Errorf("--fault: %w", err)}
 		}
 		return s.withClient(0, r.run)(c, args)
@@ -62,13 +61,9 @@ no other upstream is up any more. It does not begin unless another one is up.`,
 	return c
 }
 
-// run prints the report. That clients lost queries, or that the upstream did not
-// return, is an error.
-func (r *rehearsal) run(ctx context.Context, client *control.Client, out io.Writer) error {
-	request := control.Request{
-		Upstream: r.upstream, Fault: r.fault, For: control.Millis(r.length), Before: control.Millis(r.before),
-	}
-	// An interrupt ends the drill, but not the report.
+// run prints the report. Lost queries and an upstream that did not come back are errors.
+func (r *drillRequest) run(ctx context.Context, client *api.Client, out io.Writer) error {
+	// An interrupt ends the drill. The report is still printed.
 	work, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	defer abandon()
 	defer context.AfterFunc(ctx, func() {
@@ -77,7 +72,7 @@ func (r *rehearsal) run(ctx context.Context, client *control.Client, out io.Writ
 			abandon()
 		}
 	})()
-	report, err := client.Drill(work, request, func(text string) { fmt.Fprintln(os.Stderr, "drill:", text) })
+	report, err := client.Drill(work, r.Request, func(text string) { fmt.Fprintln(os.Stderr, "drill:", text) })
 	if err != nil {
 		return fmt.Errorf("drill: %w", err)
 	}
@@ -97,37 +92,37 @@ func (r *rehearsal) run(ctx context.Context, client *control.Client, out io.Writ
 	return nil
 }
 
-func writeReport(out io.Writer, r control.Report) error {
+func writeReport(out io.Writer, r api.Report) error {
 	sent := "sent to " + r.Upstream
 	line := func(name, before, during, after string) {
 		fmt.Fprintf(out, "%-*s %9s %9s %9s\n", max(len(sent), 11), name, before, during, after)
 	}
-	row := func(name string, cell func(control.Phase) string) {
+	row := func(name string, cell func(api.Phase) string) {
 		line(name, cell(r.Before), cell(r.During), cell(r.After))
 	}
-	count := func(name string, of func(control.Phase) uint64) {
-		row(name, func(p control.Phase) string { return fmt.Sprint(of(p)) })
+	count := func(name string, of func(api.Phase) uint64) {
+		row(name, func(p api.Phase) string { return fmt.Sprint(of(p)) })
 	}
-	latency := func(name string, of func(control.Phase) control.Millis) {
-		row(name, func(p control.Phase) string { return milliseconds(of(p)) })
+	latency := func(name string, of func(api.Phase) api.Millis) {
+		row(name, func(p api.Phase) string { return milliseconds(of(p)) })
 	}
 	line("", "before", "during", "after")
-	row("lasted", func(p control.Phase) string { return ago(time.Duration(p.Lasted)) })
-	count("queries", func(p control.Phase) uint64 { return p.Queries })
-	count("lost", func(p control.Phase) uint64 { return p.Lost })
-	count("SERVFAIL", func(p control.Phase) uint64 { return p.ServFail })
-	count("from cache", func(p control.Phase) uint64 { return p.Cached })
-	latency("p50", func(p control.Phase) control.Millis { return p.P50 })
-	latency("p99", func(p control.Phase) control.Millis { return p.P99 })
-	latency("max", func(p control.Phase) control.Millis { return p.Max })
-	count("asked twice", func(p control.Phase) uint64 { return p.Extra })
-	count(sent, func(p control.Phase) uint64 { return p.Asked })
-	_, err := fmt.Fprintf(out, "\n%s, %s: %s. The fault ended because %s.\n", r.Upstream, r.Fault, course(r), r.Ended)
+	row("lasted", func(p api.Phase) string { return ago(time.Duration(p.Lasted)) })
+	count("queries", func(p api.Phase) uint64 { return p.Queries })
+	count("lost", func(p api.Phase) uint64 { return p.Lost })
+	count("SERVFAIL", func(p api.Phase) uint64 { return p.ServFail })
+	count("from cache", func(p api.Phase) uint64 { return p.Cached })
+	latency("p50", func(p api.Phase) api.Millis { return p.P50 })
+	latency("p99", func(p api.Phase) api.Millis { return p.P99 })
+	latency("max", func(p api.Phase) api.Millis { return p.Max })
+	count("asked twice", func(p api.Phase) uint64 { return p.Extra })
+	count(sent, func(p api.Phase) uint64 { return p.Asked })
+	_, err := fmt.Fprintf(out, "\n%s, %s: %s. The fault ended: %s.\n", r.Upstream, r.Fault, course(r), r.Ended)
 	return err
 }
 
-// course tells what became of the upstream.
-func course(r control.Report) string {
+// course returns the state changes of the upstream.
+func course(r api.Report) string {
 	var steps []string
 	if r.Suspected != nil {
 		steps = append(steps, fmt.Sprintf("suspect after %s", milliseconds(*r.Suspected)))
@@ -142,7 +137,7 @@ func course(r control.Report) string {
 	case r.Back == nil:
 		steps = append(steps, "not back when last seen")
 	case *r.Back == 0:
-		steps = append(steps, "in rotation at the end")
+		steps = append(steps, "up at the end")
 	default:
 		steps = append(steps, fmt.Sprintf("back %s after the end", milliseconds(*r.Back)))
 	}

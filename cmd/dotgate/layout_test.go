@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -15,57 +16,72 @@ import (
 	"testing"
 )
 
-// imports is the picture of who may import whom, tests aside. The four siblings
+// imports lists the packages that each package may import, tests aside. The four siblings
 // gateway, balancer, health and upstreams never meet but here, in the command.
 var imports = map[string][]string{
-	"cmd/dotgate":         {"balancer", "cmd/dotgate/admin", "cmd/dotgate/control", "cmd/dotgate/peers", "cmd/dotgate/tracing", "configs", "gateway", "gateway/cache", "gateway/querylog", "gateway/redis", "gateway/wire", "health", "upstreams"},
-	"cmd/dotgate/admin":   {"balancer", "cmd/dotgate/control", "cmd/dotgate/peers", "cmd/dotgate/tracing", "gateway", "gateway/cache", "gateway/latency", "gateway/querylog", "gateway/redis", "gateway/wire", "health", "upstreams"},
-	"cmd/dotgate/control": {"balancer", "cmd/dotgate/peers", "gateway", "gateway/cache", "gateway/redis", "gateway/wire", "health", "upstreams"},
-	"cmd/dotgate/peers":   {"gateway/cache", "gateway/wire", "health"},
-	// The story of one query is told by all who had a part in it; clients appear in it
+	"cmd/dotgate":                 {"cmd/dotgate/internal/admin", "cmd/dotgate/internal/api", "cmd/dotgate/internal/healthcheck", "cmd/dotgate/internal/peers", "cmd/dotgate/internal/server", "cmd/dotgate/internal/settings", "cmd/dotgate/internal/signals", "configs", "configs/files", "gateway/access", "gateway/wire", "health", "upstreams"},
+	"cmd/dotgate/internal/server": {"balancer", "cmd/dotgate/internal/admin", "cmd/dotgate/internal/api", "cmd/dotgate/internal/healthcheck", "cmd/dotgate/internal/logging", "cmd/dotgate/internal/peers", "cmd/dotgate/internal/settings", "cmd/dotgate/internal/signals", "cmd/dotgate/internal/tracing", "configs", "configs/bounds", "configs/files", "gateway", "gateway/access", "gateway/cache", "gateway/querylog", "gateway/redis", "gateway/statelog", "gateway/transport", "gateway/wire", "health", "upstreams"},
+	"cmd/dotgate/internal/admin":  {"cmd/dotgate/internal/api", "cmd/dotgate/internal/peers", "cmd/dotgate/internal/tracing", "configs/bounds", "configs/files", "configs/secret", "gateway", "gateway/access", "gateway/latency", "gateway/querylog", "gateway/redis", "gateway/wire", "health", "upstreams"},
+	"cmd/dotgate/internal/api":    {"balancer", "cmd/dotgate/internal/peers", "configs/files", "gateway", "gateway/access", "gateway/cache", "gateway/latency", "gateway/redis", "gateway/wire", "health", "upstreams"},
+	"cmd/dotgate/internal/peers":  {"configs/bounds", "configs/files", "configs/secret", "gateway/cache", "gateway/latency", "gateway/statelog", "gateway/wire", "health"},
+	// A trace has the parts of all packages that a query passed; clients appear in it
 	// as they do in the query log.
-	"cmd/dotgate/tracing": {"balancer", "gateway", "gateway/cache", "gateway/querylog", "gateway/wire", "upstreams"},
-	"configs":             {"balancer", "cmd/dotgate/admin", "cmd/dotgate/peers", "cmd/dotgate/tracing", "gateway", "gateway/cache", "gateway/querylog", "gateway/redis", "gateway/wire", "health", "upstreams"},
-	"gateway":             {"gateway/cache", "gateway/latency", "gateway/wire"},
-	"gateway/cache":       {"gateway/wire"},
-	"gateway/latency":     {},
-	"gateway/querylog":    {"gateway/wire"},
-	"gateway/redis":       {"gateway/wire"},
-	"gateway/wire":        {},
-	"balancer":            {"gateway/wire"},
-	"health":              {"gateway/wire"},
-	"upstreams":           {"gateway/latency", "gateway/wire"},
-	"upstreams/dottest":   {"gateway/wire"},
-	"docker/sbom":         {},
+	"cmd/dotgate/internal/tracing":     {"balancer", "configs/bounds", "configs/files", "configs/secret", "gateway", "gateway/cache", "gateway/querylog", "gateway/statelog", "gateway/wire", "upstreams"},
+	"cmd/dotgate/internal/healthcheck": {"cmd/dotgate/internal/admin", "cmd/dotgate/internal/api", "cmd/dotgate/internal/settings", "configs", "configs/files", "gateway/transport", "gateway/wire"},
+	"cmd/dotgate/internal/logging":     {},
+	"cmd/dotgate/internal/signals":     {},
+	// Options are filled by their tags: no package that has some is known here.
+	"configs": {"configs/files", "configs/secret"},
+	// All options together, from one file.
+	"cmd/dotgate/internal/settings": {"balancer", "cmd/dotgate/internal/admin", "cmd/dotgate/internal/api", "cmd/dotgate/internal/peers", "cmd/dotgate/internal/tracing", "configs", "configs/bounds", "configs/files", "gateway", "gateway/access", "gateway/cache", "gateway/querylog", "gateway/redis", "gateway/wire", "health", "upstreams"},
+	// Each package reads the files that its options name.
+	"configs/bounds":    {},
+	"configs/files":     {},
+	"configs/secret":    {},
+	"gateway":           {"configs/bounds", "configs/secret", "gateway/access", "gateway/cache", "gateway/latency", "gateway/records", "gateway/statelog", "gateway/transport", "gateway/wire"},
+	"gateway/access":    {"configs/secret", "gateway/wire"},
+	"gateway/cache":     {"configs/bounds", "configs/files", "gateway/wire"},
+	"gateway/latency":   {},
+	"gateway/querylog":  {"configs/bounds", "configs/files", "gateway/statelog", "gateway/wire"},
+	"gateway/records":   {"gateway/wire"},
+	"gateway/redis":     {"configs/bounds", "configs/files", "gateway/statelog", "gateway/wire"},
+	"gateway/statelog":  {},
+	"gateway/transport": {"gateway/access", "gateway/statelog", "gateway/wire"},
+	"gateway/wire":      {},
+	"balancer":          {"gateway/wire"},
+	"health":            {"configs/bounds", "gateway/statelog", "gateway/wire"},
+	"upstreams":         {"configs/bounds", "configs/files", "gateway/latency", "gateway/wire"},
+	"upstreams/dottest": {"gateway/wire"},
+	"docker/sbom":       {},
 }
 
 // owners are the only packages that know of a library, so that replacing it is
-// a change in one package. golang.org/x/sys is none: it is the system itself. Who
-// knows of messages of protobuf need not know of the octets they are made of.
-// backoff has two: both wait ever longer for somebody to come back, and none of it
-// shows in what they offer.
+// a change in one package. golang.org/x/sys is the system itself and has no owner. A
+// package that uses protobuf messages need not know their encoding. backoff and time have
+// two owners: both retry with growing waits, or limit rates, and none of it is in their
+// interfaces.
 var owners = map[string]string{
 	"github.com/miekg/dns":            "gateway/wire",
 	"github.com/sony/gobreaker/v2":    "health",
-	"github.com/cenkalti/backoff/v4":  "health cmd/dotgate/tracing",
+	"github.com/cenkalti/backoff/v4":  "health cmd/dotgate/internal/tracing",
 	"github.com/spf13/viper":          "configs",
 	"go.yaml.in/yaml/v3":              "configs",
 	"github.com/spf13/cobra":          "cmd/dotgate",
-	"github.com/coreos/go-systemd":    "cmd/dotgate",
-	"github.com/fsnotify/fsnotify":    "cmd/dotgate",
-	"github.com/prometheus":           "cmd/dotgate/admin",
-	"github.com/hashicorp/memberlist": "cmd/dotgate/peers",
-	"golang.org/x/time":               "cmd/dotgate/peers",
+	"github.com/coreos/go-systemd":    "cmd/dotgate/internal/server",
+	"github.com/fsnotify/fsnotify":    "cmd/dotgate/internal/server",
+	"github.com/prometheus":           "cmd/dotgate/internal/admin",
+	"github.com/hashicorp/memberlist": "cmd/dotgate/internal/peers",
+	"golang.org/x/time":               "cmd/dotgate/internal/peers cmd/dotgate/internal/tracing",
 	"github.com/redis/go-redis/v9":    "gateway/redis",
-	"go.opentelemetry.io":             "cmd/dotgate/tracing",
+	"go.opentelemetry.io":             "cmd/dotgate/internal/tracing",
 
-	"google.golang.org/protobuf":                    "gateway/querylog cmd/dotgate/tracing",
+	"google.golang.org/protobuf":                    "gateway/querylog cmd/dotgate/internal/tracing",
 	"google.golang.org/protobuf/encoding/protowire": "gateway/querylog",
-	"google.golang.org/protobuf/proto":              "cmd/dotgate/tracing",
+	"google.golang.org/protobuf/proto":              "cmd/dotgate/internal/tracing",
 
-	"golang.org/x/net":          "gateway",
-	"go4.org/netipx":            "gateway",
-	"github.com/dchest/siphash": "gateway",
+	"golang.org/x/net":          "cmd/dotgate/internal/tracing gateway gateway/transport gateway/wire health",
+	"go4.org/netipx":            "gateway/access",
+	"github.com/dchest/siphash": "gateway/access",
 	"github.com/CycloneDX":      "docker/sbom",
 }
 
@@ -74,6 +90,11 @@ func TestImportsFollowThePicture(t *testing.T) {
 		allowed, known := imports[pkg]
 		if !known {
 			t.Errorf("package %s is not in the picture", pkg)
+		}
+		for _, own := range allowed {
+			if !slices.Contains(found, "dotgate/"+own) {
+				t.Errorf("%s does not import %s: the picture may forbid it", pkg, own)
+			}
 		}
 		for _, imported := range found {
 			if own, inside := strings.CutPrefix(imported, "dotgate/"); inside && !slices.Contains(allowed, own) {
@@ -88,6 +109,19 @@ func TestImportsFollowThePicture(t *testing.T) {
 	}
 }
 
+func TestREADMEDescribesEachPackage(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ = bytes.Cut(text, []byte("## Architecture"))
+	for pkg := range imports {
+		if top, _, _ := strings.Cut(pkg, "/"); top != "docker" && !bytes.Contains(text, []byte("`"+pkg+"`")) {
+			t.Errorf("the architecture in README.md has no %s", pkg)
+		}
+	}
+}
+
 func TestNoProgramIsExecuted(t *testing.T) {
 	for pkg, found := range importsOf(t, "../..") {
 		if slices.Contains(found, "os/exec") {
@@ -98,7 +132,7 @@ func TestNoProgramIsExecuted(t *testing.T) {
 
 func TestTheTopLevelStaysAsItIs(t *testing.T) {
 	known := []string{
-		"CHANGELOG.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "balancer", "cmd", "configs",
+		"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "balancer", "cmd", "configs",
 		"docker", "gateway", "go.mod", "go.sum", "health", "upstreams",
 	}
 	entries, err := filepath.Glob("../../*")

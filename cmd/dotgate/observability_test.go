@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"dotgate/cmd/dotgate/admin"
+	"dotgate/cmd/dotgate/internal/admin"
 )
 
 // What Prometheus and Grafana are to ask for is there: a name that is not would

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -11,29 +12,28 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"dotgate/cmd/dotgate/control"
-	"dotgate/configs"
+	"dotgate/cmd/dotgate/internal/settings"
 	"dotgate/gateway/wire"
 	"dotgate/upstreams"
 )
 
-func probeCommand(s *sources) *cobra.Command {
+func probeCommand(s *configFlags) *cobra.Command {
 	var asJSON bool
 	var idle time.Duration
 	c := &cobra.Command{
 		Use:   "probe [UPSTREAM]...",
-		Short: "Test upstreams from this machine, without a gateway: TLS, certificate, what they can, how quick they are",
+		Short: "Test upstreams from this machine, without a gateway: TLS, certificate, features, latency",
 		Long: `probe connects to each address of the configured upstreams, or of those given by
-name, preset or URL, and tells: TCP and TLS handshakes, TLS version and ALPN,
-certificate and its end, whether sessions resume, whether several queries at once
-are answered and may overtake each other, whether answers are padded, how long an
-idle connection is kept, and latencies.`,
+name, preset or URL. It shows the duration of TCP and TLS handshakes, TLS version,
+ALPN, the certificate's end, session resumption, the number of concurrent queries
+answered on one connection, whether answers come out of order, padding, the idle
+timeout, and latencies.`,
 		Args: func(*cobra.Command, []string) error { return nil },
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.Flags().DurationVar(&idle, "idle", 5*time.Second, "how `long` to wait for idle connections to be closed; 0s: not at all")
+	c.Flags().DurationVar(&idle, "idle", 5*time.Second, "wait up to this `DURATION` for the server to close an idle connection; 0s does not test it")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		return s.with(func(ctx context.Context, config *configs.Config, out io.Writer) error {
+		return s.with(func(ctx context.Context, config *settings.Config, out io.Writer) error {
 			all := config.Upstreams
 			if len(args) > 0 {
 				all = nil
@@ -45,10 +45,8 @@ idle connection is kept, and latencies.`,
 				}
 				all = append(all, u)
 			}
-			found, err := examineAll(ctx, config, all, idle)
-			if err != nil {
-				return err
-			}
+			found := examineAll(ctx, config, all, idle)
+			var err error
 			if asJSON {
 				err = writeJSON(out, found)
 			} else {
@@ -56,7 +54,7 @@ idle connection is kept, and latencies.`,
 			}
 			for _, f := range found {
 				if err == nil && f.Error != "" {
-					err = fmt.Errorf("probe: %s at %s: %s", f.Upstream, f.Address, f.Error)
+					err = fmt.Errorf("probe: %s at %s: %s", f.Upstream, f.where(), f.Error)
 				}
 			}
 			return err
@@ -65,28 +63,12 @@ idle connection is kept, and latencies.`,
 	return c
 }
 
-// A Found is what probe tells of one address.
+// A found is the result of probe for one address.
 type found struct {
-	Upstream    string         `json:"upstream"`
-	Address     string         `json:"address,omitempty"`
-	Error       string         `json:"error,omitempty"` // what went wrong first; what comes after is then unknown
-	TCP         control.Millis `json:"tcp_ms"`
-	TLS         control.Millis `json:"tls_ms"`
-	Version     string         `json:"tls_version,omitempty"`
-	Cipher      string         `json:"cipher,omitempty"`
-	ALPN        string         `json:"alpn,omitempty"`
-	Certificate []certificate  `json:"certificates,omitempty"` // the server's first
-	Resumes     bool           `json:"resumes"`
-	Asked       int            `json:"asked"`
-	Answered    int            `json:"answered"`
-	P50         control.Millis `json:"p50_ms"`
-	P90         control.Millis `json:"p90_ms"`
-	P99         control.Millis `json:"p99_ms"`
-	Pipelined   int            `json:"pipelined"`
-	OutOfOrder  bool           `json:"out_of_order"` // one answer overtook another; that none did proves nothing
-	Padded      bool           `json:"padded"`
-	Idle        control.Millis `json:"idle_ms,omitempty"`
-	IdleAtLeast bool           `json:"idle_at_least,omitempty"` // it had not closed by then
+	Upstream string `json:"upstream"`
+	Error    string `json:"error,omitempty"` // the first failure; later fields are unknown then
+	upstreams.ProbeReport
+	Certificate []certificate `json:"certificates,omitempty"` // the server's certificate first
 }
 
 type certificate struct {
@@ -97,21 +79,22 @@ type certificate struct {
 	NotAfter  time.Time `json:"not_after"`
 }
 
-func examineAll(ctx context.Context, config *configs.Config, all []configs.Upstream, idle time.Duration) ([]found, error) {
-	query, err := wire.NewQuery(config.Health.ProbeName, config.Health.ProbeType)
-	if err != nil {
-		return nil, err
-	}
+func examineAll(ctx context.Context, config *settings.Config, all []settings.Upstream, idle time.Duration) []found {
 	results := make([][]found, len(all))
 	var examining sync.WaitGroup
 	for i, u := range all {
-		u.Log = slog.New(slog.DiscardHandler)
+		u.Log, u.Built = slog.New(slog.DiscardHandler), builtAt()
 		if u.Protocol != upstreams.TLS {
-			results[i] = []found{{Upstream: u.Name, Error: "it speaks plain DNS; dotgate query asks it"}}
+			results[i] = []found{{Upstream: u.Name, Error: "plain DNS has no TLS to test; use dotgate query"}}
+			continue
+		}
+		query, err := wire.NewQuery(cmp.Or(u.ProbeName, config.Health.ProbeName), cmp.Or(u.ProbeType, config.Health.ProbeType))
+		if err != nil {
+			results[i] = []found{{Upstream: u.Name, Error: err.Error()}}
 			continue
 		}
 		examining.Go(func() {
-			addresses, err := upstreams.Examine(ctx, u.Options, query, idle)
+			addresses, err := upstreams.Probe(ctx, u.Options, query, idle)
 			if err != nil {
 				results[i] = []found{{Upstream: u.Name, Error: err.Error()}}
 			}
@@ -125,16 +108,11 @@ func examineAll(ctx context.Context, config *configs.Config, all []configs.Upstr
 	for _, r := range results {
 		flat = append(flat, r...)
 	}
-	return flat, nil
+	return flat
 }
 
-func foundAt(name string, x upstreams.Examination) found {
-	f := found{
-		Upstream: name, Address: x.Address.String(), TCP: control.Millis(x.TCP), TLS: control.Millis(x.TLS),
-		Version: x.Version, Cipher: x.Cipher, ALPN: x.ALPN, Resumes: x.Resumes, Asked: x.Asked, Answered: x.Answered,
-		P50: control.Millis(x.P50), P90: control.Millis(x.P90), P99: control.Millis(x.P99),
-		Pipelined: x.Pipelined, OutOfOrder: x.OutOfOrder, Padded: x.Padded, Idle: control.Millis(x.Idle), IdleAtLeast: x.IdleLimitReached,
-	}
+func foundAt(name string, x upstreams.ProbeReport) found {
+	f := found{Upstream: name, ProbeReport: x}
 	if x.Err != nil {
 		f.Error = x.Err.Error()
 	}
@@ -144,13 +122,24 @@ func foundAt(name string, x upstreams.Examination) found {
 	return f
 }
 
+// where returns the address, or a dash.
+func (f found) where() string {
+	if !f.Address.IsValid() {
+		return "-"
+	}
+	return f.Address.String()
+}
+
 func writeExaminations(out io.Writer, all []found, now time.Time) error {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "UPSTREAM\tADDRESS\tTCP\tTLS\tVERSION\tALPN\tCERTIFICATE ENDS\tRESUMES\tAT ONCE\tOVERTAKING\tPADDED\tIDLE\tP50\tP90\tP99\tRESULT")
+	fmt.Fprintln(t, "UPSTREAM\tADDRESS\tTCP\tTLS\tVERSION\tALPN\tCERTIFICATE ENDS\tRESUMES\tCONCURRENT\tOUT OF ORDER\tPADDED\tIDLE\tP50\tP90\tP99\tRESULT")
 	for _, f := range all {
-		result := "well"
-		if f.Error != "" {
+		result := "ok"
+		switch {
+		case f.Error != "":
 			result = f.Error
+		case f.Without != "":
+			result = "ok, without " + f.Without
 		}
 		ends := "-"
 		if len(f.Certificate) > 0 {
@@ -160,33 +149,12 @@ func writeExaminations(out io.Writer, all []found, now time.Time) error {
 		if f.Idle > 0 {
 			idle = ago(time.Duration(f.Idle))
 		}
-		if f.IdleAtLeast {
+		if f.IdleLimitReached {
 			idle = "> " + idle
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.Upstream, orDash(f.Address),
-			milliseconds(f.TCP), milliseconds(f.TLS), orDash(f.Version), orDash(f.ALPN), ends, yes(f.Resumes), f.Pipelined,
-			seen(f.OutOfOrder), yes(f.Padded), idle, milliseconds(f.P50), milliseconds(f.P90), milliseconds(f.P99), result)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.Upstream, f.where(),
+			milliseconds(f.TCP), milliseconds(f.TLS), cmp.Or(f.Version, "-"), cmp.Or(f.ALPN, "-"), ends, either(f.Resumes, "yes", "no"), f.Pipelined,
+			either(f.OutOfOrder, "yes", "not seen"), either(f.Padded, "yes", "no"), idle, milliseconds(f.P50), milliseconds(f.P90), milliseconds(f.P99), result)
 	}
 	return t.Flush()
-}
-
-func orDash(text string) string {
-	if text == "" {
-		return "-"
-	}
-	return text
-}
-
-func yes(is bool) string {
-	if is {
-		return "yes"
-	}
-	return "no"
-}
-
-func seen(is bool) string {
-	if is {
-		return "seen"
-	}
-	return "not seen"
 }

@@ -5,26 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"dotgate/balancer"
-	"dotgate/cmd/dotgate/control"
-	"dotgate/configs"
+	"dotgate/cmd/dotgate/internal/api"
+	"dotgate/cmd/dotgate/internal/server"
+	"dotgate/cmd/dotgate/internal/settings"
 	"dotgate/gateway/wire"
-	"dotgate/upstreams"
 )
 
-func queryCommand(s *sources) *cobra.Command {
+func queryCommand(s *configFlags) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "query NAME [TYPE] [@UPSTREAM]",
-		Short: "Ask upstreams for a name from here, as a gateway would, without one",
-		Long: `query asks the configured upstreams for a name, by the same code as a gateway but
-in this process, and tells how that goes. @UPSTREAM has only one asked: by its
-name in the configuration, or a preset or URL as there.`,
+		Short: "Ask upstreams for a name from this machine, without a gateway",
+		Long: `query asks the configured upstreams for a name, with the code of the gateway but in
+this process, and shows every step as explain does. @UPSTREAM asks only one: a name
+of the configuration, a preset or a URL.`,
 		Example: "  dotgate query example.com AAAA\n  dotgate query example.com @quad9\n  dotgate query example.com MX @tls://192.0.2.53#dns.example",
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -33,7 +31,7 @@ name in the configuration, or a preset or URL as there.`,
 		if err != nil {
 			return usageError{fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
 		}
-		return s.with(func(ctx context.Context, config *configs.Config, out io.Writer) error {
+		return s.with(func(ctx context.Context, config *settings.Config, out io.Writer) error {
 			e, err := q.ask(ctx, config)
 			switch {
 			case err != nil:
@@ -44,7 +42,7 @@ name in the configuration, or a preset or URL as there.`,
 				writeExplanation(out, e)
 			}
 			if err == nil && e.Error != "" {
-				err = errors.New("query: there is no answer")
+				err = errors.New("query: no answer")
 			}
 			return err
 		})(c, args)
@@ -52,10 +50,10 @@ name in the configuration, or a preset or URL as there.`,
 	return c
 }
 
-// Asked is what the command line asks, and whom.
+// asked is the query of the command line.
 type asked struct {
 	query    wire.Query
-	upstream string // empty: all
+	upstream string // empty for all
 }
 
 func parseAsked(args []string) (a asked, err error) {
@@ -69,37 +67,28 @@ func parseAsked(args []string) (a asked, err error) {
 		case i > 0 && recordType == "A" && !strings.HasPrefix(arg, "@"):
 			recordType = strings.ToUpper(arg)
 		default:
-			return a, fmt.Errorf("%q is one too many", arg)
+			return a, fmt.Errorf("unexpected argument %q", arg)
 		}
 	}
 	if name == "" {
-		return a, errors.New("a name is needed")
+		return a, errors.New("NAME is missing")
+	}
+	if name, err = wire.CleanPattern(name); err != nil {
+		return a, err
 	}
 	a.query, err = wire.NewQuery(name, recordType)
 	return a, err
 }
 
-func (a asked) ask(ctx context.Context, config *configs.Config) (control.Explanation, error) {
+func (a asked) ask(ctx context.Context, config *settings.Config) (api.Explanation, error) {
 	if a.upstream != "" {
 		u, err := config.Upstream(a.upstream)
 		if err != nil {
-			return control.Explanation{}, usageError{err}
+			return api.Explanation{}, usageError{err}
 		}
-		config.Upstreams, config.Routes = []configs.Upstream{u}, nil
+		config.Upstreams, config.Routes = []settings.Upstream{u}, nil
 	}
-	fleets, _, err := newFleets(config, func(string, balancer.Story) {}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		return control.Explanation{}, err
-	}
-	defer fleets.Close()
-	trace := new(upstreams.Trace)
-	ctx, cancel := context.WithTimeout(upstreams.WithTrace(ctx, trace), explainLimit)
+	ctx, cancel := context.WithTimeout(ctx, explainLimit)
 	defer cancel()
-	fleet := fleets.fleetFor(a.query)
-	answer, story := fleet.balancer.Explain(ctx, a.query)
-	e := control.Explain(story, fleet.route, trace.Steps())
-	if !answer.IsZero() {
-		e.Answer = answer.String()
-	}
-	return e, nil
+	return server.Query(ctx, config, builtAt(), a.query)
 }

@@ -1,45 +1,47 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
 	"github.com/spf13/pflag"
 
-	"dotgate/cmd/dotgate/admin"
-	"dotgate/configs"
+	"dotgate/cmd/dotgate/internal/admin"
+	"dotgate/cmd/dotgate/internal/settings"
+	"dotgate/configs/files"
 	"dotgate/upstreams"
 )
 
-// exitCodes are what main returns, and when.
+// exitCodes are the exit codes of all commands.
 var exitCodes = []struct {
 	code int
 	when string
 }{
-	{0, "all is well"},
-	{exitFailure, "it failed: a gateway that can't serve, a check that did not pass, a query without an answer, a drill in which clients lost queries"},
-	{exitConfig, "the configuration or the command line can't be used"},
+	{0, "success"},
+	{exitFailure, "failure: the gateway can't serve, a check did not pass, a query got no answer, or clients lost queries in a drill"},
+	{exitConfig, "a mistake in the configuration or the command line"},
 }
 
-// writeReference writes all options, metrics, commands and exit codes as
-// Markdown, from the code that has them. REFERENCE.md is what it writes; a test
-// holds it to that.
+// writeReference writes all options, metrics, commands and exit codes as Markdown. A test
+// compares REFERENCE.md with it.
 func writeReference(out io.Writer) {
-	fmt.Fprint(out, "# dotgate: reference\n\nMade from the code by `dotgate reference`. The [README](../../README.md) tells what it is all for.\n")
+	fmt.Fprint(out, "# dotgate: reference\n\nMade from the code by `make reference`. See the [README](../../README.md) for an introduction.\n")
 	fmt.Fprint(out, "\n## Options\n\nIn the file as `section: {key: value}`, in the environment as the variable.\n\n| key | variable | default | meaning |\n|---|---|---|---|\n")
-	for _, o := range configs.Options() {
+	for _, o := range settings.Options() {
 		variable := "–"
 		if o.Variable != "" {
 			variable = "`" + o.Variable + "`"
 		}
 		fmt.Fprintf(out, "| `%s` | %s | `%s` | %s |\n", o.Key, variable, cell(o.Default), cell(o.Meaning))
 	}
-	fmt.Fprint(out, "\n## Metrics\n\nAt `/metrics`. Those of the Go runtime (`go_…`) and the process (`process_…`) come on top. All are there, at 0, from the start.\n\n| name | type | labels | meaning |\n|---|---|---|---|\n")
+	fmt.Fprint(out, "\n## Metrics\n\nAt `/metrics`. Those of the Go runtime (`go_…`) and the process (`process_…`) are there, too. All metrics exist from the start, with the value 0.\n\n| name | type | labels | meaning |\n|---|---|---|---|\n")
 	for _, m := range admin.Metrics() {
 		fmt.Fprintf(out, "| `%s` | %s | %s | %s |\n", m.Name, m.Type, cell(strings.Join(m.Labels, ", ")), cell(m.Help))
 	}
@@ -56,7 +58,7 @@ func writeReference(out io.Writer) {
 	}
 }
 
-// cell keeps a text from ending its table's cell.
+// cell escapes a text for a cell of a table.
 func cell(text string) string { return strings.ReplaceAll(text, "|", "\\|") }
 
 func writeCommand(out io.Writer, c *cobra.Command) {
@@ -99,11 +101,29 @@ func manCommand() *cobra.Command {
 			if err := os.MkdirAll(args[0], 0o755); err != nil {
 				return err
 			}
-			header := &doc.GenManHeader{Title: "DOTGATE", Section: "8", Source: "dotgate", Manual: "dotgate"}
-			if err := doc.GenManTree(c.Root(), header, args[0]); err != nil {
+			if err := writeManual(c.Root(), args[0]); err != nil {
 				return fmt.Errorf("write the manual pages: %w", err)
 			}
 			return nil
 		},
 	}
+}
+
+// manualKind is the kind of file that man replaces.
+var manualKind = files.Kind{Name: "a manual page of dotgate", Own: func(head []byte) bool {
+	return bytes.HasPrefix(head, []byte(".nh\n.TH \"DOTGATE"))
+}}
+
+// writeManual writes the manual pages of c and of the commands below it.
+func writeManual(c *cobra.Command, dir string) error {
+	for _, sub := range c.Commands() {
+		if sub.IsAvailableCommand() && !sub.IsAdditionalHelpTopicCommand() {
+			if err := writeManual(sub, dir); err != nil {
+				return err
+			}
+		}
+	}
+	header := &doc.GenManHeader{Title: "DOTGATE", Section: "8", Source: "dotgate", Manual: "dotgate"}
+	name := strings.ReplaceAll(c.CommandPath(), " ", "-") + ".8"
+	return manualKind.Replace(filepath.Join(dir, name), 0o644, func(w io.Writer) error { return doc.GenMan(c, header, w) })
 }

@@ -7,11 +7,11 @@ import (
 	"strings"
 	"testing"
 
-	"dotgate/cmd/dotgate/admin"
-	"dotgate/configs"
+	"dotgate/cmd/dotgate/internal/admin"
+	"dotgate/cmd/dotgate/internal/settings"
 )
 
-// REFERENCE.md is what the code says: `go run ./cmd/dotgate reference` renews it.
+// REFERENCE.md is what the code says: `make reference` renews it.
 func TestTheReferenceIsOfThisCode(t *testing.T) {
 	var want bytes.Buffer
 	writeReference(&want)
@@ -20,9 +20,9 @@ func TestTheReferenceIsOfThisCode(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want.Bytes()) {
-		t.Error("REFERENCE.md is not what `go run ./cmd/dotgate reference` prints")
+		t.Error("REFERENCE.md is not what the code says; run: make reference")
 	}
-	for _, o := range configs.Options() {
+	for _, o := range settings.Options() {
 		if o.Meaning == "" {
 			t.Errorf("%s has no meaning", o.Key)
 		}

@@ -38,7 +38,7 @@ func scriptBecomes(ts *testscript.TestScript, neg bool, args []string) {
 	wanted := regexp.MustCompile("(?m)" + strings.Join(args[2:], ""))
 	again := time.NewTicker(10 * time.Millisecond)
 	defer again.Stop()
-	for deadline := time.Now().Add(10 * time.Second); ; <-again.C {
+	for deadline := time.Now().Add(storyPatience); ; <-again.C {
 		code, text := get(ts, args[0], "")
 		switch {
 		case code == args[1] && wanted.Match(text):

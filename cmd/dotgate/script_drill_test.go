@@ -32,7 +32,7 @@ func scriptUntil(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	again := time.NewTicker(200 * time.Millisecond)
 	defer again.Stop()
-	for deadline := time.Now().Add(15 * time.Second); ; <-again.C {
+	for deadline := time.Now().Add(storyPatience); ; <-again.C {
 		err := ts.Exec(args[1], args[2:]...)
 		if err == nil && want.MatchString(ts.ReadFile("stdout")) {
 			return
@@ -43,7 +43,7 @@ func scriptUntil(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// A load is a client that asks for a new name so many times a second.
+// A load is a client that asks for a new name RATE times a second.
 type load struct {
 	asking      sync.WaitGroup
 	stop        chan struct{}

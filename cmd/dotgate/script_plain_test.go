@@ -3,9 +3,12 @@ package main
 import (
 	"fmt"
 	"net"
+	"net/netip"
 
 	"github.com/miekg/dns"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"dotgate/upstreams/dottest"
 )
 
 // scriptPlain starts a server of one's own network, which speaks plain DNS.
@@ -14,7 +17,8 @@ func scriptPlain(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: plain NAME")
 	}
 	name := args[0]
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	// At an address of its own, so that no client has the same port for UDP.
+	ln, err := net.Listen("tcp", netip.AddrPortFrom(dottest.Loopback(), 0).String())
 	ts.Check(err)
 	pc, err := net.ListenPacket("udp", ln.Addr().String())
 	ts.Check(err)

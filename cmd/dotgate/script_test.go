@@ -33,6 +33,7 @@ func TestMain(m *testing.M) {
 //	certificate NAME [AUTHORITY]  writes a client's certificate NAME.crt, and its key,
 //	                           of the upstreams' authority or of another
 //	asked NAME                 prints how many queries it got
+//	handshakes NAME            prints how many full TLS handshakes it had
 //	ask NAME TYPE              asks the gateway at $GATEWAY, which may be about to
 //	                           start, and prints what it says
 //	await NAME TYPE            asks until it says NOERROR, and prints that
@@ -41,7 +42,7 @@ func TestMain(m *testing.M) {
 //	expand FILE                puts the values of variables into a file
 //	plain NAME                 starts a server that speaks plain DNS, at the address $NAME,
 //	                           and says its name
-//	load RATE                  asks for so many names a second, until unload, which
+//	load RATE                  asks for RATE names a second, until unload, which
 //	                           prints how many, and how many were lost
 //	get PATH [CODE] [TOKEN]    asks for a page of $ADMIN, and prints it
 //	becomes PATH CODE [REGEXP]  asks for it until that is its code, and that is in it,
@@ -58,6 +59,7 @@ func TestStories(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"upstream":    scriptUpstream,
 			"asked":       scriptAsked,
+			"handshakes":  scriptHandshakes,
 			"authority":   scriptAuthority,
 			"certificate": scriptCertificate,
 			"ask":         scriptAsk,
@@ -73,6 +75,10 @@ func TestStories(t *testing.T) {
 		},
 	})
 }
+
+// storyPatience is for what happens within a second or two, but on a busy machine. Only
+// failing stories wait for all of it.
+const storyPatience = time.Minute
 
 // A story is the world around one script.
 type story struct {
@@ -171,6 +177,14 @@ func scriptAsked(ts *testscript.TestScript, neg bool, args []string) {
 	fmt.Fprintln(ts.Stdout(), storyOf(ts).upstreams[args[0]].Stats().Queries)
 }
 
+func scriptHandshakes(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 || storyOf(ts).upstreams[args[0]] == nil {
+		ts.Fatalf("usage: handshakes NAME, of an upstream")
+	}
+	stats := storyOf(ts).upstreams[args[0]].Stats()
+	fmt.Fprintln(ts.Stdout(), stats.Handshakes-stats.Resumed)
+}
+
 func scriptAsk(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: ask NAME TYPE")
@@ -207,7 +221,7 @@ func writeReply(w io.Writer, r *dns.Msg) {
 	}
 }
 
-// exchangeSoon asks until somebody listens, as a gateway in the background takes
+// exchangeSoon asks until a server listens, as a gateway in the background takes
 // its time to start, and until the reply will do.
 func exchangeSoon(addr, name, qtype string, enough func(*dns.Msg) bool) (*dns.Msg, error) {
 	t, known := dns.StringToType[qtype]
@@ -219,7 +233,7 @@ func exchangeSoon(addr, name, qtype string, enough func(*dns.Msg) bool) (*dns.Ms
 	client := dns.Client{Timeout: 5 * time.Second}
 	again := time.NewTicker(5 * time.Millisecond)
 	defer again.Stop()
-	for deadline := time.Now().Add(10 * time.Second); ; <-again.C {
+	for deadline := time.Now().Add(storyPatience); ; <-again.C {
 		r, _, err := client.Exchange(q, addr)
 		switch {
 		case err == nil && enough(r):

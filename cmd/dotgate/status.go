@@ -6,28 +6,30 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/netip"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"dotgate/cmd/dotgate/control"
+	"dotgate/cmd/dotgate/internal/api"
+	"dotgate/cmd/dotgate/internal/peers"
+	"dotgate/gateway/access"
 )
 
-// statusLimit is how long a gateway may take to tell its status.
+// statusLimit bounds the time for the status.
 const statusLimit = 5 * time.Second
 
-func statusCommand(s *sources) *cobra.Command {
+func statusCommand(s *configFlags) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "status",
-		Short: "Show what the running gateway knows: upstreams, counts, latencies",
+		Short: "Show the state of the running gateway: upstreams, counters, latencies",
 		Args:  noArguments,
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.RunE = s.withClient(statusLimit, func(ctx context.Context, client *control.Client, out io.Writer) error {
+	c.RunE = s.withClient(statusLimit, func(ctx context.Context, client *api.Client, out io.Writer) error {
 		status, err := client.Status(ctx)
 		switch {
 		case err != nil:
@@ -46,15 +48,21 @@ func writeJSON(out io.Writer, value any) error {
 	return e.Encode(value)
 }
 
-func writeStatus(out io.Writer, s control.Status, now time.Time) error {
+func writeStatus(out io.Writer, s api.Status, now time.Time) error {
 	fmt.Fprintf(out, "dotgate %s, process %d, up for %s, on %s\n",
-		s.Version, s.PID, ago(now.Sub(s.Started)), joined(s.Listening, netip.AddrPort.String))
+		s.Version, s.PID, ago(now.Sub(s.Started)), api.JoinAddrs(s.Listening))
 	if d := s.Drill; d != nil {
 		left := "the fault is over"
 		if d.Ends.After(now) {
 			left = "the fault ends in " + ago(d.Ends.Sub(now))
 		}
-		fmt.Fprintf(out, "DRILL of %s: %s, in the phase %q, %s\n", d.Upstream, d.Fault, d.Phase, left)
+		fmt.Fprintf(out, "DRILL of %s: %s, phase %s, %s\n", d.Upstream, d.Fault, d.Phase, left)
+	}
+	if len(s.OnLink) > 0 {
+		fmt.Fprintf(out, "gateway.allow: on_link is %s\n", onLinkText(s.OnLink))
+	}
+	if s.Outage != "" {
+		fmt.Fprintf(out, "NO UPSTREAM IS UP: %s\n", s.Outage)
 	}
 	fmt.Fprintln(out)
 	if err := writeUpstreams(out, s.Upstreams, now); err != nil {
@@ -64,60 +72,95 @@ func writeStatus(out io.Writer, s control.Status, now time.Time) error {
 		return err
 	}
 	c, b := s.Clients, s.Balancer
-	fmt.Fprintf(out, "\nclients   %d packets over UDP, %d messages over TCP (%d connections), %d under way\n", c.UDP, c.TCP, c.Open, c.UnderWay)
-	fmt.Fprintf(out, "          %d answered (%d of them SERVFAIL), %d lost, %d refused, %d ignored\n",
+	fmt.Fprintf(out, "\nclients   %d queries over UDP, %d over TCP (%d connections), %d waiting for upstreams\n", c.UDP, c.TCP, c.Open, c.UnderWay)
+	fmt.Fprintf(out, "          %d answered (%d with SERVFAIL of upstreams), %d failed by the gateway, %d refused, %d ignored\n",
 		c.Outcomes["answered"], c.ServFail, c.Lost, sum(c.Outcomes, "refused_"), sum(c.Outcomes, "ignored_"))
 	fmt.Fprintf(out, "cache     %d hits, %d misses, %d stale answers, %d prefetches\n",
 		c.Cache["hits"], c.Cache["misses"], c.Cache["stale"], c.Cache["prefetches"])
 	if r := s.Redis; r != nil {
-		state := "left alone"
-		if r.Up {
-			state = "up"
-		}
 		fmt.Fprintf(out, "redis     %s, %d hits, %d misses, %d reads failed, %d answers written\n",
-			state, r.Reads["hit"], r.Reads["miss"], r.Reads["failed"], r.Writes["written"])
+			either(r.Up, "up", "bypassed"), r.Reads["hit"], r.Reads["miss"], r.Reads["failed"], r.Writes["written"])
 	}
-	fmt.Fprintf(out, "latency   p50 %s, p99 %s, at most %s\n", milliseconds(c.P50), milliseconds(c.P99), milliseconds(c.Max))
+	fmt.Fprintf(out, "latency   of cache misses: p50 %s, p99 %s, max %s\n", milliseconds(c.P50), milliseconds(c.P99), milliseconds(c.Max))
+	if s.LogDropped > 0 {
+		fmt.Fprintf(out, "log       %d lines dropped because standard error was blocked\n", s.LogDropped)
+	}
 	_, err := fmt.Fprintf(out, "balancer  %d queries, %d attempts: %d hedges, %d retries, %d second opinions; %d failures\n",
-		b["queries"], b["attempts"], b["hedges"], b["retries"], b["seconds"], b["failures"])
+		b.Queries, b.Attempts, b.Hedges, b.Retries, b.Seconds, b.Failures)
 	return err
 }
 
+// onLinkText returns the prefixes that on_link stands for, and the excluded ones with
+// reasons.
+func onLinkText(links []access.Link) string {
+	var served, excluded []string
+	for _, l := range links {
+		if l.Excluded == "" {
+			served = append(served, l.Prefix.String())
+		} else {
+			excluded = append(excluded, fmt.Sprintf("%v of %s (%s)", l.Prefix, l.Interface, l.Excluded))
+		}
+	}
+	text := cmp.Or(strings.Join(slices.Compact(served), ", "), "no network")
+	if len(excluded) > 0 {
+		text += "; not " + strings.Join(excluded, ", ")
+	}
+	return text
+}
+
 // writeUpstreams writes a table.
-func writeUpstreams(out io.Writer, upstreams []control.UpstreamStatus, now time.Time) error {
+func writeUpstreams(out io.Writer, upstreams []api.UpstreamStatus, now time.Time) error {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "UPSTREAM\tSTATE\tFOR\tUSUAL\tPATIENCE\tCONNECTIONS\tSENT\tANSWERED\tRESENT\tREASON")
+	fmt.Fprintln(t, "UPSTREAM\tSTATE\tFOR\tLATENCY\tPATIENCE\tCONNECTIONS\tSENT\tANSWERED\tRESENT\tREASON")
 	for _, u := range upstreams {
 		since := "-"
 		if !u.Since.IsZero() {
 			since = ago(now.Sub(u.Since))
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", u.Name, u.State, since,
-			milliseconds(u.Usual), milliseconds(u.Patience), u.Open, u.Counts["sent"], u.Counts["answered"], u.Counts["resent"], u.Reason)
+			milliseconds(u.Usual), milliseconds(u.Patience), u.Open, u.Counts.Sent, u.Counts.Answered, u.Counts.Resent, u.Reason)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, u := range upstreams {
+		for _, n := range u.Notes {
+			if !n.Avoided.IsZero() {
+				fmt.Fprintf(out, "%s: %v is avoided because another address works better; next try at %s\n", u.Name, n.Address, n.Avoided.Format(time.TimeOnly))
+			}
+			if n.Without != "" {
+				fmt.Fprintf(out, "%s: %v is asked without %s\n", u.Name, n.Address, n.Without)
+			}
+		}
+	}
+	return nil
 }
 
-// writePeers writes a table, if there are any.
-func writePeers(out io.Writer, peers []control.PeerStatus, now time.Time) error {
-	if len(peers) == 0 {
+// either returns yes if it is so, and no otherwise.
+func either(is bool, yes, no string) string {
+	if is {
+		return yes
+	}
+	return no
+}
+
+// writePeers writes a table of the peers, if there are any.
+func writePeers(out io.Writer, all []peers.Peer, now time.Time) error {
+	if len(all) == 0 {
 		return nil
 	}
 	fmt.Fprintln(out)
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "PEER\tSTATE\tFOR\tADDRESS\tVERSION\tFINDS FAILING\tREASON")
-	for _, p := range peers {
-		state, since, address := "down", "-", "-"
-		if p.Up {
-			state = "up"
-		}
+	fmt.Fprintln(t, "PEER\tSTATE\tFOR\tADDRESS\tVERSION\tREPORTS FAILING\tREASON")
+	for _, p := range all {
+		since, address := "-", "-"
 		if !p.Since.IsZero() {
 			since = ago(now.Sub(p.Since))
 		}
 		if p.Address.IsValid() {
 			address = p.Address.String()
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, state, since, address,
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Name, either(p.Up, "up", "down"), since, address,
 			cmp.Or(p.Version, "-"), cmp.Or(strings.Join(p.Failing, ", "), "-"), p.Problem)
 	}
 	return t.Flush()
@@ -133,9 +176,8 @@ func sum(counts map[string]uint64, prefix string) uint64 {
 	return n
 }
 
-// milliseconds writes three digits or so, for more would be noise. Nothing is
-// that quick but what is not known.
-func milliseconds(m control.Millis) string {
+// milliseconds formats a duration with about three digits. 0 stands for unknown.
+func milliseconds(m api.Millis) string {
 	ms := float64(m) / float64(time.Millisecond)
 	switch {
 	case ms == 0:
@@ -148,7 +190,7 @@ func milliseconds(m control.Millis) string {
 	return fmt.Sprintf("%.0fms", ms)
 }
 
-// ago leaves out what nobody wants to know about a long time.
+// ago formats a duration, the longer the coarser.
 func ago(d time.Duration) string {
 	switch {
 	case d < 10*time.Second:

@@ -10,43 +10,42 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"dotgate/cmd/dotgate/control"
+	"dotgate/cmd/dotgate/internal/api"
 )
 
-// clear moves to the upper left corner and clears what is below.
+// clear is the escape sequence that clears the terminal.
 const clear = "\x1b[H\x1b[J"
 
-func topCommand(s *sources) *cobra.Command {
+func topCommand(s *configFlags) *cobra.Command {
 	var every time.Duration
 	var times int
 	c := &cobra.Command{
 		Use:   "top",
-		Short: "Watch the running gateway: status, again and again, with rates",
+		Short: "Show the status of the running gateway continuously, with rates",
 		Args:  noArguments,
 	}
-	c.Flags().DurationVar(&every, "every", time.Second, "how `long` between two looks")
-	c.Flags().IntVar(&times, "times", 0, "how many `looks`; 0: until interrupted")
+	c.Flags().DurationVar(&every, "every", time.Second, "interval as `DURATION`")
+	c.Flags().IntVar(&times, "times", 0, "stop after `COUNT` updates; 0 runs until interrupted")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if every < 100*time.Millisecond {
 			return usageError{fmt.Errorf("--every: %v is below 100ms", every)}
 		}
-		return s.withClient(0, func(ctx context.Context, client *control.Client, out io.Writer) error {
+		return s.withClient(0, func(ctx context.Context, client *api.Client, out io.Writer) error {
 			return watchStatus(ctx, client, out, every, times)
 		})(c, args)
 	}
 	return c
 }
 
-// watchStatus writes the status until ctx is done: over itself on a terminal, one
-// after the other elsewhere.
-func watchStatus(ctx context.Context, client *control.Client, out io.Writer, every time.Duration, times int) error {
+// watchStatus writes the status until ctx is done. On a terminal each replaces the one
+// before.
+func watchStatus(ctx context.Context, client *api.Client, out io.Writer, every time.Duration, times int) error {
 	before, after := "", "\n"
 	if info, err := os.Stdout.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
 		before, after = clear, ""
 	}
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	var last control.Status
+	tick := time.Tick(every)
+	var last api.Status
 	var at time.Time
 	for n := 1; ; n++ {
 		look, cancel := context.WithTimeout(ctx, statusLimit)
@@ -78,14 +77,14 @@ func watchStatus(ctx context.Context, client *control.Client, out io.Writer, eve
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-tick:
 		}
 	}
 }
 
-func writeRates(out io.Writer, last, now control.Status, passed time.Duration) {
+func writeRates(out io.Writer, last, now api.Status, passed time.Duration) {
 	rate := func(before, after uint64) float64 { return float64(after-min(before, after)) / passed.Seconds() }
 	fmt.Fprintf(out, "\nnow       %.1f queries/s, %.1f answered from the cache/s, %.1f lost/s, %.1f hedges/s\n",
 		rate(last.Clients.UDP+last.Clients.TCP, now.Clients.UDP+now.Clients.TCP), rate(last.Clients.Cache["hits"], now.Clients.Cache["hits"]),
-		rate(last.Clients.Lost, now.Clients.Lost), rate(last.Balancer["hedges"], now.Balancer["hedges"]))
+		rate(last.Clients.Lost, now.Clients.Lost), rate(last.Balancer.Hedges, now.Balancer.Hedges))
 }

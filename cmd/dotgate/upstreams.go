@@ -8,16 +8,15 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"dotgate/cmd/dotgate/control"
+	"dotgate/cmd/dotgate/internal/api"
 	"dotgate/health"
 )
 
-// upstreamsCommand lists the upstreams of the running gateway, and takes orders
-// for them.
-func upstreamsCommand(s *sources) *cobra.Command {
+// upstreamsCommand lists the upstreams of the running gateway, and sets them by hand.
+func upstreamsCommand(s *configFlags) *cobra.Command {
 	var asJSON bool
-	ask := func(do func(context.Context, *control.Client) (control.Status, error)) func(*cobra.Command, []string) error {
-		return s.withClient(statusLimit, func(ctx context.Context, client *control.Client, out io.Writer) error {
+	ask := func(do func(context.Context, *api.Client) (api.Status, error)) func(*cobra.Command, []string) error {
+		return s.withClient(statusLimit, func(ctx context.Context, client *api.Client, out io.Writer) error {
 			status, err := do(ctx, client)
 			switch {
 			case err != nil:
@@ -28,30 +27,30 @@ func upstreamsCommand(s *sources) *cobra.Command {
 			return writeUpstreams(out, status.Upstreams, time.Now())
 		})
 	}
-	list := ask(func(ctx context.Context, c *control.Client) (control.Status, error) { return c.Status(ctx) })
+	list := ask(func(ctx context.Context, c *api.Client) (api.Status, error) { return c.Status(ctx) })
 	c := &cobra.Command{
 		Use:   "upstreams",
-		Short: "List the upstreams of the running gateway; drain them, set them up or down",
+		Short: "List the upstreams of the running gateway; drain them, or force them up or down",
 		Args:  noArguments,
 		RunE:  list,
 	}
 	c.PersistentFlags().BoolVar(&asJSON, "json", false, "print JSON")
 	for _, o := range []struct {
-		order health.Order
+		state health.AdminState
 		short string
 	}{
-		{health.Drained, "Ask an upstream no more, unless nobody else is up"},
-		{health.ForcedDown, "Ask an upstream no more, whatever happens"},
-		{health.ForcedUp, "Ask an upstream, even if it fails"},
-		{health.Auto, "Leave it to what is known of an upstream whether it is asked"},
+		{health.Drained, "Ask the upstream only if no other one is up"},
+		{health.ForcedDown, "Never ask the upstream"},
+		{health.ForcedUp, "Ask the upstream even if it fails"},
+		{health.Auto, "Let health checks decide again"},
 	} {
 		c.AddCommand(&cobra.Command{
-			Use:   o.order.String() + " NAME",
+			Use:   o.state.String() + " NAME",
 			Short: o.short,
 			Args:  oneArgument("the name of an upstream"),
 			RunE: func(c *cobra.Command, args []string) error {
-				return ask(func(ctx context.Context, client *control.Client) (control.Status, error) {
-					return client.Order(ctx, args[0], o.order)
+				return ask(func(ctx context.Context, client *api.Client) (api.Status, error) {
+					return client.SetAdminState(ctx, args[0], o.state)
 				})(c, args)
 			},
 		})

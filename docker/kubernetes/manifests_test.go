@@ -1,5 +1,5 @@
-// Package kubernetes holds the manifests to what the API server takes. It is a
-// module of its own, so that the gateway's has none of Kubernetes in it.
+// Package kubernetes checks the manifests against the types of the API server. It is a
+// module of its own, so that the gateway's does not depend on Kubernetes.
 package kubernetes
 
 import (
@@ -25,8 +25,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/yaml"
 )
 
-// objects reads all manifests, strictly: a key that its type does not have, or has
-// twice, is a mistake.
+// objects reads all manifests strictly: an unknown or repeated key is an error.
 func objects(t *testing.T) map[string][]runtime.Object {
 	t.Helper()
 	scheme := runtime.NewScheme()
@@ -137,7 +136,7 @@ func TestWhatIsMountedIsThere(t *testing.T) {
 	}
 }
 
-// Whatever selects pods selects the right ones, at ports that they have.
+// Selectors must match the right pods, and ports must exist.
 func TestSelectorsFindTheirPods(t *testing.T) {
 	selects := func(s labels.Selector, pod corev1.PodTemplateSpec) bool { return s.Matches(labels.Set(pod.Labels)) }
 	of := func(s *metav1.LabelSelector) labels.Selector {
@@ -196,7 +195,7 @@ func find[T runtime.Object](t *testing.T, all map[string][]runtime.Object) (foun
 	return found
 }
 
-// The gateway itself takes the configuration, with what each pod adds to it.
+// dotgate check must accept the configuration of each pod.
 func TestTheGatewayTakesTheConfiguration(t *testing.T) {
 	dir := t.TempDir()
 	program := filepath.Join(dir, "dotgate")

@@ -15,8 +15,7 @@ import (
 	"dotgate/gateway/wire"
 )
 
-// reply returns what a cache has for a query, as text: what it found, the code,
-// the TTLs and the EDEs.
+// reply returns the result for a query and the reply as text: code, TTLs and EDEs.
 func (c *Cache) reply(t testing.TB, q wire.Query, stale bool) string {
 	t.Helper()
 	get := c.Append
@@ -24,7 +23,7 @@ func (c *Cache) reply(t testing.TB, q wire.Query, stale bool) string {
 		get = c.AppendStale
 	}
 	packet, found := get([]byte("prefix"), q)
-	if found == Nothing {
+	if found == Miss {
 		if string(packet) != "prefix" {
 			t.Errorf("%x was appended to nothing", packet)
 		}
@@ -34,7 +33,7 @@ func (c *Cache) reply(t testing.TB, q wire.Query, stale bool) string {
 	if err := m.Unpack(packet[len("prefix"):]); err != nil {
 		t.Fatal(err)
 	}
-	words := []string{map[Found]string{Fresh: "fresh", Due: "due", Stale: "stale"}[found], dns.RcodeToString[m.Rcode]}
+	words := []string{map[Result]string{Fresh: "fresh", FreshRenew: "due", Stale: "stale"}[found], dns.RcodeToString[m.Rcode]}
 	for _, section := range [][]dns.RR{m.Answer, m.Ns} {
 		for _, rr := range section {
 			words = append(words, fmt.Sprint(rr.Header().Ttl))
@@ -50,12 +49,12 @@ func (c *Cache) reply(t testing.TB, q wire.Query, stale bool) string {
 	return strings.Join(words, " ")
 }
 
-// A step of a story: what happens, after a pause, and what the cache then has.
+// A scene is an event after a pause, and the replies of the cache after it.
 type scene struct {
 	after  time.Duration
-	answer []string // comes first, unless it is nil
-	fresh  string   // of Append; empty: not asked
-	stale  string   // of AppendStale; empty: not asked
+	answer []string // stored first, unless it is nil
+	fresh  string   // reply of Append; empty: not called
+	stale  string   // reply of AppendStale; empty: not called
 }
 
 // play plays scenes for www.example.com. A.
@@ -85,7 +84,7 @@ func play(t *testing.T, name string, change func(*Options), scenes ...scene) {
 	})
 }
 
-func TestAnswersThroughTheirLives(t *testing.T) {
+func TestAnswersFromFreshToExpired(t *testing.T) {
 	const a = "www.example.com. 100 IN A 192.0.2.1"
 	long := "www.example.com. 1000000 IN A 192.0.2.2"
 	positive, servfail, refused := []string{a}, []string{"SERVFAIL"}, []string{"REFUSED"}
@@ -165,7 +164,7 @@ func TestAnswersThroughTheirLives(t *testing.T) {
 		scene{time.Millisecond, nil, "nothing", ""},
 		scene{0, servfail, "fresh SERVFAIL", ""},
 		scene{1999 * time.Millisecond, nil, "fresh SERVFAIL", ""},
-		scene{time.Millisecond, refused, "fresh REFUSED", ""},
+		scene{time.Millisecond, refused, "fresh SERVFAIL ede=0", ""},
 		scene{4 * time.Second, servfail, "fresh SERVFAIL", ""},
 		scene{4999 * time.Millisecond, nil, "fresh SERVFAIL", ""},
 		scene{time.Millisecond, servfail, "fresh SERVFAIL", ""},
@@ -191,7 +190,7 @@ func TestAnswersThroughTheirLives(t *testing.T) {
 		scene{301 * time.Second, servfail, "stale NXDOMAIN 30 ede=19", ""},
 		scene{time.Minute, servfail, "fresh SERVFAIL", "nothing"})
 
-	// Three hits before the last tenth, and one of those in it is told.
+	// After three hits, one hit in the last tenth gets FreshRenew.
 	play(t, "due", nil,
 		scene{0, positive, "fresh NOERROR 100", ""},
 		scene{0, nil, "fresh NOERROR 100", ""},
@@ -208,7 +207,7 @@ func TestAnswersThroughTheirLives(t *testing.T) {
 		scene{999 * time.Millisecond, nil, "fresh SERVFAIL", ""})
 }
 
-func TestAKeyIsAllThatAnAnswerDependsOn(t *testing.T) {
+func TestTheKeyHasAllThatAnAnswerDependsOn(t *testing.T) {
 	c := open(t, nil)
 	stored := ask(t, "wWw.example.com A")
 	c.Put(stored, says(t, stored, "www.example.com. 100 IN A 192.0.2.1"))
@@ -216,10 +215,10 @@ func TestAKeyIsAllThatAnAnswerDependsOn(t *testing.T) {
 		t.Helper()
 		q := ask(t, text)
 		reply, found := c.Append(nil, q)
-		if (found != Nothing) != want {
+		if (found != Miss) != want {
 			t.Errorf("%s: found %d", text, found)
 		}
-		if _, _, ok := c.Get(q); ok != want || (c.Look(q) == Fresh) != want {
+		if _, _, ok := c.Get(q); ok != want || (c.Lookup(q) == Fresh) != want {
 			t.Errorf("%s: got a copy: %t", text, ok)
 		}
 		var m dns.Msg
@@ -237,7 +236,7 @@ func TestAKeyIsAllThatAnAnswerDependsOn(t *testing.T) {
 	f("example.com A", false)
 }
 
-func TestACopyHasTermsAndStays(t *testing.T) {
+func TestGetReturnsACopyWithItsTerms(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := open(t, func(o *Options) { o.Size = minSize })
 		q := ask(t, "www.example.com A")
@@ -253,7 +252,7 @@ func TestACopyHasTermsAndStays(t *testing.T) {
 	})
 }
 
-// fill puts n names into c, always the same.
+// fill stores n names in c, always the same.
 func fill(t testing.TB, c *Cache, n int) { fillFrom(t, c, 1<<40, n) }
 
 func fillFrom(t testing.TB, c *Cache, first uint64, n int) {
@@ -264,17 +263,17 @@ func fillFrom(t testing.TB, c *Cache, first uint64, n int) {
 	}
 }
 
-func TestNoCacheAndAClosedOneHoldNothing(t *testing.T) {
+func TestZeroAndClosedCachesAreEmpty(t *testing.T) {
 	closed := open(t, nil)
 	closed.Close()
 	for name, c := range map[string]*Cache{"zero": {}, "off": open(t, func(o *Options) { o.Size = 0 }), "closed": closed} {
 		q := ask(t, "www.example.com A")
 		a := says(t, q, "www.example.com. 100 IN A 192.0.2.1")
 		c.Put(q, a)
-		if _, found := c.Append(nil, q); found != Nothing || c.Look(q) != Nothing || c.Usage().Answers != 0 {
+		if _, found := c.Append(nil, q); found != Miss || c.Lookup(q) != Miss || c.Usage().Answers != 0 {
 			t.Errorf("%s: holds something", name)
 		}
-		if _, found := c.AppendStale(nil, q); found != Nothing {
+		if _, found := c.AppendStale(nil, q); found != Miss {
 			t.Errorf("%s: holds something stale", name)
 		}
 		if n, err := c.FlushSubtree("."); n != 0 || err != nil {
@@ -294,13 +293,13 @@ func TestHitsDoNotAllocate(t *testing.T) {
 		c.Append(buf, q)
 		c.AppendStale(buf, q)
 		c.Append(buf, miss)
-		c.Look(q)
+		c.Lookup(q)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
 
-func TestManyAtOnce(t *testing.T) {
+func TestConcurrentUse(t *testing.T) {
 	c := open(t, func(o *Options) { o.Size = minSize })
 	var all sync.WaitGroup
 	for range 4 {
@@ -309,8 +308,8 @@ func TestManyAtOnce(t *testing.T) {
 			for i := range uint64(scaled(20_000)) {
 				q := m.number(i * 7919 % 12_000)
 				want := m.answer(q)
-				var found Found
-				if reply, found = c.Append(reply[:0], q); found == Nothing {
+				var found Result
+				if reply, found = c.Append(reply[:0], q); found == Miss {
 					c.Put(q, want)
 				} else if !sameButTTL(reply, want.AppendReply(nil, q, wire.Terms{})) {
 					t.Errorf("%v: %x", q, reply)
@@ -360,7 +359,7 @@ func TestFlush(t *testing.T) {
 	})
 }
 
-// shown returns what a cache shows of www.example.com, an answer a line.
+// shown returns the entries for www.example.com, one in each line.
 func (c *Cache) shown(t *testing.T) (lines []string) {
 	t.Helper()
 	entries, err := c.Show("wwW.example.com.")

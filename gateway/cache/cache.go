@@ -1,27 +1,36 @@
-// Package cache remembers answers until they are of no use.
+// Package cache is the answer cache of the gateway.
 //
-// An answer is of use past its TTL too, when no upstream has a better one
-// (RFC 8767), so nothing leaves for being old: it leaves when something else
-// needs its room, or when it is purged.
+// Put stores answers of upstreams, Append makes replies from them: fresh ones until
+// their TTL ends, and stale ones for up to max_stale if no upstream answers (RFC 8767).
+// Errors of upstreams are cached for 1 to 5 seconds (RFC 9520). An entry is removed only
+// to make space for another one, or when it is flushed: age alone removes none.
 //
-// It is a store of our own, after measuring it beside otter, whose W-TinyLFU
-// resists floods as well (store_test.go has both):
+// A cache consists of shards with a lock each, in one block of memory of Options.Size
+// outside the Go heap. A shard evicts by S3-FIFO, so that names that are asked for once
+// do not evict names in use. Hits allocate nothing. An answer larger than 1/16 of a
+// shard is not cached. The cache never asks upstreams: FreshRenew and Stale tell the
+// gateway to do so.
 //
-//	                              ours      otter
-//	octets for a name             130       274 on the heap, 360 with its garbage
+// Save and Load keep the cache in a file over restarts, WriteHot and ReadHot copy it to
+// another gateway. All that is read is verified as if an upstream had sent it.
+//
+// The store was chosen after comparing it with otter, whose W-TinyLFU resists floods of
+// random names as well (store_test.go measures both):
+//
+//	                              dotgate   otter
+//	octets for each name          130       274 on the heap, 360 with garbage
 //	a hit, with its reply         0.8 µs    1.2 µs, no allocation in either
 //	an insertion                  1.3 µs    6 µs, 9 allocations
 //	hits, 300 000 names           91.6 %    85.8 %    (Zipf 1.01, 16 MiB)
 //	hits, 2 000 000 names         78.3 %    74.2 %
 //	hits, and 2 of a flood each   81.6 %    78.0 %
 //
-// The same memory holds twice as many names, and the Go collector sees none of
-// it.
+// The same memory holds twice as many names, and the garbage collector does not scan it.
 package cache
 
 import (
 	"bytes"
-	"errors"
+	"crypto/sha256"
 	"fmt"
 	"hash/maphash"
 	"log/slog"
@@ -29,29 +38,31 @@ import (
 	"sync/atomic"
 	"time"
 
+	"dotgate/configs/bounds"
 	"dotgate/gateway/wire"
 )
 
 const (
 	// staleTTL is the TTL of stale answers (RFC 8767 section 5).
 	staleTTL = 30
-	// maxStaleNoName is how long NXDOMAIN may be stale: a name that has come to
-	// be should not stay hidden. For names without data of one type that is no
-	// question: mostly they have no IPv6 address, and clients that get an error
-	// for that take the whole name for broken.
-	maxStaleNoName = time.Minute
-	// minFailure and maxFailure are for how long, in seconds, an upstream's error
-	// counts (RFC 9520 section 3.2): twice as long each time that it is repeated.
+	// maxStaleNXDomain is the longest time that NXDOMAIN may be stale: a new name should
+	// become visible soon. NODATA may be stale for longer: mostly a name has no AAAA
+	// records, and clients that get an error for those treat the whole name as broken.
+	maxStaleNXDomain = time.Minute
+	// minFailure and maxFailure are the least and the longest time, in seconds, that an
+	// upstream's error is cached (RFC 9520 section 3.2). It doubles with each repetition.
 	minFailure, maxFailure = 1, 5
 )
 
-// A Cache holds answers. The zero Cache holds none and never will.
+// A Cache stores answers. The zero Cache stores none. All methods may be called
+// concurrently.
 type Cache struct {
-	options atomic.Pointer[Options] // never nil, but in the zero Cache
-	store   atomic.Pointer[store]   // nil: there is none
+	options atomic.Pointer[Options] // nil in the zero Cache only
+	store   atomic.Pointer[store]   // nil if nothing is cached
 	seed    maphash.Seed
-	epoch   time.Time
-	evicted atomic.Uint64 // from stores of before
+	clock   clock
+	evicted atomic.Uint64                     // number of evictions from former stores
+	bound   atomic.Pointer[[sha256.Size]byte] // see Bind
 }
 
 // A store is the memory of a Cache.
@@ -60,20 +71,18 @@ type store struct {
 	shards []shard // a power of two
 }
 
-// New checks all options and returns an empty Cache. Close it.
+// New checks all options and returns an empty Cache. The caller must close it.
 func New(o Options) (*Cache, error) {
-	var problems []error
-	o.Check(func(option, problem string) {
-		problems = append(problems, fmt.Errorf("cache.%s %s", option, problem))
-	})
-	if len(problems) > 0 {
-		return nil, errors.Join(problems...)
+	if err := bounds.Err("cache.", o.Check); err != nil {
+		return nil, err
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	// Answers that were stored before the start have ages too.
-	c := &Cache{seed: maphash.MakeSeed(), epoch: time.Now().Add(-2 * maxStale)}
+	// The epoch is before the age of any answer in a file.
+	c := &Cache{seed: maphash.MakeSeed()}
+	c.Bind(new([sha256.Size]byte))
+	c.clock.start(time.Now().Add(-2*maxStale), slept)
 	first, err := newStore(o)
 	if err != nil {
 		return nil, err
@@ -83,7 +92,7 @@ func New(o Options) (*Cache, error) {
 	return c, nil
 }
 
-// newStore returns an empty store, or nil if there is to be none.
+// newStore returns an empty store, or nil if the size is 0.
 func newStore(o Options) (*store, error) {
 	if o.Size == 0 {
 		return nil, nil
@@ -95,23 +104,23 @@ func newStore(o Options) (*store, error) {
 	st := &store{mem: mem, shards: make([]shard, shardsFor(int(o.Size)))}
 	each := int(o.Size) / len(st.shards) &^ 63
 	for i := range st.shards {
-		st.shards[i].layOut(mem[i*each:][:each:each])
+		st.shards[i].setMemory(mem[i*each:][:each:each])
 		st.shards[i].maxStale = o.MaxStale
 	}
 	return st, nil
 }
 
-// shardsFor returns how many shards of at least minSize there are, and no more
-// than keep the cores of a large machine apart.
+// shardsFor returns the number of shards: a power of two up to 256, which is enough for
+// a large machine's cores, with at least minSize each.
 func shardsFor(size int) int {
 	return 1 << min(bits.Len(uint(size/minSize))-1, 8)
 }
 
-// Close gives the memory back. The Cache holds nothing then.
+// Close frees the memory. The Cache is empty from then on.
 func (c *Cache) Close() { c.store.Swap(nil).close() }
 
-// close gives the memory back. Nobody may come to st any more; who is just about to
-// look finds nothing there.
+// close frees the memory. No new reference to st may be taken. Goroutines that have one
+// already find its shards empty.
 func (st *store) close() {
 	if st == nil {
 		return
@@ -125,7 +134,7 @@ func (st *store) close() {
 	free(st.mem)
 }
 
-// StaleAfter returns how long to wait for upstreams while there is a stale answer.
+// StaleAfter returns the time to wait for upstreams before a stale answer is sent.
 func (c *Cache) StaleAfter() time.Duration {
 	if o := c.options.Load(); o != nil {
 		return o.StaleAfter
@@ -133,9 +142,8 @@ func (c *Cache) StaleAfter() time.Duration {
 	return 0
 }
 
-func (c *Cache) now() time.Duration { return time.Since(c.epoch) }
+func (c *Cache) now() time.Duration { return c.clock.now() }
 
-// shards returns all there are, of the store of now.
 func (c *Cache) shards() []shard {
 	if st := c.store.Load(); st != nil {
 		return st.shards
@@ -143,8 +151,8 @@ func (c *Cache) shards() []shard {
 	return nil
 }
 
-// shardFor returns the shard for a key, and the hash of the key in it. It is nil
-// if there is none.
+// shardFor returns the shard for a key, and the hash of the key in it. The shard is nil
+// if nothing is cached.
 func (c *Cache) shardFor(key []byte) (*shard, uint32) {
 	st := c.store.Load()
 	if st == nil {
@@ -153,19 +161,27 @@ func (c *Cache) shardFor(key []byte) (*shard, uint32) {
 	return st.shardFor(maphash.Bytes(c.seed, key))
 }
 
-// reading is shardFor, and has the shard locked for who reads. If the store was closed
-// before it could be, another had taken its place.
-func (c *Cache) reading(key []byte) (*shard, uint32) {
+// find returns the entry for q, its shard, locked for reading, and the time. If there is no
+// entry, the shard is nil.
+func (c *Cache) find(q wire.Query) (s *shard, e entry, now time.Duration) {
+	var buf [wire.MaxKey]byte
+	key := q.AppendKey(buf[:0])
+	now = c.now()
 	for {
 		s, hash := c.shardFor(key)
 		if s == nil {
-			return nil, 0
+			return nil, nil, now
 		}
 		s.mu.RLock()
-		if s.index.n > 0 {
-			return s, hash
+		if e = s.find(hash, key); e != nil {
+			return s, e, now
 		}
+		closed := s.index.n == 0
 		s.mu.RUnlock()
+		if !closed {
+			return nil, nil, now
+		}
+		// Another store has replaced this one.
 	}
 }
 
@@ -173,123 +189,103 @@ func (st *store) shardFor(h uint64) (*shard, uint32) {
 	return &st.shards[int(h>>32)&(len(st.shards)-1)], uint32(h)
 }
 
-// Found is what a Cache has for a query.
-type Found uint8
+// Result is the result of a cache look-up.
+type Result uint8
 
 const (
-	Nothing Found = iota // of use
-	Fresh                // an answer
-	Due                  // a fresh answer that is popular and ends soon: whoever is told so renews it
-	Stale                // a stale answer, and a failure of upstreams to renew it a moment ago
+	Miss       Result = iota // no usable answer
+	Fresh                    // a fresh answer
+	FreshRenew               // a fresh answer that is popular and expires soon: the caller must renew it
+	Stale                    // a stale answer, which upstreams failed to renew a moment ago
 )
 
-// Append appends the reply to q, if it can be had without asking anybody. It
-// doesn't allocate. Of all who get an answer, one is told that it is Due.
-func (c *Cache) Append(dst []byte, q wire.Query) ([]byte, Found) {
-	var room [wire.MaxKey]byte
-	key := q.AppendKey(room[:0])
-	now := c.now()
-	s, hash := c.reading(key)
+// Append appends the reply to q if no upstream needs to be asked. It doesn't allocate.
+// Only one caller gets FreshRenew for an answer.
+func (c *Cache) Append(dst []byte, q wire.Query) ([]byte, Result) {
+	s, e, now := c.find(q)
 	if s == nil {
-		return dst, Nothing
+		return dst, Miss
 	}
 	defer s.mu.RUnlock()
-	r := s.find(hash, key)
-	if r == nil {
-		return dst, Nothing
-	}
-	a, left := r.answer(), r.left(now)
+	a, left := e.answer(), e.remaining(now)
 	if left > 0 {
-		found := Fresh
-		if r.used(ending(r, left)) {
-			found = Due
+		result := Fresh
+		if e.hit(endsSoon(e, left)) {
+			result = FreshRenew
 		}
-		return a.AppendReply(dst, q, c.termsAt(a, r.age(now))), found
+		return a.AppendReply(dst, q, c.termsAt(a, e.age(now))), result
 	}
-	if now < time.Duration(r.retry())*time.Second && c.mayBeStale(a.Kind(), left) {
-		r.used(false)
+	if now < time.Duration(e.retry())*time.Second && c.mayBeStale(a.Kind(), left) {
+		e.hit(false)
 		return a.AppendReply(dst, q, staleTerms(a.Kind())), Stale
 	}
-	return dst, Nothing
+	return dst, Miss
 }
 
-// ending reports whether a tenth of r's life is left at most. Errors don't end:
-// nobody wants them renewed.
-func ending(r record, left time.Duration) bool {
-	return left <= time.Duration(r.life())*time.Second/10 && r.answer().Kind() != wire.Failure
+// endsSoon reports whether at most a tenth of e's lifetime remains. It is false for
+// errors, which are not renewed.
+func endsSoon(e entry, left time.Duration) bool {
+	return left <= time.Duration(e.lifetime())*time.Second/10 && e.answer().Kind() != wire.Failure
 }
 
-// AppendStale appends the reply to q if there is an answer, be it stale, but not
-// if it is an error. It doesn't allocate.
-func (c *Cache) AppendStale(dst []byte, q wire.Query) ([]byte, Found) {
-	var room [wire.MaxKey]byte
-	key := q.AppendKey(room[:0])
-	now := c.now()
-	s, hash := c.reading(key)
+// AppendStale appends the reply to q if there is a fresh or stale answer that is no
+// error. It doesn't allocate.
+func (c *Cache) AppendStale(dst []byte, q wire.Query) ([]byte, Result) {
+	s, e, now := c.find(q)
 	if s == nil {
-		return dst, Nothing
+		return dst, Miss
 	}
 	defer s.mu.RUnlock()
-	r := s.find(hash, key)
-	if r == nil || !c.usable(r, now) || r.answer().Kind() == wire.Failure {
-		return dst, Nothing
+	if !c.usable(e, now) || e.answer().Kind() == wire.Failure {
+		return dst, Miss
 	}
-	a := r.answer()
-	r.used(false)
-	if r.left(now) > 0 {
-		return a.AppendReply(dst, q, c.termsAt(a, r.age(now))), Fresh
+	a := e.answer()
+	e.hit(false)
+	if e.remaining(now) > 0 {
+		return a.AppendReply(dst, q, c.termsAt(a, e.age(now))), Fresh
 	}
 	return a.AppendReply(dst, q, staleTerms(a.Kind())), Stale
 }
 
-// Look tells what there is for q: something Fresh, something Stale that may be
-// given while no upstream answers, or Nothing.
-func (c *Cache) Look(q wire.Query) Found {
-	var room [wire.MaxKey]byte
-	key := q.AppendKey(room[:0])
-	now := c.now()
-	s, hash := c.reading(key)
+// Lookup returns what the cache has for q: Fresh, Stale (an answer that may be sent while
+// no upstream answers), or Miss. It counts no hit.
+func (c *Cache) Lookup(q wire.Query) Result {
+	s, e, now := c.find(q)
 	if s == nil {
-		return Nothing
+		return Miss
 	}
 	defer s.mu.RUnlock()
-	r := s.find(hash, key)
 	switch {
-	case r == nil || !c.usable(r, now):
-		return Nothing
-	case r.left(now) > 0:
+	case !c.usable(e, now):
+		return Miss
+	case e.remaining(now) > 0:
 		return Fresh
 	}
 	return Stale
 }
 
-// Get returns a copy of the fresh answer to q, if there is one, and on what
-// terms to pass it on.
+// Get returns a copy of the fresh answer to q, if there is one, and its terms.
 func (c *Cache) Get(q wire.Query) (a wire.Answer, t wire.Terms, ok bool) {
-	var room [wire.MaxKey]byte
-	key := q.AppendKey(room[:0])
-	now := c.now()
-	s, hash := c.reading(key)
+	s, e, now := c.find(q)
 	if s == nil {
 		return a, t, false
 	}
 	defer s.mu.RUnlock()
-	r := s.find(hash, key)
-	if r == nil || r.left(now) <= 0 {
+	if e.remaining(now) <= 0 {
 		return a, t, false
 	}
-	r.used(false)
-	a = wire.Stored(bytes.Clone(r.bytes()))
-	return a, c.termsAt(a, r.age(now)), true
+	e.hit(false)
+	a = wire.Stored(bytes.Clone(e.bytes()))
+	return a, c.termsAt(a, e.age(now)), true
 }
 
-// mayBeStale reports whether an answer that ended -left ago may still be given.
+// mayBeStale reports whether an answer that expired -left ago may still be sent.
 func (c *Cache) mayBeStale(kind wire.Kind, left time.Duration) bool {
 	switch kind {
 	case wire.Failure:
 		return false
 	case wire.NoName:
-		return -left < min(c.options.Load().MaxStale, maxStaleNoName)
+		return -left < min(c.options.Load().MaxStale, maxStaleNXDomain)
 	}
 	return -left < c.options.Load().MaxStale
 }
@@ -302,8 +298,8 @@ func staleTerms(kind wire.Kind) wire.Terms {
 	return t
 }
 
-// Terms returns on what terms a, which has just come, is passed on: a client
-// sees the same TTLs as those who get a from the cache.
+// Terms returns the terms of a new answer. Its TTLs are the same as in replies from the
+// cache.
 func (c *Cache) Terms(a wire.Answer) wire.Terms {
 	if c.store.Load() == nil {
 		return wire.Terms{}
@@ -321,8 +317,8 @@ func (c *Cache) termsAt(a wire.Answer, age time.Duration) wire.Terms {
 		t.MaxTTL = seconds(o.MaxTTL)
 	case wire.NoData, wire.NoName:
 		t.MaxTTL = seconds(min(o.MaxTTL, o.MaxNegativeTTL))
-		// The SOA record tells others how long to keep it, whatever else it is good
-		// for (RFC 2308 section 5): its TTL ends when the answer does.
+		// Clients cache a negative answer by the TTL of its SOA record (RFC 2308 section
+		// 5), so that is cut to the TTL of the answer.
 		if a.TTL() > 0 {
 			t.MaxTTL = min(t.MaxTTL, a.TTL())
 		}
@@ -332,21 +328,20 @@ func (c *Cache) termsAt(a wire.Answer, age time.Duration) wire.Terms {
 
 func seconds(d time.Duration) uint32 { return uint32(min(d/time.Second, 1<<31-1)) }
 
-// Put keeps a, the answer to q, for as long as its TTL and the options say.
+// Put stores a, the answer to q, for its TTL within the limits of the options.
 //
-// An error of an upstream is kept for some seconds, and never in place of an
-// answer that is still of use: that one stays, and so do its clients, if it is
-// stale, until the error has had its time.
+// An error of an upstream is cached for some seconds. It never replaces an answer that
+// is fresh or may be stale: Append returns that one as Stale for these seconds.
 func (c *Cache) Put(q wire.Query, a wire.Answer) {
 	if c.store.Load() == nil || a.IsZero() {
 		return
 	}
-	life, ok := c.life(a)
+	lifetime, ok := c.lifetime(a)
 	if !ok {
 		return
 	}
-	var room [wire.MaxKey]byte
-	key := q.AppendKey(room[:0])
+	var buf [wire.MaxKey]byte
+	key := q.AppendKey(buf[:0])
 	now := c.now()
 	s, hash := c.shardFor(key)
 	if s == nil {
@@ -354,19 +349,16 @@ func (c *Cache) Put(q wire.Query, a wire.Answer) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.index.n == 0 { // closed
-		return
-	}
 	if a.Kind() == wire.Failure {
 		c.putFailure(s, hash, key, a, q, now)
 		return
 	}
-	s.put(hash, key, a, q, now, life, now, false)
+	s.put(hash, key, a, q, now, lifetime, now, false)
 }
 
-// life returns for how many seconds a counts as fresh. It reports false if a is
-// not to be kept: who gives a TTL of 0 wants to be asked every time.
-func (c *Cache) life(a wire.Answer) (uint32, bool) {
+// lifetime returns the number of seconds that a is fresh. It reports false for a TTL of
+// 0, with which an answer must not be cached.
+func (c *Cache) lifetime(a wire.Answer) (uint32, bool) {
 	if a.Kind() == wire.Failure {
 		return minFailure, true
 	}
@@ -376,28 +368,28 @@ func (c *Cache) life(a wire.Answer) (uint32, bool) {
 
 func (c *Cache) putFailure(s *shard, hash uint32, key []byte, a wire.Answer, q wire.Query, now time.Duration) {
 	life := uint32(minFailure)
-	if r := s.find(hash, key); r != nil {
-		kind, left := r.answer().Kind(), r.left(now)
+	if e := s.find(hash, key); e != nil {
+		kind, left := e.answer().Kind(), e.remaining(now)
 		switch {
 		case kind == wire.Failure && -left < maxFailure*time.Second:
-			life = min(2*r.life(), maxFailure)
+			life = min(2*e.lifetime(), maxFailure)
 		case kind != wire.Failure && (left > 0 || c.mayBeStale(kind, left)):
-			r.setRetry(seconds(now) + maxFailure)
+			e.setRetry(seconds(now) + maxFailure)
 			return
 		}
 	}
 	s.put(hash, key, a, q, now, life, now, false)
 }
 
-// Usage is how much a Cache holds now.
+// Usage is the memory and the number of answers of a Cache.
 type Usage struct {
 	Answers int
-	Bytes   int    // taken by answers and what is around them, with the index
-	Size    int    // the most that there can be
-	Evicted uint64 // answers that made room for others, since New
+	Bytes   int    // in use by answers, with their headers and the index
+	Size    int    // maximum of Bytes
+	Evicted uint64 // number of answers evicted since New
 }
 
-// Usage returns the usage of now.
+// Usage returns the current usage.
 func (c *Cache) Usage() Usage {
 	u := Usage{Evicted: c.evicted.Load()}
 	st := c.store.Load()

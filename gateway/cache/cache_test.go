@@ -130,8 +130,8 @@ func newTemplate(t testing.TB, nameLen int) *template {
 	return &template{query, response}
 }
 
-// number changes the query and the response to those for one name. The query is
-// good until the next call.
+// number changes query and response to the n-th name. The query is valid until the
+// next call.
 func (m *template) number(n uint64) wire.Query {
 	const digits = "0123456789abcdef"
 	for i := range 12 {

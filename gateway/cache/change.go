@@ -1,15 +1,14 @@
 package cache
 
 import (
-	"errors"
-	"fmt"
 	"hash/maphash"
 
+	"dotgate/configs/bounds"
 	"dotgate/gateway/wire"
 )
 
-// A Change is other options of a Cache: ready, but not in effect. One of Commit
-// and Abandon has to be called, once.
+// A Change is a prepared change of a Cache's options. Either Commit or Abandon must be
+// called, once.
 type Change struct {
 	cache   *Cache
 	options Options
@@ -18,17 +17,12 @@ type Change struct {
 	move    bool // answers, to next
 }
 
-// Prepare gets a Change to other options ready; if it is another size, the memory
-// is there when it returns, beside what there is. The answers move there if keep is
-// true, for which there must be room for both for a moment. Only one Change may be
-// there at a time. On an error, there is none.
+// Prepare prepares a change to other options. If the size differs, it allocates the new
+// memory beside the old. If keep is true, Commit moves the answers there. Only one
+// Change may exist at a time. After an error there is none.
 func (c *Cache) Prepare(o Options, keep bool) (*Change, error) {
-	var problems []error
-	o.Check(func(option, problem string) {
-		problems = append(problems, fmt.Errorf("cache.%s %s", option, problem))
-	})
-	if len(problems) > 0 {
-		return nil, errors.Join(problems...)
+	if err := bounds.Err("cache.", o.Check); err != nil {
+		return nil, err
 	}
 	before := c.options.Load()
 	o.Log = before.Log
@@ -40,13 +34,13 @@ func (c *Cache) Prepare(o Options, keep bool) (*Change, error) {
 	return change, err
 }
 
-// Abandon gives back what was there for the Change.
+// Abandon frees the memory of the Change. The Cache keeps its options.
 func (c *Change) Abandon() { c.next.close() }
 
-// Commit has the options take effect. Answers that are there count as fresh for as
-// long as they did; those that there is room for move to where they are from now
-// on, the ones in use first. The Cache serves meanwhile. What it is given in that
-// time, some tenths of a second for a large one, it may not keep.
+// Commit puts the options into effect. Stored answers keep their lifetimes. If the size
+// differs, as many as fit are moved, those in use preferred. The Cache works meanwhile,
+// but answers that are stored during the move (some tenths of a second for a large
+// cache) may be lost.
 func (c *Change) Commit() {
 	c.cache.options.Store(&c.options)
 	if !c.resize {
@@ -74,16 +68,16 @@ func (c *Change) Commit() {
 	before.close()
 }
 
-// move copies what is of use to another store, which nobody else knows yet. What
-// clients have used comes last, and so stays if there is not room for all.
+// move copies the usable entries to another store, which is not in use yet. Entries that
+// clients have used come last, as later entries evict earlier ones.
 func (c *Cache) move(from, to *store) {
 	var copied shard
 	for i := range from.shards {
 		from.shards[i].copyTo(&copied)
 		for _, used := range []bool{false, true} {
-			copied.each(func(r record, main bool) bool {
-				if inUse := r.uses() >= promoted || main; inUse == used {
-					c.moveTo(to, r, inUse)
+			copied.each(func(e entry, main bool) bool {
+				if inUse := e.uses() >= promotionUses || main; inUse == used {
+					c.moveTo(to, e, inUse)
 				}
 				return true
 			})
@@ -91,14 +85,14 @@ func (c *Cache) move(from, to *store) {
 	}
 }
 
-func (c *Cache) moveTo(to *store, r record, main bool) {
-	var room [wire.MaxKey]byte
+func (c *Cache) moveTo(to *store, e entry, main bool) {
+	var buf [wire.MaxKey]byte
 	now := c.now()
-	if !c.usable(r, now) {
+	if !c.usable(e, now) {
 		return
 	}
-	s, hash := to.shardFor(maphash.Bytes(c.seed, wire.AppendStoredKey(room[:0], r.bytes())))
+	s, hash := to.shardFor(maphash.Bytes(c.seed, wire.AppendStoredKey(buf[:0], e.bytes())))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.adopt(r, hash, main, now)
+	s.insertCopy(e, hash, main, now)
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/miekg/dns"
 )
 
-// change has the options of c be others from now on.
+// change changes the options of c.
 func change(t *testing.T, c *Cache, edit func(*Options)) {
 	t.Helper()
 	o := *c.options.Load()
@@ -22,7 +22,7 @@ func change(t *testing.T, c *Cache, edit func(*Options)) {
 	next.Commit()
 }
 
-// putAll puts so many names into c.
+// putAll stores this number of names in c.
 func putAll(t *testing.T, c *Cache, names int) {
 	t.Helper()
 	for i := range names {
@@ -31,7 +31,7 @@ func putAll(t *testing.T, c *Cache, names int) {
 	}
 }
 
-// found returns how many of them c has.
+// found returns the number of these names that c has.
 func found(t *testing.T, c *Cache, names int) (n int) {
 	t.Helper()
 	for i := range names {
@@ -42,7 +42,7 @@ func found(t *testing.T, c *Cache, names int) (n int) {
 	return n
 }
 
-func TestAnswersOutliveAChangeOfSize(t *testing.T) {
+func TestAChangeOfSizeKeepsAnswers(t *testing.T) {
 	const names = 3000
 	c := open(t, func(o *Options) { o.Size = 2 << 20 })
 	putAll(t, c, names)
@@ -62,7 +62,7 @@ func TestAnswersOutliveAChangeOfSize(t *testing.T) {
 	f(8<<20, names)
 	f(1<<20, names)
 	f(0, 0)
-	putAll(t, c, 10) // is of no use
+	putAll(t, c, 10) // has no effect
 	f(1<<20, 0)
 	putAll(t, c, 10)
 	f(4<<20, 10)
@@ -78,14 +78,14 @@ func TestAnswersOutliveAChangeOfSize(t *testing.T) {
 	}
 }
 
-func TestACacheThatIsTooSmallKeepsWhatIsInUse(t *testing.T) {
+func TestASmallerCacheKeepsEntriesInUse(t *testing.T) {
 	const names, inUse = 10_000, 500
 	c := open(t, func(o *Options) { o.Size = 8 << 20 })
 	putAll(t, c, names)
 	for range 3 {
 		found(t, c, inUse)
 	}
-	for i := range names { // so that those in use leave probation
+	for i := range names { // so that entries in use move to the main queue
 		q := ask(t, fmt.Sprintf("m%d.example.com A", i))
 		c.Put(q, says(t, q, fmt.Sprintf("m%d.example.com. 300 IN A 192.0.2.1", i)))
 	}
@@ -104,7 +104,7 @@ func TestACacheThatIsTooSmallKeepsWhatIsInUse(t *testing.T) {
 	}
 }
 
-func TestOtherLimitsHoldFromNowOn(t *testing.T) {
+func TestOtherLimitsApplyAtOnce(t *testing.T) {
 	c := open(t, nil)
 	q := ask(t, "www.example.com A")
 	f := func(edit func(*Options), want uint32) {
@@ -139,8 +139,8 @@ func TestOtherLimitsHoldFromNowOn(t *testing.T) {
 	}
 }
 
-// Who was about to look where nothing is any more finds what has taken its place.
-func TestWhoComesAsAStoreIsClosedFindsTheNextOne(t *testing.T) {
+// A look-up that has just got a reference to the old store uses the new one.
+func TestALookupDuringAChangeUsesTheNewStore(t *testing.T) {
 	c := open(t, func(o *Options) { o.Size = 2 << 20 })
 	putAll(t, c, 1)
 	for range 100 {
@@ -165,8 +165,8 @@ func TestWhoComesAsAStoreIsClosedFindsTheNextOne(t *testing.T) {
 	}
 }
 
-// TestACacheServesWhileItChanges is for the race detector, and for whoever would
-// look where nothing is any more.
+// TestACacheServesWhileItChanges is for the race detector, and for look-ups in memory
+// that is freed.
 func TestACacheServesWhileItChanges(t *testing.T) {
 	const names = 500
 	c := open(t, func(o *Options) { o.Size = 2 << 20 })

@@ -4,39 +4,47 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash"
 	"hash/crc32"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"syscall"
 	"time"
 
+	"dotgate/configs/files"
 	"dotgate/gateway/wire"
 )
 
-// The file of a cache begins with fileMagic. For each answer it has a head of
-// fileHead octets: when the answer came, in Unix nanoseconds (8), whether it had
-// proved itself (1), the lengths of its key (2) and its message (2); then the key
-// and the message, with the OPT record that its EDEs travel in. A head of zeros
-// ends the list, and the CRC-32C of all before ends the file. Numbers are big
-// endian. Reading verifies every message as if an upstream had sent it.
+// The file of a cache begins with fileMagic and the digest of the configuration that its
+// answers depend on (Bind). A transfer to another gateway begins with streamMagic only.
+// Each answer has a header of entryHeaderSize octets: when it was stored, in Unix
+// nanoseconds (8), whether it was in the main queue (1), the lengths of its key (2) and
+// of its message (2). The key and the message follow, with EDEs in an OPT record. A
+// header of zeros ends the list, and the CRC-32C of all octets before it ends the file.
+// Numbers are big endian. Each message is verified when it is read, as if an upstream had
+// sent it.
 const (
-	fileMagic = "dotgate cache 1\n"
-	fileHead  = 13
+	fileMagic       = "dotgate cache 2\n"
+	streamMagic     = "dotgate cache 1\n"
+	entryHeaderSize = 13
+	// minFileLimit is the least size limit for files, whatever the size of the cache.
+	minFileLimit = 1 << 30
 )
 
-// saveInterval is what a crash loses at the most.
+// saveInterval is the time between saves: a crash loses at most the answers since then.
 const saveInterval = 10 * time.Minute
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Run saves the cache from time to time and, when ctx is done, for the last
-// time. It blocks until then and returns nil: what fails is logged, for it is no
-// reason not to serve.
+// Run saves the cache every saveInterval, and once more when ctx is done. It blocks
+// until then and returns nil: failures are logged, as the gateway can serve without the
+// file.
 func (c *Cache) Run(ctx context.Context) error {
 	ticker := time.NewTicker(saveInterval)
 	defer ticker.Stop()
@@ -57,50 +65,50 @@ func (c *Cache) logSave() {
 		return
 	}
 	if n, err := c.Save(); err != nil {
-		o.Log.Warn("the cache could not be saved", "err", err)
+		o.Log.Warn("the cache could not be saved", "error", err)
 	} else {
 		o.Log.Debug("saved the cache", "answers", n, "file", o.File)
 	}
 }
 
-// Save writes all answers that may still be of use to Options.File, which has
-// either all of them or what it had before. It returns how many.
+// kind describes the files that Save may replace.
+var kind = files.Kind{Name: "a cache file of dotgate", Own: func(head []byte) bool {
+	return bytes.HasPrefix(head, []byte("dotgate cache ")) // of any version
+}}
+
+// Save writes all usable answers to Options.File, and returns their number. The file is
+// replaced as a whole or unchanged, unless it can only be written in place. A file that
+// is not a cache is left unchanged, which is an error.
 func (c *Cache) Save() (answers int, err error) {
 	name := c.options.Load().File
-	// Always the same other name: what a crash leaves behind is not to pile up.
-	if err := os.Remove(name + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return 0, fmt.Errorf("cache.file: %w", err)
+	bound := c.bound.Load()
+	if bound == nil {
+		return 0, fmt.Errorf("save the cache to %s (cache.file): %w", name, errChanging)
 	}
-	f, err := os.OpenFile(name+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	err = kind.Replace(name, 0o600, func(w io.Writer) error {
+		out := bufio.NewWriterSize(w, 64<<10)
+		var err error
+		if answers, err = c.writeAll(out, fileMagic+string(bound[:]), c.clock.stamp(), (*Cache).usable); err != nil {
+			return err
+		}
+		if c.bound.Load() != bound {
+			return errChanging
+		}
+		return out.Flush()
+	})
 	if err != nil {
-		return 0, fmt.Errorf("cache.file: %w", err)
+		return 0, fmt.Errorf("save the cache to %s (cache.file): %w", name, err)
 	}
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("cache.file: save %s: %w", name, err)
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	out := bufio.NewWriterSize(f, 64<<10)
-	if answers, err = c.writeAll(out, (*Cache).usable); err != nil {
-		return 0, err
-	}
-	// Sync, or else a crash may leave the new name on an empty file.
-	for _, step := range []func() error{out.Flush, f.Sync, f.Close} {
-		if err = step(); err != nil {
-			return 0, err
-		}
-	}
-	return answers, os.Rename(f.Name(), name)
+	return answers, nil
 }
 
-// writeAll writes a whole file: first the answers that the first of turns wants, then
-// those that the second one does, and so on.
-func (c *Cache) writeAll(w io.Writer, turns ...func(c *Cache, r record, now time.Duration) bool) (answers int, err error) {
+// writeAll writes a whole file: first the answers for which the first of turns is true,
+// then those of the second one, and so on. Times are by the wall clock as it was at the
+// stamp, even if it is set meanwhile.
+func (c *Cache) writeAll(w io.Writer, header string, started stamp, turns ...func(c *Cache, e entry, now time.Duration) bool) (answers int, err error) {
 	sum := crc32.New(castagnoli)
 	w = io.MultiWriter(w, sum)
-	if _, err = io.WriteString(w, fileMagic); err != nil {
+	if _, err = io.WriteString(w, header); err != nil {
 		return 0, err
 	}
 	var buf []byte
@@ -109,13 +117,13 @@ func (c *Cache) writeAll(w io.Writer, turns ...func(c *Cache, r record, now time
 	for _, wanted := range turns {
 		for i := range shards {
 			shards[i].copyTo(&copied)
-			now, wall := c.now(), time.Now()
-			copied.each(func(r record, main bool) bool {
-				if !wanted(c, r, now) {
+			now := c.now()
+			copied.each(func(e entry, main bool) bool {
+				if !wanted(c, e, now) {
 					return true
 				}
-				proved := main || r.uses() >= promoted // it is only that nothing has pushed it there yet
-				if buf, err = appendEntry(buf[:0], r, proved, wall.Add(-r.age(now))); err != nil {
+				inMain := main || e.uses() >= promotionUses // it would move there at the end of probation
+				if buf, err = appendEntry(buf[:0], e, inMain, started.wallAt(e.storedAt())); err != nil {
 					return false
 				}
 				_, err = w.Write(buf)
@@ -127,21 +135,21 @@ func (c *Cache) writeAll(w io.Writer, turns ...func(c *Cache, r record, now time
 			}
 		}
 	}
-	if _, err = w.Write(make([]byte, fileHead)); err != nil {
+	if _, err = w.Write(make([]byte, entryHeaderSize)); err != nil {
 		return 0, err
 	}
 	_, err = w.Write(sum.Sum(nil))
 	return answers, err
 }
 
-// usable reports whether r is fresh, or stale and may be given.
-func (c *Cache) usable(r record, now time.Duration) bool {
-	left := r.left(now)
-	return left > 0 || c.mayBeStale(r.answer().Kind(), left)
+// usable reports whether e is fresh, or stale and may be sent.
+func (c *Cache) usable(e entry, now time.Duration) bool {
+	left := e.remaining(now)
+	return left > 0 || c.mayBeStale(e.answer().Kind(), left)
 }
 
-// copyTo makes a copy for those who want to look at a shard at leisure. Readers
-// count what they use, so it shuts them out too.
+// copyTo copies the shard's entries, to be read without the lock. Readers change the
+// state of entries, so it takes the write lock.
 func (s *shard) copyTo(to *shard) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -151,37 +159,39 @@ func (s *shard) copyTo(to *shard) {
 	to.main.mem = to.arena[len(s.probation.mem):]
 }
 
-func appendEntry(dst []byte, r record, proved bool, came time.Time) ([]byte, error) {
-	key := wire.AppendStoredKey(nil, r.bytes())
+func appendEntry(dst []byte, e entry, inMain bool, arrived time.Time) ([]byte, error) {
+	key := wire.AppendStoredKey(nil, e.bytes())
 	q, err := wire.KeyQuery(key)
 	if err != nil {
 		return dst, fmt.Errorf("BUG: %w", err)
 	}
 	flag := byte(0)
-	if proved {
+	if inMain {
 		flag = 1
 	}
-	dst = binary.BigEndian.AppendUint64(dst, uint64(came.UnixNano()))
+	dst = binary.BigEndian.AppendUint64(dst, uint64(arrived.UnixNano()))
 	dst = append(dst, flag)
 	dst = binary.BigEndian.AppendUint16(dst, uint16(len(key)))
 	dst = binary.BigEndian.AppendUint16(dst, 0)
 	dst = append(dst, key...)
-	dst = r.answer().AppendReply(dst, q, wire.Terms{})
-	binary.BigEndian.PutUint16(dst[fileHead-2:], uint16(len(dst)-fileHead-len(key)))
+	dst = e.answer().AppendReply(dst, q, wire.Terms{})
+	binary.BigEndian.PutUint16(dst[entryHeaderSize-2:], uint16(len(dst)-entryHeaderSize-len(key)))
 	return dst, nil
 }
 
-// Load reads what Save wrote, with the ages that answers have by now. It returns
-// how many are of use. Without a file there is nothing to load; a file that is
-// damaged, or not of a cache, is an error, and nothing of it is used.
+// Load reads Options.File. Answers have aged since they were saved. It returns the
+// number of usable ones. A missing file is no error. A file that is damaged or not a
+// cache is an error, and nothing of it is used. A file that was written while the cache
+// was bound to another digest (Bind) is ErrOtherConfiguration, as an answer does not tell
+// which upstream it came from.
 func (c *Cache) Load() (answers int, err error) {
 	name := c.options.Load().File
 	if name == "" || c.store.Load() == nil {
 		return 0, nil
 	}
-	f, err := os.Open(name)
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // to open a FIFO must not block
 	if errors.Is(err, fs.ErrNotExist) {
-		// It will be written there: better to hear now that it can't.
+		// Report a missing directory now rather than when the file is written.
 		if _, err := os.Stat(filepath.Dir(name)); err != nil {
 			return 0, fmt.Errorf("cache.file: %w", err)
 		}
@@ -191,14 +201,27 @@ func (c *Cache) Load() (answers int, err error) {
 		return 0, fmt.Errorf("cache.file: %w", err)
 	}
 	defer f.Close()
-	// Twice: what the first reading verifies is what the second one uses.
+	header := fileMagic
+	if bound := c.bound.Load(); bound != nil {
+		header += string(bound[:])
+	}
+	most := max(minFileLimit, 4*int64(c.options.Load().Size))
+	switch info, err := f.Stat(); {
+	case err != nil:
+		return 0, fmt.Errorf("cache.file: %w", err)
+	case !info.Mode().IsRegular():
+		return 0, fmt.Errorf("cache.file: %s is ignored: it is no regular file", name)
+	case info.Size() > most:
+		return 0, fmt.Errorf("cache.file: %s is ignored: it is larger than %d octets, four times cache.size", name, most)
+	}
+	// The first pass verifies the checksum, the second one stores the answers.
 	for _, use := range []func(fileEntry){func(fileEntry) {}, func(e fileEntry) {
 		if c.restore(e) {
 			answers++
 		}
 	}} {
 		if _, err = f.Seek(0, io.SeekStart); err == nil {
-			err = readAll(f, use)
+			err = readAll(f, header, use)
 		}
 		if err != nil {
 			return 0, fmt.Errorf("cache.file: %s is ignored: %w", name, err)
@@ -207,85 +230,92 @@ func (c *Cache) Load() (answers int, err error) {
 	return answers, nil
 }
 
-// A fileEntry is one answer in a file. Its bytes are good until the next one.
+// ErrOtherConfiguration means that a file has the answers of another configuration.
+var ErrOtherConfiguration = errors.New("its answers come from another configuration: other routes or upstreams, or another gateway.ecs, block_private, allow_private or forward_local")
+
+// Bind sets the digest of the parts of the configuration that answers depend on. Nil
+// means that the configuration is about to change, and answers may be of the old or the
+// new one: until the next Bind, no file is saved. A new Cache is bound to a digest of
+// zeros.
+func (c *Cache) Bind(digest *[sha256.Size]byte) {
+	if digest != nil {
+		digest = new(*digest) // a save in progress must notice the call, even with the same digest
+	}
+	c.bound.Store(digest)
+}
+
+// A fileEntry is one answer in a file. Its bytes are valid until the next one is read.
 type fileEntry struct {
-	came         time.Time
+	arrived      time.Time
 	main         bool
 	key, message []byte
 }
 
 var (
-	errNotOurs = errors.New("it is no cache of this version of dotgate")
-	errDamaged = errors.New("it is damaged: the checksum is wrong")
-	errCut     = errors.New("it is damaged: it ends too early")
+	errFormat    = errors.New("it is no cache of this version of dotgate")
+	errChanging  = errors.New("the configuration is just changing")
+	errDamaged   = errors.New("it is damaged: the checksum is wrong")
+	errTruncated = errors.New("it is damaged: it ends too early")
 )
 
-func readAll(f io.Reader, use func(fileEntry)) error {
-	in := &summed{in: bufio.NewReaderSize(f, 64<<10), sum: crc32.New(castagnoli)}
-	magic := make([]byte, len(fileMagic))
-	if _, err := io.ReadFull(in, magic); err != nil || string(magic) != fileMagic {
-		return errNotOurs
+// readAll reads a file that writeAll wrote with this header.
+func readAll(f io.Reader, header string, use func(fileEntry)) error {
+	all, sum := bufio.NewReaderSize(f, 64<<10), crc32.New(castagnoli)
+	in := io.TeeReader(all, sum)
+	begin := make([]byte, len(header))
+	magic, digest := begin[:len(fileMagic)], begin[len(fileMagic):]
+	if _, err := io.ReadFull(in, magic); err != nil || string(magic) != header[:len(magic)] {
+		return errFormat
 	}
-	var head [fileHead]byte
+	if err := readFull(in, digest); err != nil {
+		return err
+	}
+	if string(begin) != header {
+		return ErrOtherConfiguration
+	}
+	var head [entryHeaderSize]byte
 	var body []byte
 	for {
-		if _, err := io.ReadFull(in, head[:]); err != nil {
-			return cut(err)
+		if err := readFull(in, head[:]); err != nil {
+			return err
 		}
-		if head == [fileHead]byte{} {
+		if head == [entryHeaderSize]byte{} {
 			break
 		}
 		keyLen := int(binary.BigEndian.Uint16(head[9:]))
 		size := keyLen + int(binary.BigEndian.Uint16(head[11:]))
-		if cap(body) < size {
-			body = make([]byte, size)
-		}
-		body = body[:size]
-		if _, err := io.ReadFull(in, body); err != nil {
-			return cut(err)
+		body = slices.Grow(body[:0], size)[:size]
+		if err := readFull(in, body); err != nil {
+			return err
 		}
 		use(fileEntry{
-			came: time.Unix(0, int64(binary.BigEndian.Uint64(head[:]))), main: head[8] == 1,
+			arrived: time.Unix(0, int64(binary.BigEndian.Uint64(head[:]))), main: head[8] == 1,
 			key: body[:keyLen], message: body[keyLen:],
 		})
 	}
-	want := in.sum.Sum(nil)
+	want := sum.Sum(nil)
 	got := make([]byte, len(want))
-	switch _, err := io.ReadFull(in, got); {
-	case err != nil:
-		return cut(err)
-	case !bytes.Equal(got, want):
-		return errDamaged
+	if err := readFull(all, got); err != nil {
+		return err
 	}
-	if _, err := in.in.ReadByte(); err != io.EOF {
+	if _, err := all.ReadByte(); err != io.EOF || !bytes.Equal(got, want) {
 		return errDamaged
 	}
 	return nil
 }
 
-// cut returns err, unless it is that the file ends.
-func cut(err error) error {
+// readFull fills p, or returns errTruncated if the file ends before.
+func readFull(r io.Reader, p []byte) error {
+	_, err := io.ReadFull(r, p)
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return errCut
+		return errTruncated
 	}
 	return err
 }
 
-// summed sums up what is read.
-type summed struct {
-	in  *bufio.Reader
-	sum hash.Hash32
-}
-
-func (s *summed) Read(p []byte) (int, error) {
-	n, err := s.in.Read(p)
-	s.sum.Write(p[:n])
-	return n, err
-}
-
-// restore puts an answer of a file where it was, if it is of use.
+// restore stores an answer of a file in its former queue, if it is usable.
 func (c *Cache) restore(e fileEntry) bool {
-	f, err := c.verify(e)
+	f, err := c.verify(e, time.Since(e.arrived))
 	if err != nil {
 		return false
 	}
@@ -300,7 +330,7 @@ func (c *Cache) restore(e fileEntry) bool {
 	return true
 }
 
-// A verified is an answer of a file, verified as one of an upstream's is.
+// A verified is a verified answer of a file.
 type verified struct {
 	query  wire.Query
 	answer wire.Answer
@@ -309,29 +339,29 @@ type verified struct {
 }
 
 var (
-	errPast = errors.New("its time is over")
-	errAge  = errors.New("nobody knows how old it is")
+	errExpired    = errors.New("it has expired")
+	errUnknownAge = errors.New("its time is in the future")
 )
 
-// verify reads what is in e. The error is errPast if that was good once.
-func (c *Cache) verify(e fileEntry) (f verified, err error) {
+// verify verifies e, which has this age. The error is errExpired if it was usable once.
+func (c *Cache) verify(e fileEntry, age time.Duration) (f verified, err error) {
 	if f.query, err = wire.KeyQuery(e.key); err != nil {
 		return f, err
 	}
 	if f.answer, err = wire.ParseAnswer(f.query, e.message); err != nil {
 		return f, err
 	}
-	f.age = time.Since(e.came)
+	f.age = age
 	switch {
-	case f.age < 0: // it is younger than nothing
-		return f, errAge
+	case f.age < 0:
+		return f, errUnknownAge
 	case f.age > 2*maxStale:
-		return f, errPast
+		return f, errExpired
 	}
-	life, ok := c.life(f.answer)
+	life, ok := c.lifetime(f.answer)
 	f.life = life
 	if left := time.Duration(life)*time.Second - f.age; !ok || left <= 0 && !c.mayBeStale(f.answer.Kind(), left) {
-		return f, errPast
+		return f, errExpired
 	}
 	return f, nil
 }

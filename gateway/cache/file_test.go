@@ -3,16 +3,22 @@ package cache
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/miekg/dns"
 
 	"dotgate/gateway/wire"
 )
@@ -21,7 +27,7 @@ func withFile(name string) func(*Options) {
 	return func(o *Options) { o.File = name }
 }
 
-// copied returns what a file makes of a cache: one that has loaded it.
+// copied returns a cache that has loaded the file of c.
 func copied(t *testing.T, c *Cache, want int) *Cache {
 	t.Helper()
 	if n, err := c.Save(); err != nil {
@@ -51,7 +57,7 @@ func TestAFileKeepsAnswersWithTheirAges(t *testing.T) {
 			t.Errorf("got %v, %v", info.Mode(), err)
 		}
 		c.Close()
-		time.Sleep(150 * time.Second) // we are not running
+		time.Sleep(150 * time.Second) // the gateway is not running
 		again := open(t, withFile(file))
 		if n, err := again.Load(); n != 3 || err != nil {
 			t.Fatalf("loaded %d, %v", n, err)
@@ -68,7 +74,7 @@ func TestAFileKeepsAnswersWithTheirAges(t *testing.T) {
 		f(failed, false, "nothing")
 		time.Sleep(750 * time.Second)
 		f(positive, true, "stale NOERROR 30 ede=3")
-		again = copied(t, again, 2) // the name that is none has been stale for too long
+		again = copied(t, again, 2) // NXDOMAIN has been stale for too long
 		time.Sleep(24*time.Hour - time.Second)
 		f(positive, true, "stale NOERROR 30 ede=3")
 		f(negative, true, "nothing")
@@ -79,7 +85,7 @@ func TestAFileKeepsAnswersWithTheirAges(t *testing.T) {
 	})
 }
 
-func TestAFileFromTheFutureIsOfNoUse(t *testing.T) {
+func TestAFileFromTheFutureIsRejected(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "cache")
 	synctest.Test(t, func(t *testing.T) {
 		time.Sleep(time.Hour)
@@ -97,11 +103,11 @@ func TestAFileFromTheFutureIsOfNoUse(t *testing.T) {
 	})
 }
 
-func TestAFileKeepsWhatProvedItself(t *testing.T) {
+func TestAFileKeepsEntriesInTheMainQueue(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "cache")
 	c := open(t, func(o *Options) { o.File, o.Size = file, 4*minSize })
 	m := newTemplate(t, 30)
-	fillFrom(t, c, 1<<40, 50_000) // more than there is room for
+	fillFrom(t, c, 1<<40, 50_000) // more than fit
 	hot := m.number(7)
 	c.Put(hot, m.answer(hot))
 	for range 3 {
@@ -111,12 +117,12 @@ func TestAFileKeepsWhatProvedItself(t *testing.T) {
 	before := c.Usage().Answers
 	again := copied(t, c, before)
 	fillFrom(t, again, 3<<40, scaled(500_000))
-	if _, found := again.Append(nil, m.number(7)); found == Nothing {
+	if _, found := again.Append(nil, m.number(7)); found == Miss {
 		t.Error("what proved itself was lost")
 	}
 }
 
-func TestFilesThatAreNone(t *testing.T) {
+func TestInvalidFilesAreRejected(t *testing.T) {
 	dir := t.TempDir()
 	good := filepath.Join(dir, "good")
 	c := open(t, withFile(good))
@@ -143,18 +149,18 @@ func TestFilesThatAreNone(t *testing.T) {
 	const foreign, damaged, short = "no cache of this version", "checksum", "ends too early"
 	f("empty", nil, foreign)
 	f("foreign", []byte("hello"), foreign)
-	f("another version", bytes.Replace(content, []byte("cache 1"), []byte("cache 2"), 1), foreign)
+	f("another version", bytes.Replace(content, []byte("cache 2"), []byte("cache 1"), 1), foreign)
 	f("with more", append(bytes.Clone(content), 0), damaged)
 	for _, n := range []int{len(fileMagic), len(fileMagic) + 5, len(content) / 2, len(content) - 4, len(content) - 1} {
 		f(fmt.Sprintf("the first %d octets", n), content[:n], short)
 	}
-	for at := len(fileMagic); at < len(content); at += 97 {
+	for at := len(fileMagic) + sha256.Size; at < len(content); at += 97 {
 		bad := bytes.Clone(content)
 		bad[at] ^= 1
 		f(fmt.Sprintf("with a bit flipped at %d", at), bad, "it is damaged")
 	}
-	// A file that somebody made: its checksum is right, its messages are not.
-	forged := []byte(fileMagic)
+	// A forged file: its checksum is right, its messages are not.
+	forged := append([]byte(fileMagic), make([]byte, sha256.Size)...)
 	entry := func(key, message []byte) {
 		forged = binary.BigEndian.AppendUint64(forged, uint64(time.Now().UnixNano()))
 		forged = append(forged, 1)
@@ -171,7 +177,7 @@ func TestFilesThatAreNone(t *testing.T) {
 	entry(key, []byte("rubbish"))
 	entry([]byte("rubbish"), m.response)
 	entry(nil, m.response)
-	forged = append(forged, make([]byte, fileHead)...)
+	forged = append(forged, make([]byte, entryHeaderSize)...)
 	forged = binary.BigEndian.AppendUint32(forged, crc32.Checksum(forged, castagnoli))
 	file := filepath.Join(dir, "forged")
 	if err := os.WriteFile(file, forged, 0o600); err != nil {
@@ -183,7 +189,7 @@ func TestFilesThatAreNone(t *testing.T) {
 	}
 }
 
-func TestAFileThatCannotBe(t *testing.T) {
+func TestAFileInAMissingDirectoryIsReported(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "none", "cache")
 	c := open(t, withFile(file))
 	if n, err := c.Load(); n != 0 || err == nil || !strings.Contains(err.Error(), "cache.file") {
@@ -198,11 +204,112 @@ func TestAFileThatCannotBe(t *testing.T) {
 	}
 }
 
-// A save that fails leaves the file as it was, and nothing else.
-func TestASaveIsWholeOrNone(t *testing.T) {
+// Answers of one configuration are not served under another one.
+func TestAFileIsOfOneConfiguration(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "cache")
+	first, second := sha256.Sum256([]byte("first")), sha256.Sum256([]byte("second"))
+	c := open(t, withFile(file))
+	fill(t, c, 10)
+	c.Bind(&first)
+	if n, err := c.Save(); n == 0 || err != nil {
+		t.Fatal(n, err)
+	}
+	load := func(digest [sha256.Size]byte) (int, error) {
+		again := open(t, withFile(file))
+		again.Bind(&digest)
+		n, err := again.Load()
+		if usage := again.Usage().Answers; usage != n {
+			t.Errorf("loaded %d, has %d", n, usage)
+		}
+		return n, err
+	}
+	if n, err := load(second); n != 0 || !errors.Is(err, ErrOtherConfiguration) || !strings.Contains(err.Error(), file) {
+		t.Errorf("loaded %d, %v", n, err)
+	}
+	// While the configuration changes, the file is unchanged.
+	c.Bind(nil)
+	if n, err := c.Save(); n != 0 || err == nil {
+		t.Errorf("saved %d, %v", n, err)
+	}
+	if n, err := load(first); n == 0 || err != nil {
+		t.Errorf("loaded %d, %v", n, err)
+	}
+	c.Bind(&second)
+	if n, err := c.Save(); n == 0 || err != nil {
+		t.Errorf("saved %d, %v", n, err)
+	}
+	if n, err := load(second); n == 0 || err != nil {
+		t.Errorf("loaded %d, %v", n, err)
+	}
+	if n, err := load(first); n != 0 || !errors.Is(err, ErrOtherConfiguration) {
+		t.Errorf("loaded %d, %v", n, err)
+	}
+}
+
+// A save and a change of the configuration at once: the answers in the file are of the
+// configuration whose digest it has.
+func TestAFileIsOfOneConfigurationWhileThatChanges(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "cache")
+	c := open(t, withFile(file))
+	digests := [2][sha256.Size]byte{{1}, {2}}
+	q := ask(t, "www.example.com A")
+	texts := [2]string{"www.example.com. 1000 IN A 192.0.2.1", "www.example.com. 1000 IN A 192.0.2.2"}
+	c.Bind(nil)
+	c.Put(q, says(t, q, texts[0]))
+	c.Bind(&digests[0])
+	var saving sync.WaitGroup
+	stop := make(chan struct{})
+	saving.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_, _ = c.Save()
+			}
+		}
+	})
+	// load checks the file if it is of configuration j.
+	load := func(j int) (loaded bool) {
+		again := open(t, withFile(file))
+		defer again.Close()
+		again.Bind(&digests[j])
+		if n, err := again.Load(); n == 0 || err != nil {
+			return false
+		}
+		packet, _ := again.Append(nil, q)
+		var m dns.Msg
+		if err := m.Unpack(packet); err != nil {
+			t.Fatal(err)
+		}
+		if want := fmt.Sprintf("192.0.2.%d", j+1); m.Answer[0].(*dns.A).A.String() != want {
+			t.Fatalf("the file of configuration %d has %v", j, m.Answer)
+		}
+		return true
+	}
+	for i := 1; i < 300; i++ {
+		c.Bind(nil)
+		c.Put(q, says(t, q, texts[i%2]))
+		c.Bind(&digests[i%2])
+		if i%10 > 0 {
+			continue
+		}
+		load(1 - i%2)
+		for deadline := time.Now().Add(10 * time.Second); !load(i % 2); {
+			if time.Now().After(deadline) {
+				t.Fatal("no save succeeds although the configuration stays")
+			}
+		}
+	}
+	close(stop)
+	saving.Wait()
+}
+
+// A failed save leaves no other files either.
+func TestAFailedSaveLeavesTheFileUnchanged(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "cache")
-	if err := os.Mkdir(file, 0o700); err != nil { // which no file can replace
+	if err := os.Mkdir(file, 0o700); err != nil { // a directory can't be replaced by a file
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(file, "in it"), nil, 0o600); err != nil {
@@ -220,7 +327,7 @@ func TestASaveIsWholeOrNone(t *testing.T) {
 	}
 }
 
-func TestRunSavesNowAndThenAndAtTheEnd(t *testing.T) {
+func TestRunSavesRegularlyAndAtTheEnd(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "cache")
 	synctest.Test(t, func(t *testing.T) {
 		c := open(t, func(o *Options) { o.File, o.Log = file, slog.New(slog.DiscardHandler) })
@@ -277,8 +384,8 @@ func FuzzLoad(f *testing.F) {
 	f.Fuzz(func(t *testing.T, content []byte) {
 		content = binary.BigEndian.AppendUint32(bytes.Clone(content), crc32.Checksum(content, castagnoli))
 		c := open(t, func(o *Options) { o.Size = minSize })
-		_ = readAll(bytes.NewReader(content), func(e fileEntry) { c.restore(e) })
-		c.shards()[0].each(func(r record, _ bool) bool {
+		_ = readAll(bytes.NewReader(content), fileMagic+string(make([]byte, sha256.Size)), func(e fileEntry) { c.restore(e) })
+		c.shards()[0].each(func(r entry, _ bool) bool {
 			q, err := wire.KeyQuery(wire.AppendStoredKey(nil, r.bytes()))
 			if err != nil {
 				t.Fatal(err)
@@ -288,4 +395,39 @@ func FuzzLoad(f *testing.F) {
 		})
 		c.shards()[0].check(&testing.T{})
 	})
+}
+
+// TestOtherFilesAreLeftUnchanged saves to, and loads from, files that cache.file may name
+// by mistake.
+func TestOtherFilesAreLeftUnchanged(t *testing.T) {
+	dir := t.TempDir()
+	foreign, fifo, large := filepath.Join(dir, "hosts"), filepath.Join(dir, "fifo"), filepath.Join(dir, "large")
+	if err := os.WriteFile(foreign, []byte("127.0.0.1 localhost\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(large, nil, 0o600), os.Truncate(large, 2<<30)); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{
+		foreign:     "is not a cache file of dotgate, and is left as it is",
+		fifo:        "is a FIFO, which is not replaced",
+		"/dev/null": "is a device, which is not replaced",
+		large:       "is not a cache file of dotgate",
+	} {
+		c := open(t, withFile(file))
+		fill(t, c, 3)
+		before, _ := os.Lstat(file)
+		if _, err := c.Save(); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "cache.file") {
+			t.Errorf("save to %s: %v", file, err)
+		}
+		if n, err := c.Load(); err == nil || n > 0 {
+			t.Errorf("load from %s: %d, %v", file, n, err)
+		}
+		if after, err := os.Lstat(file); err != nil || !os.SameFile(before, after) || after.Size() != before.Size() {
+			t.Errorf("%s: it is %v, was %v", file, after, before)
+		}
+	}
 }

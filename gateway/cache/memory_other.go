@@ -2,7 +2,7 @@
 
 package cache
 
-// The race detector looks at the Go heap only.
+// The race detector watches the Go heap only.
 func allocate(size int) ([]byte, error) { return make([]byte, size), nil }
 
 func free([]byte) {}

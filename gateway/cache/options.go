@@ -7,32 +7,43 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"dotgate/configs/bounds"
 )
 
-// Options of a Cache. A zero field means zero; Defaults has the usual values.
+// Options of a Cache. A zero field means zero, not the default: see Defaults.
 type Options struct {
-	// Size is what the process's memory grows by at the most, index and all
-	// included. 0 ("off"): nothing is cached. Default: 64 MiB.
-	Size Size `config:"size"`
-	// MinTTL is how long an answer with data is kept at the least, unless its
-	// TTL is 0. Default: 0.
-	MinTTL time.Duration `config:"min_ttl"`
-	// MaxTTL is how long any answer counts as fresh at the most. Default: 24 h.
-	MaxTTL time.Duration `config:"max_ttl"`
-	// MaxNegativeTTL is how long an answer without data counts as fresh at the
-	// most (RFC 2308). Default: 1 h.
-	MaxNegativeTTL time.Duration `config:"max_negative_ttl"`
-	// StaleAfter is how long a client waits for upstreams before it gets a stale
-	// answer, if there is one (RFC 8767 section 5, client response timer).
-	// Default: 400 ms.
-	StaleAfter time.Duration `config:"stale_after"`
-	// MaxStale is how long answers may be of use past their TTL, while no
-	// upstream has a better one. 0: never. Default: 24 h.
-	MaxStale time.Duration `config:"max_stale"`
-	// File keeps the cache over restarts. Empty: nothing does.
+	// Size is the most by which the cache makes the process grow, 1MiB or more (less in a
+	// container whose memory limit has no room for it); off for no cache.
+	Size Size `config:"size" bounds:"1MiB 1024GiB off"`
+	// MinTTL is the shortest time that an answer with data is kept, whatever its TTL; above
+	// 0s, changes are seen late.
+	//
+	// An answer with a TTL of 0 is not kept.
+	MinTTL time.Duration `config:"min_ttl" bounds:"0s 168h"`
+	// MaxTTL is the longest time that any answer is fresh.
+	MaxTTL time.Duration `config:"max_ttl" bounds:"1s 168h"`
+	// MaxNegativeTTL is the longest time that an answer without data is fresh: that a name
+	// does not exist, or has no record of that type.
+	//
+	// RFC 2308.
+	MaxNegativeTTL time.Duration `config:"max_negative_ttl" bounds:"1s 168h"`
+	// StaleAfter is how long a client waits for upstreams before it gets a stale answer, if
+	// there is one.
+	//
+	// RFC 8767 section 5, client response timer.
+	StaleAfter time.Duration `config:"stale_after" bounds:"0s 1m"`
+	// MaxStale is how long after its end an answer may be given while no upstream has a
+	// better one; 0s for never, at most 168h.
+	//
+	// RFC 8767 section 5.
+	MaxStale time.Duration `config:"max_stale" bounds:"0s 168h"`
+	// File is a file that keeps the cache over restarts, written every 10 minutes and at the
+	// end. It is not read if upstreams, routes, gateway.ecs or gateway.block_private differ
+	// from those that it was written with. Empty for none.
 	File string `config:"file"`
 
-	// Log takes what an operator should see. Default: slog.Default.
+	// Log is for messages to the operator. Default: slog.Default.
 	Log *slog.Logger `config:"-"`
 }
 
@@ -47,37 +58,20 @@ func Defaults() Options {
 	}
 }
 
-// minSize is the least that is worth it: with less, a single large answer would
-// push out most others.
-const minSize = 1 << 20
+// The bounds of Options.Size and MaxStale.
+const (
+	minSize  = 1 << 20
+	maxStale = 7 * 24 * time.Hour
+)
 
-// maxStale is a week, the longest that RFC 8767 section 5 thinks of.
-const maxStale = 7 * 24 * time.Hour
-
-// Check reports every option that can't be used, by its name.
-func (o Options) Check(report func(option, problem string)) {
-	if o.Size != 0 && o.Size < minSize {
-		report("size", fmt.Sprintf("is below %v; \"off\" is for no cache", Size(minSize)))
-	}
+// Check reports every invalid option by its name.
+func (o Options) Check(report func(option, problem string, beside ...string)) {
+	bounds.Check(o, report)
 	if o.Size > 0 && uint64(o.Size) > math.MaxInt/2 {
 		report("size", "is more than this machine can address")
 	}
-	for _, d := range []struct {
-		option string
-		value  time.Duration
-	}{{"max_ttl", o.MaxTTL}, {"max_negative_ttl", o.MaxNegativeTTL}} {
-		if d.value < time.Second {
-			report(d.option, "must not be below 1s")
-		}
-	}
-	if o.MinTTL < 0 || o.MinTTL > o.MaxTTL {
-		report("min_ttl", "must be between 0s and max_ttl")
-	}
-	if o.StaleAfter < 0 {
-		report("stale_after", "must not be below 0s")
-	}
-	if o.MaxStale < 0 || o.MaxStale > maxStale {
-		report("max_stale", fmt.Sprintf("must be between 0s and %gh", maxStale.Hours()))
+	if o.MinTTL > o.MaxTTL {
+		report("min_ttl", "is above max_ttl", "max_ttl")
 	}
 }
 

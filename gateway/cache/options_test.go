@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-func TestSizesAreRead(t *testing.T) {
+func TestSizesAreParsed(t *testing.T) {
 	f := func(text string, want Size, again string) {
 		t.Helper()
 		var s Size
@@ -54,5 +54,5 @@ func TestNewReportsEveryProblem(t *testing.T) {
 			t.Errorf("%q is missing from: %v", want, err)
 		}
 	}
-	Defaults().Check(func(option, problem string) { t.Errorf("%s %s", option, problem) })
+	Defaults().Check(func(option, problem string, beside ...string) { t.Errorf("%s %s", option, problem) })
 }

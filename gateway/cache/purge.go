@@ -3,45 +3,47 @@ package cache
 import (
 	"bytes"
 	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
 	"dotgate/gateway/wire"
 )
 
-// Flush forgets all answers for a name, given in presentation format: all types,
-// fresh and stale. It returns how many there were.
+// Flush removes all answers for a name, given in presentation format: all types, fresh
+// and stale. It returns their number.
 //
-// An answer that is on its way is not stopped: it is newer anyway.
+// The answer to a query in progress is stored afterwards.
 func (c *Cache) Flush(name string) (int, error) {
 	top, err := wire.PackName(name)
 	if err != nil {
 		return 0, err
 	}
-	return c.flush(func(name []byte) bool { return bytes.Equal(name, top) }), nil
+	return c.FlushIf(func(name []byte, _ wire.Answer) bool { return bytes.Equal(name, top) }), nil
 }
 
-// FlushSubtree forgets all answers for a name and for all names below it. "."
-// is everything.
+// FlushSubtree removes all answers for a name and for all names below it. "." removes
+// all answers.
 func (c *Cache) FlushSubtree(name string) (int, error) {
 	top, err := wire.PackName(name)
 	if err != nil {
 		return 0, err
 	}
-	return c.flush(func(name []byte) bool { return wire.InSubtree(name, top) }), nil
+	return c.FlushIf(func(name []byte, _ wire.Answer) bool { return wire.InSubtree(name, top) }), nil
 }
 
-// flush takes a millisecond or so per shard, and keeps others from no more than
-// one at a time.
-func (c *Cache) flush(concerns func(name []byte) bool) (flushed int) {
-	var room [wire.MaxKey]byte
+// FlushIf removes all answers for which concerns reports true. concerns gets names in
+// wire format and lower case, and must not keep its arguments. A flush takes about a
+// millisecond for each shard, and locks one shard at a time.
+func (c *Cache) FlushIf(concerns func(name []byte, a wire.Answer) bool) (flushed int) {
+	var buf [wire.MaxKey]byte
 	shards := c.shards()
 	for i := range shards {
 		s := &shards[i]
 		s.mu.Lock()
-		s.each(func(r record, _ bool) bool {
-			if concerns(wire.KeyName(wire.AppendStoredKey(room[:0], r.bytes()))) {
-				s.remove(r)
+		s.each(func(e entry, _ bool) bool {
+			if concerns(wire.KeyName(wire.AppendStoredKey(buf[:0], e.bytes())), e.answer()) {
+				s.remove(e)
 				flushed++
 			}
 			return true
@@ -51,74 +53,63 @@ func (c *Cache) flush(concerns func(name []byte) bool) (flushed int) {
 	return flushed
 }
 
-// MaxHits is as far as hits are counted.
-const MaxHits = popular
+// MaxHits is the number up to which hits are counted.
+const MaxHits = popularHits
 
-// An Entry is an answer in the cache, for people.
-type Entry struct {
+// EntryInfo describes an entry of the cache.
+type EntryInfo struct {
 	Question      string // "example.com. A"
-	DO, CD        bool   // clients that set these flags get it, and no others
+	DO, CD        bool   // flags of the queries that it answers
 	Kind          wire.Kind
 	RCode         wire.RCode
-	Age           time.Duration // since it came
-	Left          time.Duration // until its end; below 0 if that has passed
-	Usable        bool          // it is fresh, or may be given while no upstream answers
-	Hits          int           // clients that got it since it came, MaxHits at the most
-	wire.Printout               // what a client gets now
+	Age           time.Duration // since it was stored
+	Left          time.Duration // until it expires; negative if it has expired
+	Usable        bool          // it is fresh, or may be sent while no upstream answers
+	Hits          int           // number of hits since it was stored, up to MaxHits
+	wire.Printout               // the reply that a client would get now
 }
 
-// Show returns all answers for a name, given in presentation format, by their
-// questions and flags.
-func (c *Cache) Show(name string) ([]Entry, error) {
+// Show returns all entries for a name, given in presentation format, sorted by question
+// and flags.
+func (c *Cache) Show(name string) ([]EntryInfo, error) {
 	top, err := wire.PackName(name)
 	if err != nil {
 		return nil, err
 	}
-	var entries []Entry
-	var room [wire.MaxKey]byte
+	var entries []EntryInfo
+	var buf [wire.MaxKey]byte
 	shards := c.shards()
 	for i := range shards {
 		s := &shards[i]
 		s.mu.RLock()
 		now := c.now()
-		s.each(func(r record, _ bool) bool {
-			key := wire.AppendStoredKey(room[:0], r.bytes())
+		s.each(func(e entry, _ bool) bool {
+			key := wire.AppendStoredKey(buf[:0], e.bytes())
 			if bytes.Equal(wire.KeyName(key), top) {
-				entries = append(entries, c.entry(r, key, now))
+				entries = append(entries, c.info(e, key, now))
 			}
 			return true
 		})
 		s.mu.RUnlock()
 	}
-	slices.SortFunc(entries, func(a, b Entry) int {
-		return cmp.Or(cmp.Compare(a.Question, b.Question), first(a.DO, b.DO), first(a.CD, b.CD))
+	slices.SortFunc(entries, func(a, b EntryInfo) int {
+		return cmp.Or(cmp.Compare(a.Question, b.Question), cmp.Compare(fmt.Sprint(a.DO, a.CD), fmt.Sprint(b.DO, b.CD)))
 	})
 	return entries, nil
 }
 
-// first compares flags: those without come before those with it.
-func first(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case b:
-		return -1
+func (c *Cache) info(e entry, key []byte, now time.Duration) EntryInfo {
+	a := e.answer()
+	info := EntryInfo{
+		Kind: a.Kind(), RCode: a.RCode(), Age: e.age(now), Left: e.remaining(now), Usable: c.usable(e, now), Hits: e.hits(),
 	}
-	return 1
-}
-
-func (c *Cache) entry(r record, key []byte, now time.Duration) Entry {
-	a := r.answer()
-	e := Entry{
-		Kind: a.Kind(), RCode: a.RCode(), Age: r.age(now), Left: r.left(now), Usable: c.usable(r, now), Hits: r.hits(),
-	}
-	e.DO, e.CD = wire.KeyFlags(key)
-	terms := c.termsAt(a, e.Age)
-	if e.Left <= 0 && e.Usable {
-		terms = staleTerms(e.Kind)
+	info.DO, info.CD = wire.KeyFlags(key)
+	terms := c.termsAt(a, info.Age)
+	if info.Left <= 0 && info.Usable {
+		terms = staleTerms(info.Kind)
 	}
 	if q, err := wire.KeyQuery(key); err == nil {
-		e.Question, e.Printout = q.String(), a.Print(q, terms)
+		info.Question, info.Printout = q.String(), a.Print(q, terms)
 	}
-	return e
+	return info
 }

@@ -4,6 +4,6 @@ package cache
 
 const raceEnabled = true
 
-// scaled returns how many of what a test does are enough for the race detector,
-// under which everything takes ten times as long.
+// scaled reduces the work of a test by ten: with the race detector it takes ten times as
+// long.
 func scaled(n int) int { return n / 10 }

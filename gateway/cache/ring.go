@@ -2,51 +2,48 @@ package cache
 
 import "encoding/binary"
 
-// A ring is a queue of records in memory of its own: new ones are written at its
-// head, the oldest is at its tail. Records are whole, and never move but through
-// the queue.
+// A ring is a FIFO queue of entries in a part of the arena: new ones are written at its
+// head, the oldest is at its tail. Entries do not wrap around the end of the memory.
 type ring struct {
 	mem        []byte
-	base       int    // where mem begins in the memory of the shard
-	head, tail uint64 // octets ever written, and given up; the difference is in use
+	base       int    // offset of mem in the arena of the shard
+	head, tail uint64 // numbers of octets written and freed so far; the difference is in use
 }
 
 func (r *ring) used() int { return int(r.head - r.tail) }
 
-func (r *ring) at(position uint64) record { return r.mem[position%uint64(len(r.mem)):] }
+func (r *ring) at(position uint64) entry { return r.mem[position%uint64(len(r.mem)):] }
 
-// oldest returns the record at the tail, and where it is in the shard.
-func (r *ring) oldest() (rec record, offset int) {
-	rec = r.at(r.tail)
-	return rec[:rec.size()], r.base + int(r.tail%uint64(len(r.mem)))
+// oldest returns the entry at the tail, and its offset in the arena.
+func (r *ring) oldest() (e entry, offset int) {
+	e = r.at(r.tail)
+	return e[:e.size()], r.base + int(r.tail%uint64(len(r.mem)))
 }
 
-// isPadding reports whether the record, the oldest, is of no more use.
-func (r record) isPadding() bool { return len(r) < headSize || r.isDead() }
+// isPadding reports whether e is padding or a removed entry.
+func (r entry) isPadding() bool { return len(r) < headerSize || r.isRemoved() }
 
-// drop gives up the record at the tail.
-func (r *ring) drop() { r.tail += uint64(r.at(r.tail).size()) }
+func (r *ring) pop() { r.tail += uint64(r.at(r.tail).size()) }
 
-// needs returns how much room a record of this size takes now: records don't
-// wrap around, so the end of the memory may have to be skipped.
-func (r *ring) needs(size int) int {
+// spaceFor returns the number of octets that an entry of this size takes now, with the
+// end of the memory if it must be skipped.
+func (r *ring) spaceFor(size int) int {
 	if toEnd := len(r.mem) - int(r.head%uint64(len(r.mem))); toEnd < size {
 		return toEnd + size
 	}
 	return size
 }
 
-// fits reports whether there is room for a record.
-func (r *ring) fits(size int) bool { return r.used()+r.needs(size) <= len(r.mem) }
+func (r *ring) fits(size int) bool { return r.used()+r.spaceFor(size) <= len(r.mem) }
 
-// push makes room at the head for a record, for which it fits, and returns it
-// and where it is in the shard.
-func (r *ring) push(size int) (rec record, offset int) {
-	if skip := r.needs(size) - size; skip > 0 {
+// push adds an entry of this size at the head, which must fit, and returns it and its
+// offset in the arena.
+func (r *ring) push(size int) (e entry, offset int) {
+	if skip := r.spaceFor(size) - size; skip > 0 {
 		pad := r.at(r.head)
 		binary.LittleEndian.PutUint32(pad[atSize:], uint32(skip))
-		if skip >= headSize { // or else its size tells that it is none
-			pad.state().Store(flagDead)
+		if skip >= headerSize { // smaller padding is known by its size
+			pad.state().Store(flagRemoved)
 		}
 		r.head += uint64(skip)
 	}

@@ -8,14 +8,14 @@ import (
 	"dotgate/gateway/wire"
 )
 
-// A shard is a part of the cache with a lock of its own. It evicts by S3-FIFO
-// (Yang et al., SOSP 2023): newcomers are on probation in a small queue; those
-// that are used again there go to the main queue, from whose end those that were
-// used go back to its head. So a flood of names that nobody asks for twice
-// passes through the small queue and pushes out nothing else. Evicted newcomers
-// leave a ghost: if they come back soon, they go to the main queue at once.
+// A shard is a part of the cache with its own lock. It evicts by S3-FIFO (Yang et al.,
+// SOSP 2023): new entries go to a small probation queue. Those that are used there move
+// to the main queue; those that are used in the main queue move from its tail back to
+// its head. So a flood of names that are asked for once passes through the probation
+// queue and evicts no entries in use. An entry that is evicted from probation leaves a
+// ghost: if it is stored again soon, it goes to the main queue at once.
 type shard struct {
-	mu        sync.RWMutex // guards all below; held to write a reply, never during I/O
+	mu        sync.RWMutex // guards all fields below; held while a reply is made, never during I/O
 	arena     []byte       // the memory of both rings
 	probation ring
 	main      ring
@@ -24,27 +24,27 @@ type shard struct {
 	maxStale  time.Duration
 	evicted   uint64
 
-	_ [64]byte // shards don't share cache lines
+	_ [64]byte // so that shards do not share cache lines
 }
 
 const (
-	// perSlot is how many octets of a shard go with each slot of its index. With
-	// the index at most 4/5 full, that is room for records of 120 octets: a
-	// name with one or two addresses. If they are smaller, slots are what is short.
+	// perSlot is the number of octets of a shard for each slot of its index. With 4/5 of
+	// the slots in use, entries can have 120 octets on average: a name with one or two
+	// addresses. If they are smaller, slots run out before memory.
 	perSlot = 104
-	// slack is kept free in the main ring, so that what is used again finds
-	// room at its head in spite of what is skipped at the end of the memory.
-	slack = 4 << 10
-	// maxReprieves bounds the work of one insertion, to a few microseconds: where
-	// so many in a row are in use, one in use has to go.
-	maxReprieves = 64
-	// promoted is how many uses on probation lead to the main queue: one more
-	// than a client that asks twice.
-	promoted = 2
+	// mainReserve is kept free in the main ring, so that a requeued entry fits at its
+	// head although the end of the memory may be skipped.
+	mainReserve = 4 << 10
+	// maxRequeues bounds the time of one insertion to a few microseconds: after this
+	// number of entries in use, the next one is evicted although it is in use.
+	maxRequeues = 64
+	// promotionUses is the number of uses on probation that move an entry to the main
+	// queue. A client that asks twice makes one.
+	promotionUses = 2
 )
 
-// layOut gives the shard its memory. It is all that the shard will ever use.
-func (s *shard) layOut(mem []byte) {
+// setMemory sets the memory of the shard, which never uses more.
+func (s *shard) setMemory(mem []byte) {
 	n := len(mem) / perSlot
 	take := func(size int) []byte {
 		part := mem[: size&^7 : size&^7]
@@ -53,8 +53,8 @@ func (s *shard) layOut(mem []byte) {
 	}
 	s.index = index{slots: take(n * slotSize), n: uint32(n)}
 	s.ghosts = take(n / 2 * 4)
-	// These are written all over from the start. The system gives each page when
-	// it is first written to, which a query should not have to wait for.
+	// The system allocates pages when they are first written to. Those of the index are
+	// written now, so that no query waits for that.
 	clear(s.index.slots)
 	clear(s.ghosts)
 	s.arena = take(len(mem))
@@ -62,12 +62,12 @@ func (s *shard) layOut(mem []byte) {
 	s.main.mem, s.main.base = s.arena[len(s.probation.mem):], len(s.probation.mem)
 }
 
-// find returns the record for a key, or nil.
-func (s *shard) find(hash uint32, key []byte) record {
+// find returns the entry for a key, or nil.
+func (s *shard) find(hash uint32, key []byte) entry {
 	if s.index.n == 0 {
 		return nil
 	}
-	for i := s.index.home(hash); ; i = s.index.after(i) {
+	for i := s.index.home(hash); ; i = s.index.next(i) {
 		slot := s.index.slot(i)
 		if slot == 0 {
 			return nil
@@ -75,156 +75,159 @@ func (s *shard) find(hash uint32, key []byte) record {
 		if uint32(slot>>32) != hash {
 			continue
 		}
-		if r := s.recordAt(offset(slot)); wire.StoredFor(r.bytes(), key) {
-			return r
+		if e := s.entryAt(offset(slot)); wire.StoredFor(e.bytes(), key) {
+			return e
 		}
 	}
 }
 
-func (s *shard) recordAt(offset int) record {
-	r := record(s.arena[offset:])
-	return r[:r.size()]
+func (s *shard) entryAt(offset int) entry {
+	e := entry(s.arena[offset:])
+	return e[:e.size()]
 }
 
-// offsetOf returns where r, which is of this shard, begins: nothing that is cut
-// from the arena gives up its capacity.
-func (s *shard) offsetOf(r record) int { return cap(s.arena) - cap(r) }
+// offsetOf returns the offset of e in the arena. Slices of the arena keep its capacity,
+// so it can be computed from that.
+func (s *shard) offsetOf(e entry) int { return cap(s.arena) - cap(e) }
 
-// put makes a the answer to q, in place of what there was. It is on probation
-// unless it is known by now, to us or to the caller.
-func (s *shard) put(hash uint32, key []byte, a wire.Answer, q wire.Query, stored time.Duration, life uint32, now time.Duration, known bool) {
-	size := recordSize(a.StoredLen())
+// put stores a, the answer to q, in place of the entry for the same key, unless it is too
+// large: in a shard that is closed, each is. It goes to the
+// probation queue unless toMain is true, there is a ghost of it, or the former entry is
+// in the main queue.
+func (s *shard) put(hash uint32, key []byte, a wire.Answer, q wire.Query, stored time.Duration, life uint32, now time.Duration, toMain bool) {
+	size := entrySize(a.StoredLen())
 	old := s.find(hash, key)
-	known = s.forgetGhost(hash) || known || old != nil && s.offsetOf(old) >= s.main.base
+	toMain = s.removeGhost(hash) || toMain || old != nil && s.offsetOf(old) >= s.main.base
 	switch {
 	case old == nil:
 	case size <= old.size() && size >= old.size()/2:
-		old.renew(a, q, stored, life)
+		old.replace(a, q, stored, life)
 		return
 	default:
 		s.remove(old)
 	}
 	to := &s.probation
-	if known {
+	if toMain {
 		to = &s.main
 	}
-	if !s.makeRoom(to, size, now) {
+	if !s.makeSpace(to, size, now) {
 		return
 	}
-	r, at := to.push(size)
-	r.fill(size, hash, a, q, stored, life)
+	e, at := to.push(size)
+	e.fill(size, hash, a, q, stored, life)
 	s.index.insert(hash, at)
 }
 
-// adopt takes a copy of a record of another shard, whose key is not here, if there
-// is room for it.
-func (s *shard) adopt(r record, hash uint32, main bool, now time.Duration) {
+// insertCopy stores a copy of an entry of another shard. This shard must not have its
+// key.
+func (s *shard) insertCopy(e entry, hash uint32, main bool, now time.Duration) {
 	to := &s.probation
 	if main {
 		to = &s.main
 	}
-	if !s.makeRoom(to, len(r), now) {
+	if !s.makeSpace(to, len(e), now) {
 		return
 	}
-	own, at := to.push(len(r))
-	copy(own, r)
+	own, at := to.push(len(e))
+	copy(own, e)
 	s.index.insert(hash, at)
 }
 
-// remove takes r out. Its memory is free when the end of the queue gets there.
-func (s *shard) remove(r record) {
-	s.index.remove(r.hash(), s.offsetOf(r))
-	r.state().Or(flagDead)
+// remove removes e from the index. Its memory is freed when it reaches the tail of its
+// queue.
+func (s *shard) remove(e entry) {
+	s.index.remove(e.hash(), s.offsetOf(e))
+	e.state().Or(flagRemoved)
 }
 
-// makeRoom evicts until a record fits into a ring and into the index. It reports
-// false for one that is too large to be worth it.
-func (s *shard) makeRoom(to *ring, size int, now time.Duration) bool {
+// makeSpace evicts until an entry of this size fits into a ring and into the index. It
+// reports false for entries that are too large to be stored.
+func (s *shard) makeSpace(to *ring, size int, now time.Duration) bool {
 	if size > len(s.probation.mem)/2 {
 		return false
 	}
-	reprieves := maxReprieves
+	requeues := maxRequeues
 	for s.index.full() {
-		// Probation gives up its excess first, but it is never starved.
+		// Probation may have 1/8 of the main queue: entries beyond that go first.
 		if s.probation.used() > s.main.used()/8 {
-			s.leaveProbation(now, &reprieves)
+			s.evictFromProbation(now, &requeues)
 		} else {
-			s.leaveMain(now, &reprieves)
+			s.evictFromMain(now, &requeues)
 		}
 	}
 	if to == &s.main {
-		s.makeMainRoom(size, now, &reprieves)
+		s.makeMainSpace(size, now, &requeues)
 		return true
 	}
 	for !to.fits(size) {
-		s.leaveProbation(now, &reprieves)
+		s.evictFromProbation(now, &requeues)
 	}
 	return true
 }
 
-func (s *shard) makeMainRoom(size int, now time.Duration, reprieves *int) {
-	for !s.main.fits(size + slack) {
-		s.leaveMain(now, reprieves)
+func (s *shard) makeMainSpace(size int, now time.Duration, requeues *int) {
+	for !s.main.fits(size + mainReserve) {
+		s.evictFromMain(now, requeues)
 	}
 }
 
-// leaveProbation takes one record from the end of the probation queue: to the
-// main queue if it was used or while there is room, or else away.
-func (s *shard) leaveProbation(now time.Duration, reprieves *int) {
-	r, at := s.probation.oldest()
-	if r.isPadding() {
-		s.probation.drop()
+// evictFromProbation removes the oldest entry of the probation queue. It moves it to the
+// main queue if it was used, or if there is free space, and evicts it otherwise.
+func (s *shard) evictFromProbation(now time.Duration, requeues *int) {
+	e, at := s.probation.oldest()
+	if e.isPadding() {
+		s.probation.pop()
 		return
 	}
-	free := s.main.fits(len(r)+slack) && !s.index.full()
-	if !s.useful(r, now) || r.uses() < promoted && !free {
-		s.evict(r, at)
-		s.rememberGhost(r.hash())
-		s.probation.drop()
+	free := s.main.fits(len(e)+mainReserve) && !s.index.full()
+	if !s.isUsable(e, now) || e.uses() < promotionUses && !free {
+		s.evict(e, at)
+		s.addGhost(e.hash())
+		s.probation.pop()
 		return
 	}
-	s.makeMainRoom(len(r), now, reprieves)
-	r.state().And(^uint32(allUses)) // it has had its reward; who came before it is in use now
-	s.moveToMain(r, at)
-	s.probation.drop()
+	s.makeMainSpace(len(e), now, requeues)
+	e.state().And(^uint32(allUses)) // only uses from now on count
+	s.moveToMain(e, at)
+	s.probation.pop()
 }
 
-// leaveMain takes one record from the end of the main queue: to its head if it
-// was used, or else away.
-func (s *shard) leaveMain(now time.Duration, reprieves *int) {
-	r, at := s.main.oldest()
-	if r.isPadding() {
-		s.main.drop()
+// evictFromMain removes the oldest entry of the main queue. It moves it to the head if
+// it was used, and evicts it otherwise.
+func (s *shard) evictFromMain(now time.Duration, requeues *int) {
+	e, at := s.main.oldest()
+	if e.isPadding() {
+		s.main.pop()
 		return
 	}
-	uses := r.uses()
-	s.main.drop()
-	if uses == 0 || *reprieves == 0 || !s.useful(r, now) || !s.main.fits(len(r)) {
-		s.evict(r, at)
+	uses := e.uses()
+	s.main.pop()
+	if uses == 0 || *requeues == 0 || !s.isUsable(e, now) || !s.main.fits(len(e)) {
+		s.evict(e, at)
 		return
 	}
-	*reprieves--
-	r.state().Add(^uint32(oneUse - 1))
-	s.moveToMain(r, at)
+	*requeues--
+	e.state().Add(^uint32(oneUse - 1))
+	s.moveToMain(e, at)
 }
 
-// moveToMain moves a record to the head of the main queue, where it fits.
-func (s *shard) moveToMain(r record, from int) {
-	hash := r.hash()
-	to, at := s.main.push(len(r))
-	copy(to, r) // they may overlap
+// moveToMain moves an entry to the head of the main queue, where it must fit.
+func (s *shard) moveToMain(e entry, from int) {
+	hash := e.hash()
+	to, at := s.main.push(len(e))
+	copy(to, e) // source and target may overlap
 	s.index.move(hash, from, at)
 }
 
-func (s *shard) evict(r record, at int) {
-	s.index.remove(r.hash(), at)
+func (s *shard) evict(e entry, at int) {
+	s.index.remove(e.hash(), at)
 	s.evicted++
 }
 
-// useful reports whether r, or its like with the longest use, is not past it.
-func (s *shard) useful(r record, now time.Duration) bool {
-	left := r.left(now)
-	return left > 0 || left > -s.maxStale && r.answer().Kind() != wire.Failure
+// isUsable reports whether e is fresh, or within max_stale and no error.
+func (s *shard) isUsable(e entry, now time.Duration) bool {
+	left := e.remaining(now)
+	return left > 0 || left > -s.maxStale && e.answer().Kind() != wire.Failure
 }
 
 func (s *shard) ghost(hash uint32) []byte {
@@ -232,11 +235,12 @@ func (s *shard) ghost(hash uint32) []byte {
 	return s.ghosts[i*4:][:4]
 }
 
-// rememberGhost notes that a newcomer left. Ghosts push each other out.
-func (s *shard) rememberGhost(hash uint32) { binary.NativeEndian.PutUint32(s.ghost(hash), hash) }
+// addGhost adds a ghost for an entry that was evicted from probation. It replaces the
+// ghost in the same place.
+func (s *shard) addGhost(hash uint32) { binary.NativeEndian.PutUint32(s.ghost(hash), hash) }
 
-// forgetGhost reports whether a newcomer with this hash left not long ago.
-func (s *shard) forgetGhost(hash uint32) bool {
+// removeGhost removes the ghost for a hash, and reports whether there was one.
+func (s *shard) removeGhost(hash uint32) bool {
 	if len(s.ghosts) == 0 {
 		return false
 	}
@@ -248,17 +252,17 @@ func (s *shard) forgetGhost(hash uint32) bool {
 	return true
 }
 
-// each calls f for every record, the oldest of the main queue first, until it
-// returns false.
-func (s *shard) each(f func(r record, main bool) bool) {
+// each calls f for each entry until it returns false: first those of the main queue,
+// from the oldest on.
+func (s *shard) each(f func(e entry, main bool) bool) {
 	for _, ring := range []*ring{&s.main, &s.probation} {
 		for at := ring.tail; at < ring.head; {
-			r := ring.at(at)
-			r = r[:r.size()]
-			if !r.isPadding() && !f(r, ring == &s.main) {
+			e := ring.at(at)
+			e = e[:e.size()]
+			if !e.isPadding() && !f(e, ring == &s.main) {
 				return
 			}
-			at += uint64(len(r))
+			at += uint64(len(e))
 		}
 	}
 }

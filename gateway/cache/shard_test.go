@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,18 +12,19 @@ import (
 	"dotgate/gateway/wire"
 )
 
-// check checks that the index has each record exactly once, where it is found.
+// check checks that the index has each entry exactly once, in a place where a search
+// finds it.
 func (s *shard) check(t *testing.T) {
 	t.Helper()
 	records := uint32(0)
-	s.each(func(r record, main bool) bool {
+	s.each(func(r entry, main bool) bool {
 		records++
 		key := wire.AppendStoredKey(nil, r.bytes())
 		if found := s.find(r.hash(), key); found == nil || s.offsetOf(found) != s.offsetOf(r) {
 			t.Fatalf("%x is not found", key)
 		}
 		if at := s.offsetOf(r); main != (at >= s.main.base) {
-			t.Fatalf("a record at %d is in the other queue", at)
+			t.Fatalf("an entry at %d is in the other queue", at)
 		}
 		return true
 	})
@@ -37,16 +39,16 @@ func (s *shard) check(t *testing.T) {
 	}
 }
 
-// Whatever comes in whatever order, all that is found is right.
-func TestNothingGetsLostOrMixedUp(t *testing.T) {
-	synctest.Test(t, nothingGetsLostOrMixedUp) // no time passes
+// After random insertions, look-ups and removals, each look-up finds the right answer.
+func TestLookupsFindTheStoredAnswer(t *testing.T) {
+	synctest.Test(t, lookupsFindTheStoredAnswer) // no time passes
 }
 
-func nothingGetsLostOrMixedUp(t *testing.T) {
+func lookupsFindTheStoredAnswer(t *testing.T) {
 	for seed := range uint64(4) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		c := open(t, func(o *Options) { o.Size = minSize })
-		var templates []*template // with names of many lengths
+		var templates []*template // of many name lengths
 		for i := range 9 {
 			templates = append(templates, newTemplate(t, 30+i*5))
 		}
@@ -55,15 +57,15 @@ func nothingGetsLostOrMixedUp(t *testing.T) {
 			m := templates[n%uint64(len(templates))]
 			q := m.number(n)
 			switch reply, found := c.Append(nil, q); {
-			case found == Nothing && random.IntN(2) == 0:
+			case found == Miss && random.IntN(2) == 0:
 				c.Put(q, m.answer(q))
-			case found != Nothing && string(reply) != string(m.answer(q).AppendReply(nil, q, wire.Terms{})):
+			case found != Miss && string(reply) != string(m.answer(q).AppendReply(nil, q, wire.Terms{})):
 				t.Fatalf("%v: got %x", q, reply)
-			case found != Nothing && random.IntN(50) == 0:
+			case found != Miss && random.IntN(50) == 0:
 				if f, err := c.Flush(q.String()[:len(q.String())-2]); f != 1 || err != nil {
 					t.Fatal(f, err)
 				}
-			case found != Nothing && random.IntN(20) == 0:
+			case found != Miss && random.IntN(20) == 0:
 				c.Put(q, m.answer(q))
 			}
 			if i%5000 == 0 {
@@ -77,8 +79,8 @@ func nothingGetsLostOrMixedUp(t *testing.T) {
 	}
 }
 
-// An answer may grow and shrink.
-func TestAnswersOfAllSizesFollowEachOther(t *testing.T) {
+// The new answer is larger or smaller.
+func TestAnAnswerIsReplacedByOneOfAnotherSize(t *testing.T) {
 	c := open(t, func(o *Options) { o.Size = minSize })
 	q := ask(t, "www.example.com TXT tcp")
 	text := "www.example.com. 60 IN TXT"
@@ -93,7 +95,7 @@ func TestAnswersOfAllSizesFollowEachOther(t *testing.T) {
 		a := says(t, q, records...)
 		c.Put(q, a)
 		reply, found := c.Append(nil, q)
-		if found == Nothing || string(reply) != string(a.AppendReply(nil, q, wire.Terms{})) {
+		if found == Miss || string(reply) != string(a.AppendReply(nil, q, wire.Terms{})) {
 			t.Fatalf("%d records: found %d", len(records), found)
 		}
 		c.shards()[0].check(t)
@@ -103,26 +105,21 @@ func TestAnswersOfAllSizesFollowEachOther(t *testing.T) {
 	}
 }
 
-// What would push out half of a shard is not worth it.
-func TestTheLargestAnswersAreNotKept(t *testing.T) {
+// They would evict half of a shard.
+func TestTheLargestAnswersAreNotStored(t *testing.T) {
 	c := open(t, func(o *Options) { o.Size = minSize })
 	fill(t, c, 1000)
 	before := c.Usage().Answers
 	q := ask(t, "large.example.com TXT tcp")
-	var records []string
-	for range 270 {
-		records = append(records, `large.example.com. 60 IN TXT "`+string(slices.Repeat([]byte{'x'}, 200))+`"`)
-	}
-	c.Put(q, says(t, q, records...))
-	if _, found := c.Append(nil, q); found != Nothing || c.Usage().Answers != before {
+	c.Put(q, says(t, q, "large.example.com. 60 IN TXT"+strings.Repeat(` "`+strings.Repeat("x", 200)+`"`, 300)))
+	if _, found := c.Append(nil, q); found != Miss || c.Usage().Answers != before {
 		t.Errorf("found %d, %+v", found, c.Usage())
 	}
 }
 
-// A flood of random names, as an attack on somebody's authority makes it, must
-// not push out what people ask for: 2000 of them a second for ten minutes, and
-// each again by a client that did not get its answer.
-func TestAFloodOfRandomNamesEvictsNothingOfUse(t *testing.T) {
+// A flood of random names, as in an attack on an authoritative server: 2000 a second for
+// ten minutes, each repeated by a client that got no answer.
+func TestAFloodOfRandomNamesEvictsNoEntriesInUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := open(t, nil)
 		const hot, perSecond = 20_000, 1000 // each asked for every 20 s
@@ -132,7 +129,7 @@ func TestAFloodOfRandomNamesEvictsNothingOfUse(t *testing.T) {
 		askHot := func() (found bool) {
 			q := m.number(next % hot)
 			next++
-			if _, f := c.Append(reply, q); f != Nothing {
+			if _, f := c.Append(reply, q); f != Miss {
 				return true
 			}
 			c.Put(q, m.answer(q))
@@ -160,19 +157,19 @@ func TestAFloodOfRandomNamesEvictsNothingOfUse(t *testing.T) {
 	})
 }
 
-// What is used goes on being kept when others become popular too.
-func TestWhatIsUsedOutlivesWhatWasPopular(t *testing.T) {
+// Entries in use are kept when others become popular, too.
+func TestEntriesInUseOutliveFormerlyPopularOnes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := open(t, func(o *Options) { o.Size = minSize })
 		m, reply, lost := newTemplate(t, 30), make([]byte, 0, 2048), 0
 		favourite := func(n uint64) {
 			q := m.number(n)
-			if _, found := c.Append(reply, q); found != Nothing {
+			if _, found := c.Append(reply, q); found != Miss {
 				return
 			}
 			lost++
 			c.Put(q, m.answer(q))
-			for range promoted {
+			for range promotionUses {
 				c.Append(reply, q)
 			}
 		}
@@ -188,15 +185,15 @@ func TestWhatIsUsedOutlivesWhatWasPopular(t *testing.T) {
 				favourite(n / 4 % hot)
 			}
 		}
-		// At first they are all in a row: see maxReprieves.
-		if lost -= newcomers; lost > 2*hot/maxReprieves {
+		// At first they are all adjacent: see maxRequeues.
+		if lost -= newcomers; lost > 2*hot/maxRequeues {
 			t.Errorf("%d times, one in use was lost", lost)
 		}
 	})
 }
 
-// Usage is what a process's memory grows by.
-func TestMemoryIsWhatTheOptionSays(t *testing.T) {
+// The memory of the process grows by Usage.
+func TestMemoryIsTheConfiguredSize(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector has memory of its own")
 	}
@@ -226,7 +223,7 @@ func TestAMillionNames(t *testing.T) {
 	}
 }
 
-func TestACacheSizedInBytesHasThatMany(t *testing.T) {
+func TestASizeInBytesIsExact(t *testing.T) {
 	for _, size := range []Size{1 << 20, 1<<20 + 12345, 3_000_000, 64 << 20, 1 << 30} {
 		c := open(t, func(o *Options) { o.Size = size })
 		total := 0

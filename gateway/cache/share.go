@@ -10,67 +10,70 @@ import (
 	"dotgate/gateway/wire"
 )
 
-// Shared is what one cache got from another.
-type Shared struct {
-	Received int // answers
-	Used     int // of these: for the others there was something better, or no room
-	Invalid  int // these could not be verified, or the whole is damaged
+// TransferCount has the numbers of answers that were read from another cache.
+type TransferCount struct {
+	Received int
+	Used     int // of Received; the others were no better than entries of this cache, or did not fit
+	Invalid  int // of Received, those that could not be verified; one more if the transfer is damaged
 }
 
-// WriteHot writes all answers that may still be of use for another cache, those
-// first that were used a lot and are fresh, in the form of a file, after the time
-// of this machine's clock. It blocks as w does, and holds no lock meanwhile.
+// WriteHot writes the time of this machine's clock and all usable answers for another
+// cache, in the format of a file: first popular fresh ones, then other fresh ones, then
+// stale ones. It blocks as w does, and holds no lock meanwhile.
 func (c *Cache) WriteHot(w io.Writer) (answers int, err error) {
-	if _, err := w.Write(binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano()))); err != nil {
+	started := c.clock.stamp()
+	if _, err := w.Write(binary.BigEndian.AppendUint64(nil, uint64(started.wall.UnixNano()))); err != nil {
 		return 0, err
 	}
-	return c.writeAll(w, (*Cache).hot, (*Cache).lukewarm, (*Cache).stale)
+	return c.writeAll(w, streamMagic, started, (*Cache).hot, (*Cache).rarelyUsed, (*Cache).stale)
 }
 
-func (c *Cache) hot(r record, now time.Duration) bool { return c.sound(r, now) && r.hits() == popular }
-
-func (c *Cache) lukewarm(r record, now time.Duration) bool {
-	return c.sound(r, now) && r.hits() < popular
+func (c *Cache) hot(e entry, now time.Duration) bool {
+	return c.isFreshResult(e, now) && e.hits() == popularHits
 }
 
-// sound reports whether r is fresh and no error.
-func (c *Cache) sound(r record, now time.Duration) bool {
-	return r.left(now) > 0 && r.answer().Kind() != wire.Failure
+func (c *Cache) rarelyUsed(e entry, now time.Duration) bool {
+	return c.isFreshResult(e, now) && e.hits() < popularHits
 }
 
-func (c *Cache) stale(r record, now time.Duration) bool {
-	return r.left(now) <= 0 && c.mayBeStale(r.answer().Kind(), r.left(now))
+func (c *Cache) isFreshResult(e entry, now time.Duration) bool {
+	return e.remaining(now) > 0 && e.answer().Kind() != wire.Failure
 }
 
-// ReadHot takes in what WriteHot of another cache wrote, which was asked for at the
-// time given, in ages that count from then: however far the clocks are apart, and
-// however long it took, no answer gets older than its TTL allows.
+func (c *Cache) stale(e entry, now time.Duration) bool {
+	return e.remaining(now) <= 0 && c.mayBeStale(e.answer().Kind(), e.remaining(now))
+}
+
+// ReadHot stores answers that WriteHot of another cache wrote. asked is when they were
+// requested: ages are counted from then, so that no answer outlives its TTL, whatever
+// the difference of the clocks and the duration of the transfer.
 //
-// Every answer is verified as if an upstream had sent it, and must be admitted. It
-// takes room that is free, and the place of none that is fresh or has come later.
-// What came before an error is kept. ReadHot blocks as r does.
-func (c *Cache) ReadHot(r io.Reader, asked time.Time, admit func(wire.Query, wire.Answer) bool) (n Shared, err error) {
+// Each answer is verified as if an upstream had sent it, and admit must accept it. It
+// evicts no entry, and replaces none that is fresh or was stored later. ReadHot blocks
+// as r does.
+func (c *Cache) ReadHot(r io.Reader, asked time.Time, admit func(wire.Query, wire.Answer) bool) (n TransferCount, err error) {
 	if len(c.shards()) == 0 {
 		return n, nil
 	}
+	started, before := c.now(), time.Since(asked)
 	var clock [8]byte
-	if _, err := io.ReadFull(r, clock[:]); err != nil {
-		return n, fmt.Errorf("the other cache's answers: %w", cut(err))
+	if err := readFull(r, clock[:]); err != nil {
+		return n, fmt.Errorf("the other cache's answers: %w", err)
 	}
 	theirs := time.Unix(0, int64(binary.BigEndian.Uint64(clock[:])))
-	err = readAll(r, func(e fileEntry) {
+	err = readAll(r, streamMagic, func(e fileEntry) {
 		n.Received++
-		e.came = asked.Add(-theirs.Sub(e.came))
-		f, err := c.verify(e)
+		age := min(theirs.Sub(e.arrived), 3*maxStale) // the sum below must not overflow
+		f, err := c.verify(e, age+before+c.now()-started)
 		switch {
-		case errors.Is(err, errPast):
+		case errors.Is(err, errExpired):
 		case err != nil || !admit(f.query, f.answer):
 			n.Invalid++
 		case c.merge(e, f):
 			n.Used++
 		}
 	})
-	if errors.Is(err, errNotOurs) || errors.Is(err, errDamaged) {
+	if errors.Is(err, errFormat) || errors.Is(err, errDamaged) {
 		n.Invalid++
 	}
 	if err != nil {
@@ -79,7 +82,7 @@ func (c *Cache) ReadHot(r io.Reader, asked time.Time, admit func(wire.Query, wir
 	return n, err
 }
 
-// merge puts an answer of another cache where nothing better is.
+// merge stores an answer of another cache if the entry for its key is not better.
 func (c *Cache) merge(e fileEntry, f verified) bool {
 	if f.answer.Kind() == wire.Failure {
 		return false
@@ -91,18 +94,15 @@ func (c *Cache) merge(e fileEntry, f verified) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.index.n == 0 { // closed meanwhile
-		return false
-	}
 	old := s.find(hash, e.key)
-	if old != nil && (old.left(now) > 0 || old.answer().Kind() != wire.Failure && old.stored() >= now-f.age) {
+	if old != nil && (old.remaining(now) > 0 || old.answer().Kind() != wire.Failure && old.storedAt() >= now-f.age) {
 		return false
 	}
-	size := recordSize(f.answer.StoredLen())
-	known := e.main && s.main.fits(size+slack)
-	if old == nil && (s.index.full() || !known && !s.probation.fits(size)) {
+	size := entrySize(f.answer.StoredLen())
+	toMain := e.main && s.main.fits(size+mainReserve)
+	if old == nil && (s.index.full() || !toMain && !s.probation.fits(size)) {
 		return false
 	}
-	s.put(hash, e.key, f.answer, f.query, now-f.age, f.life, now, known)
+	s.put(hash, e.key, f.answer, f.query, now-f.age, f.life, now, toMain)
 	return true
 }

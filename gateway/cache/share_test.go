@@ -17,7 +17,7 @@ import (
 
 func anything(wire.Query, wire.Answer) bool { return true }
 
-// written returns what a cache writes for others.
+// written returns the output of WriteHot.
 func written(t *testing.T, c *Cache) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -39,18 +39,18 @@ func TestAnotherCacheGetsAnswersWithTheirAges(t *testing.T) {
 			time.Sleep(100 * time.Second)
 			text := written(t, a)
 			// The other machine's clock differs by skew.
-			for at := 0; at < len(text)-4-fileHead; {
+			for at := 0; at < len(text)-4-entryHeaderSize; {
 				binary.BigEndian.PutUint64(text[at:], binary.BigEndian.Uint64(text[at:])+uint64(skew))
 				if at == 0 {
-					at = 8 + len(fileMagic)
+					at = 8 + len(streamMagic)
 					continue
 				}
-				at += fileHead + int(binary.BigEndian.Uint16(text[at+9:])) + int(binary.BigEndian.Uint16(text[at+11:]))
+				at += entryHeaderSize + int(binary.BigEndian.Uint16(text[at+9:])) + int(binary.BigEndian.Uint16(text[at+11:]))
 			}
 			text = binary.BigEndian.AppendUint32(text[:len(text)-4], crc32.Checksum(text[8:len(text)-4], castagnoli))
 			asked := time.Now()
 			time.Sleep(slow)
-			if n, err := b.ReadHot(bytes.NewReader(text), asked, anything); n != (Shared{Received: 2, Used: 2}) || err != nil {
+			if n, err := b.ReadHot(bytes.NewReader(text), asked, anything); n != (TransferCount{Received: 2, Used: 2}) || err != nil {
 				t.Fatalf("skew %v: got %+v, %v", skew, n, err)
 			}
 			for q, left := range map[*wire.Query]time.Duration{&positive: 900 * time.Second, &none: 200 * time.Second} {
@@ -67,7 +67,7 @@ func TestAnotherCacheGetsAnswersWithTheirAges(t *testing.T) {
 	f(-30*24*time.Hour, time.Minute)
 }
 
-func TestAnotherCachesAnswersGoOverNothingBetter(t *testing.T) {
+func TestAnswersOfAnotherCacheReplaceNoBetterOnes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := open(t, nil), open(t, nil)
 		put := func(c *Cache, q wire.Query, texts ...string) { c.Put(q, says(t, q, texts...)) }
@@ -85,8 +85,11 @@ func TestAnotherCachesAnswersGoOverNothingBetter(t *testing.T) {
 		put(b, later, "later.example.com. 1 IN A 192.0.2.1")
 		put(b, failed, "SERVFAIL")
 		time.Sleep(30 * time.Second)
-		n, err := b.ReadHot(bytes.NewReader(written(t, a)), time.Now(), func(_ wire.Query, a wire.Answer) bool { return !a.HasPrivate() })
-		if n != (Shared{Received: 5, Used: 2, Invalid: 1}) || err != nil {
+		n, err := b.ReadHot(bytes.NewReader(written(t, a)), time.Now(), func(_ wire.Query, a wire.Answer) bool {
+			_, ok := a.WithoutPrivate(func([]byte) bool { return false })
+			return ok
+		})
+		if n != (TransferCount{Received: 5, Used: 2, Invalid: 1}) || err != nil {
 			t.Errorf("got %+v, %v", n, err)
 		}
 		f := func(q wire.Query, want string) {
@@ -106,34 +109,34 @@ func TestAnotherCachesAnswersGoOverNothingBetter(t *testing.T) {
 	})
 }
 
-// A writer that takes no more than so many octets.
+// A brim is a writer that fails after a number of octets.
 type brim struct {
 	bytes.Buffer
-	room int
+	space int
 }
 
 var errFull = errors.New("full")
 
 func (b *brim) Write(p []byte) (int, error) {
-	if len(p) > b.room {
+	if len(p) > b.space {
 		return 0, errFull
 	}
-	b.room -= len(p)
+	b.space -= len(p)
 	return b.Buffer.Write(p)
 }
 
-// If there is time for a part only, it is the best part.
-func TestTheHottestAnswersComeFirst(t *testing.T) {
+// If the transfer ends early, it has the most useful part.
+func TestPopularAnswersAreSentFirst(t *testing.T) {
 	a := open(t, func(o *Options) { o.Size = 8 * minSize })
 	fill(t, a, 10_000)
 	m := newTemplate(t, 30)
 	const hot = 1000
 	for i := range uint64(hot) {
-		for range popular {
+		for range popularHits {
 			a.Append(nil, m.number(1<<40+i*10))
 		}
 	}
-	out := &brim{room: hot * 130}
+	out := &brim{space: hot * 130}
 	if _, err := a.WriteHot(out); !errors.Is(err, errFull) {
 		t.Fatal(err)
 	}
@@ -143,14 +146,14 @@ func TestTheHottestAnswersComeFirst(t *testing.T) {
 		t.Errorf("got %+v, %v", n, err)
 	}
 	for i := range uint64(hot) {
-		if b.Look(m.number(1<<40+i*10)) != Fresh {
+		if b.Lookup(m.number(1<<40+i*10)) != Fresh {
 			t.Fatalf("the hot answer %d is not among the first %d", i, n.Used)
 		}
 	}
 }
 
-// Whoever has what there is room for keeps it, whatever another cache sends.
-func TestAnotherCachesAnswersPushNothingOut(t *testing.T) {
+// A full cache keeps its entries, whatever another cache sends.
+func TestAnswersOfAnotherCacheEvictNothing(t *testing.T) {
 	a, b := open(t, nil), open(t, func(o *Options) { o.Size = minSize })
 	fillFrom(t, a, 1<<40, 50_000)
 	fillFrom(t, b, 2<<40, 20_000)
@@ -165,21 +168,21 @@ func TestAnotherCachesAnswersPushNothingOut(t *testing.T) {
 	}
 }
 
-func TestWhatAnotherCacheLiesAboutIsOfNoUse(t *testing.T) {
+func TestInvalidAnswersOfAnotherCacheAreRejected(t *testing.T) {
 	m := newTemplate(t, 30)
 	q := m.number(1)
 	key := q.AppendKey(nil)
 	now := time.Now()
-	f := func(what string, want Shared, clock, came time.Time, key, message []byte) {
+	f := func(what string, want TransferCount, clock, came time.Time, key, message []byte) {
 		t.Helper()
 		b := open(t, nil)
-		text := []byte(fileMagic)
+		text := []byte(streamMagic)
 		text = binary.BigEndian.AppendUint64(text, uint64(came.UnixNano()))
 		text = append(text, 1)
 		text = binary.BigEndian.AppendUint16(text, uint16(len(key)))
 		text = binary.BigEndian.AppendUint16(text, uint16(len(message)))
 		text = append(append(text, key...), message...)
-		text = append(text, make([]byte, fileHead)...)
+		text = append(text, make([]byte, entryHeaderSize)...)
 		text = binary.BigEndian.AppendUint32(text, crc32.Checksum(text, castagnoli))
 		text = append(binary.BigEndian.AppendUint64(nil, uint64(clock.UnixNano())), text...)
 		if n, err := b.ReadHot(bytes.NewReader(text), now, anything); n != want || err != nil || b.Usage().Answers != want.Used {
@@ -188,31 +191,31 @@ func TestWhatAnotherCacheLiesAboutIsOfNoUse(t *testing.T) {
 	}
 	good, other := bytes.Clone(m.response), bytes.Clone(m.response)
 	other[14] ^= 1
-	f("the truth", Shared{1, 1, 0}, now, now, key, good)
-	f("the answer to another question", Shared{1, 0, 1}, now, now, key, other)
-	f("no message", Shared{1, 0, 1}, now, now, key, []byte("rubbish"))
-	f("no key", Shared{1, 0, 1}, now, now, []byte("rubbish"), good)
-	f("from the future", Shared{1, 0, 1}, now, now.Add(time.Minute), key, good)
-	f("from long ago", Shared{1, 0, 0}, now, now.Add(-30*24*time.Hour), key, good)
-	f("a clock gone mad", Shared{1, 0, 0}, time.Unix(0, -1<<63), time.Unix(0, 1<<63-1), key, good)
-	f("a clock gone mad the other way", Shared{1, 0, 0}, time.Unix(0, 1<<63-1), time.Unix(0, -1<<63), key, good)
+	f("the truth", TransferCount{1, 1, 0}, now, now, key, good)
+	f("the answer to another question", TransferCount{1, 0, 1}, now, now, key, other)
+	f("no message", TransferCount{1, 0, 1}, now, now, key, []byte("rubbish"))
+	f("no key", TransferCount{1, 0, 1}, now, now, []byte("rubbish"), good)
+	f("from the future", TransferCount{1, 0, 1}, now, now.Add(time.Minute), key, good)
+	f("from long ago", TransferCount{1, 0, 0}, now, now.Add(-30*24*time.Hour), key, good)
+	f("a clock gone mad", TransferCount{1, 0, 1}, time.Unix(0, -1<<63), time.Unix(0, 1<<63-1), key, good)
+	f("a clock gone mad the other way", TransferCount{1, 0, 0}, time.Unix(0, 1<<63-1), time.Unix(0, -1<<63), key, good)
 
 	b := open(t, nil)
 	for text, want := range map[string]string{
-		"": "ends too early", "1234567": "ends too early", "12345678": "no cache of this version", "12345678dotgate cache 2\n": "no cache of this version",
-		"12345678" + fileMagic: "ends too early",
+		"": "ends too early", "1234567": "ends too early", "12345678": "no cache of this version", "12345678dotgate cache 3\n": "no cache of this version",
+		"12345678" + streamMagic: "ends too early",
 	} {
 		if n, err := b.ReadHot(strings.NewReader(text), now, anything); n.Received+n.Used != 0 || n.Invalid == 0 && strings.Contains(want, "version") || err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got %+v, %v", text, n, err)
 		}
 	}
-	if n, err := new(Cache).ReadHot(io.MultiReader(), now, anything); n != (Shared{}) || err != nil {
+	if n, err := new(Cache).ReadHot(io.MultiReader(), now, anything); n != (TransferCount{}) || err != nil {
 		t.Errorf("without a cache: %+v, %v", n, err)
 	}
 }
 
-// A TTL of a week is as long as one from an upstream: cache.max_ttl.
-func TestAnotherCachesTTLsEndWhenOursDo(t *testing.T) {
+// As with an answer of an upstream, cache.max_ttl applies to a TTL of a week.
+func TestMaxTTLAppliesToAnswersOfAnotherCache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := open(t, func(o *Options) { o.MaxTTL = 7 * 24 * time.Hour }), open(t, func(o *Options) { o.MaxTTL = time.Hour })
 		q := ask(t, "www.example.com A")

@@ -17,10 +17,10 @@ import (
 	"dotgate/gateway/wire"
 )
 
-// A candidate is what a cache can be made of. What follows measures ours beside
-// otter's, with all that a hit and an insertion take.
+// A candidate is a store for the cache. The benchmarks compare dotgate's and otter's,
+// including all work of a hit and of an insertion.
 type candidate interface {
-	Append(dst []byte, q wire.Query) ([]byte, Found)
+	Append(dst []byte, q wire.Query) ([]byte, Result)
 	Put(q wire.Query, a wire.Answer)
 	Close()
 }
@@ -53,9 +53,8 @@ type otterEntry struct {
 	hits   atomic.Uint32
 }
 
-// otterOverhead is what an answer takes besides its bytes and its key, measured
-// by BenchmarkMemory: otter's node, its place in the hash table, the
-// entry.
+// otterOverhead is the memory for an answer besides its bytes and its key, measured by
+// BenchmarkMemory: otter's node, its place in the hash table, the entry.
 const otterOverhead = 160
 
 func newOtterStore(size Size) *otterStore {
@@ -71,16 +70,16 @@ func newOtterStore(size Size) *otterStore {
 	return &otterStore{cache: c, epoch: time.Now(), terms: terms}
 }
 
-func (s *otterStore) Append(dst []byte, q wire.Query) ([]byte, Found) {
-	var room [wire.MaxKey]byte
-	key := q.AppendKey(room[:0])
+func (s *otterStore) Append(dst []byte, q wire.Query) ([]byte, Result) {
+	var buf [wire.MaxKey]byte
+	key := q.AppendKey(buf[:0])
 	e, ok := s.cache.GetIfPresent(unsafe.String(&key[0], len(key)))
 	if !ok {
-		return dst, Nothing
+		return dst, Miss
 	}
 	age := time.Since(s.epoch) - e.stored
 	if age >= time.Duration(e.answer.TTL())*time.Second {
-		return dst, Nothing
+		return dst, Miss
 	}
 	e.hits.Add(1)
 	return e.answer.AppendReply(dst, q, s.terms.termsAt(e.answer, age)), Fresh
@@ -112,7 +111,7 @@ func BenchmarkStores(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				n = (n + 7919) % names
-				if _, found := s.Append(reply, m.number(n)); found == Nothing {
+				if _, found := s.Append(reply, m.number(n)); found == Miss {
 					b.Fatal("miss")
 				}
 			}
@@ -126,7 +125,7 @@ func BenchmarkStores(b *testing.B) {
 				m, reply, n := newTemplate(b, 30), make([]byte, 0, 2048), rand.Uint64N(names)
 				for pb.Next() {
 					n = (n + 7919) % names
-					if _, found := s.Append(reply, m.number(n)); found == Nothing {
+					if _, found := s.Append(reply, m.number(n)); found == Miss {
 						b.Error("miss")
 						return
 					}
@@ -147,7 +146,7 @@ func BenchmarkStores(b *testing.B) {
 	}
 }
 
-// residentMemory returns what the system says that this process has, in bytes.
+// residentMemory returns the resident memory of this process, in bytes.
 func residentMemory(t testing.TB) int {
 	text, err := os.ReadFile("/proc/self/statm")
 	if err != nil {
@@ -160,7 +159,7 @@ func residentMemory(t testing.TB) int {
 	return pages * os.Getpagesize()
 }
 
-// heapMemory returns what is alive on the Go heap.
+// heapMemory returns the live memory of the Go heap.
 func heapMemory() int {
 	runtime.GC()
 	runtime.GC()
@@ -169,7 +168,7 @@ func heapMemory() int {
 	return int(m.HeapAlloc)
 }
 
-// BenchmarkMemory reports what each of a million names takes.
+// BenchmarkMemory reports the memory for each of a million names.
 func BenchmarkMemory(b *testing.B) {
 	for name, open := range stores(b, 1<<30) {
 		b.Run(name, func(b *testing.B) {
@@ -190,14 +189,13 @@ func BenchmarkMemory(b *testing.B) {
 	}
 }
 
-// BenchmarkHitRatio reports the share of hits, for names that are asked for as
-// often as Zipf's law says, with and without a flood of names that nobody asks
-// for twice.
+// BenchmarkHitRatio reports the share of hits, for names with a Zipf distribution, with
+// and without a flood of names that are asked for once.
 func BenchmarkHitRatio(b *testing.B) {
 	for _, w := range []struct {
 		names uint64
 		skew  float64
-		flood int // names of the flood for each query
+		flood int // number of names of the flood for each query
 	}{{300_000, 1.01, 0}, {2_000_000, 1.01, 0}, {300_000, 1.01, 2}} {
 		for name, open := range stores(b, 16<<20) {
 			b.Run(fmt.Sprintf("%d-names-skew-%g-flood-%d/%s", w.names, w.skew, w.flood, name), func(b *testing.B) {
@@ -210,7 +208,7 @@ func BenchmarkHitRatio(b *testing.B) {
 					hits, random := 0, uint64(1)<<40
 					for i := range queries {
 						q := m.number(zipf.Uint64())
-						if _, found := s.Append(reply, q); found != Nothing {
+						if _, found := s.Append(reply, q); found != Miss {
 							if i >= queries/2 {
 								hits++
 							}

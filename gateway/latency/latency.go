@@ -1,7 +1,7 @@
 // Package latency counts how long things take.
 //
-// It has no lock, loses nothing, and tells quantiles that are at most a
-// sixteenth too high. It knows nothing of DNS: whoever measures says what.
+// It has no lock, counts every event, and returns quantiles that are at most a
+// sixteenth too high. It knows nothing of DNS: its user decides what is measured.
 package latency
 
 import (
@@ -11,11 +11,11 @@ import (
 )
 
 const (
-	// stepsPerDouble is how many buckets there are between a latency and its
-	// double: what is told is at most a sixteenth too high.
+	// stepsPerDouble is the number of buckets between a latency and its double, so
+	// that quantiles are at most a sixteenth too high.
 	stepsPerDouble = 16
-	// latencyBits bounds what is told apart: 2^26 µs are 67 s, more than anybody
-	// waits.
+	// latencyBits sets the longest latency with a bucket of its own: 2^26 µs are 67 s,
+	// longer than any client waits.
 	latencyBits = 26
 
 	buckets = stepsPerDouble * (latencyBits - 3)

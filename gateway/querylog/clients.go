@@ -6,34 +6,35 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
-	"os"
 	"strings"
+
+	"dotgate/configs/files"
 )
 
-// Clients is how clients appear to whoever reads what they asked. The zero Clients
-// shows none.
+// Clients anonymises client addresses for logs and traces. The zero Clients removes
+// them.
 type Clients struct {
-	how   string
+	mode  string
 	block cipher.Block // of ipcrypt, or nil
 }
 
-// NewClients returns the Clients that how says: prefix (the /24 or /48 that they are
-// in), ipcrypt (encrypted with keyFile's key, so that they can be told apart, and told
-// by who has the key), none, or full. It reports what can't be by the names of the
-// options that are at fault: clients and key_file.
-func NewClients(how, keyFile string, report func(option, problem string)) Clients {
-	c := Clients{how: how}
-	switch how {
+// NewClients returns the Clients for a mode: prefix (the /24 or /48 of the address),
+// ipcrypt (encrypted with the key in keyFile: addresses stay distinguishable, and can be
+// decrypted with the key), none, or full. It reports problems by the name of the option:
+// clients or key_file.
+func NewClients(mode, keyFile string, report func(option, problem string, beside ...string)) Clients {
+	c := Clients{mode: mode}
+	switch mode {
 	case "prefix", "none", "full":
 	case "ipcrypt":
 		key, err := readKey(keyFile)
 		if err != nil {
-			report("key_file", err.Error())
+			report("key_file", err.Error(), "clients")
 			return Clients{}
 		}
 		c.block, _ = aes.NewCipher(key) // fails for other sizes only
 	default:
-		report("clients", fmt.Sprintf("%q does not exist; there are prefix, ipcrypt, none, full", how))
+		report("clients", fmt.Sprintf("%q does not exist; there are prefix, ipcrypt, none, full", mode))
 		return Clients{}
 	}
 	return c
@@ -43,7 +44,7 @@ func readKey(file string) ([]byte, error) {
 	if file == "" {
 		return nil, fmt.Errorf("is needed with clients: ipcrypt")
 	}
-	text, err := os.ReadFile(file)
+	text, err := files.Read(file, files.SecretMax)
 	if err != nil {
 		return nil, err
 	}
@@ -54,19 +55,19 @@ func readKey(file string) ([]byte, error) {
 	return key, nil
 }
 
-// Show returns addr as it may appear; an invalid address if it may not.
+// Show returns the anonymised addr, or an invalid address if it must not be shown.
 func (c Clients) Show(addr netip.Addr) netip.Addr {
 	addr = addr.Unmap().WithZone("")
 	switch {
 	case !addr.IsValid():
 		return addr
-	case c.how == "full":
+	case c.mode == "full":
 		return addr
-	case c.how == "ipcrypt":
+	case c.mode == "ipcrypt":
 		return encrypt(c.block, addr)
-	case c.how == "prefix" && addr.Is4():
+	case c.mode == "prefix" && addr.Is4():
 		return netip.PrefixFrom(addr, 24).Masked().Addr()
-	case c.how == "prefix":
+	case c.mode == "prefix":
 		return netip.PrefixFrom(addr, 48).Masked().Addr()
 	}
 	return netip.Addr{}

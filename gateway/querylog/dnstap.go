@@ -1,7 +1,6 @@
 package querylog
 
 import (
-	"bufio"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -13,8 +12,8 @@ import (
 	"dotgate/gateway/wire"
 )
 
-// Frame Streams: each frame has its length before it; a length of 0 announces a
-// control frame, whose own length comes next.
+// Frame Streams: each frame is preceded by its length. After a length of 0 comes a
+// control frame, preceded by its own length.
 const (
 	controlAccept = 1
 	controlStart  = 2
@@ -57,8 +56,8 @@ func controlFrame(kind uint32) []byte {
 	return append(frame, body...)
 }
 
-// tapFrame is e as a data frame.
-func tapFrame(e *entry) []byte {
+// dnstapFrame returns e as a data frame.
+func dnstapFrame(e *entry) []byte {
 	var m []byte
 	number := func(field protowire.Number, n uint64) {
 		m = protowire.AppendVarint(protowire.AppendTag(m, field, protowire.VarintType), n)
@@ -90,7 +89,7 @@ func tapFrame(e *entry) []byte {
 	moment(queryTimeSec, queryTimeNsec, e.at.Add(-e.took))
 	octets(queryMessage, e.packet)
 	moment(responseTimeSec, responseTimeNsec, e.at)
-	if !e.cutOff {
+	if !e.truncated {
 		octets(responseMessage, e.reply)
 	}
 	var tap []byte
@@ -99,49 +98,15 @@ func tapFrame(e *entry) []byte {
 	return append(binary.BigEndian.AppendUint32(nil, uint32(len(tap))), tap...)
 }
 
-// A tapFile is a file of frames, each with a beginning and an end.
-type tapFile struct{ *file }
-
-func newTapFile(f *file) (*tapFile, error) {
-	t := &tapFile{f}
-	if f.size > 0 { // frames can't be appended behind an end
-		if err := f.rotate(); err != nil {
-			return nil, err
-		}
-	}
-	return t, f.write(controlFrame(controlStart))
-}
-
-func (t *tapFile) put(e *entry) error {
-	frame := tapFrame(e)
-	if t.full(len(frame)) {
-		if err := t.write(controlFrame(controlStop)); err != nil {
-			return err
-		}
-		if err := t.rotate(); err != nil {
-			return err
-		}
-		if err := t.write(controlFrame(controlStart)); err != nil {
-			return err
-		}
-	}
-	return t.write(frame)
-}
-
-func (t *tapFile) close() {
-	_ = t.write(controlFrame(controlStop))
-	t.file.close()
-}
-
-// A tapConn leads to a reader that listens on a socket.
-type tapConn struct {
+// A dnstapConn is a connection to a dnstap reader's socket.
+type dnstapConn struct {
+	stream
 	conn net.Conn
-	w    *bufio.Writer
 }
 
-// newTapConn says what will come, and waits until the reader agrees.
-func newTapConn(conn net.Conn) (*tapConn, error) {
-	_ = conn.SetDeadline(time.Now().Add(dialLimit))
+// newDnstapConn does the handshake of Frame Streams.
+func newDnstapConn(conn net.Conn, c *counts) (*dnstapConn, error) {
+	_ = conn.SetDeadline(time.Now().Add(dialTimeout))
 	if _, err := conn.Write(controlFrame(controlReady)); err != nil {
 		return nil, err
 	}
@@ -151,7 +116,7 @@ func newTapConn(conn net.Conn) (*tapConn, error) {
 	if _, err := conn.Write(controlFrame(controlStart)); err != nil {
 		return nil, err
 	}
-	return &tapConn{conn, bufio.NewWriterSize(conn, 64<<10)}, nil
+	return &dnstapConn{stream{w: conn, counts: c}, conn}, nil
 }
 
 func readControl(r io.Reader) (kind uint32, err error) {
@@ -170,22 +135,14 @@ func readControl(r io.Reader) (kind uint32, err error) {
 	return binary.BigEndian.Uint32(body), nil
 }
 
-func (t *tapConn) put(e *entry) error {
-	_ = t.conn.SetWriteDeadline(time.Now().Add(dialLimit))
-	_, err := t.w.Write(tapFrame(e))
-	return err
-}
+func (t *dnstapConn) put(e *entry) error { return t.add(dnstapFrame(e), 1) }
 
-func (t *tapConn) flush() error {
-	_ = t.conn.SetWriteDeadline(time.Now().Add(dialLimit))
-	return t.w.Flush()
-}
-
-func (t *tapConn) close() {
-	if t.flush() == nil {
+func (t *dnstapConn) close() {
+	if t.flush() == nil && len(t.buf) == 0 {
+		_ = t.conn.SetDeadline(time.Now().Add(dialTimeout))
 		_, _ = t.conn.Write(controlFrame(controlStop))
-		_ = t.conn.SetReadDeadline(time.Now().Add(dialLimit))
-		_, _ = readControl(t.conn) // that it has all
+		_, _ = readControl(t.conn) // the reader confirms that it has read all frames
 	}
+	t.discard()
 	t.conn.Close()
 }

@@ -1,104 +1,110 @@
-// Package querylog writes down what clients asked and got.
+// Package querylog writes a log of queries and their replies, as JSON or dnstap.
 //
-// It never holds up a query: what it can't write in time is dropped, and counted.
-// Clients are anonymised before anything leaves memory, unless one asks for it.
+// Note copies a query and its reply into an entry and returns at once. Run writes the
+// entries to a file, a FIFO, a standard stream or a dnstap reader's socket. The log
+// never delays a query: if 1,024 entries are pending, further ones are dropped and
+// counted. If the output fails, it is opened again after 5 s, and entries are dropped
+// meanwhile. Client addresses are anonymised before they are written, unless the option
+// clients is full.
+//
+// Only regular files that are empty or a query log are renamed, truncated or removed.
+// Of a query up to 512 octets are kept, of a reply up to 4,096.
 package querylog
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"sync/atomic"
 	"time"
 
+	"dotgate/configs/bounds"
+	"dotgate/gateway/statelog"
 	"dotgate/gateway/wire"
 )
 
 const (
-	// waiting is how many entries may wait to be written.
-	waiting = 1024
-	// packetMax and replyMax are how much of an entry's messages is kept.
-	packetMax = 512
-	replyMax  = 4096
-	// retry is how long after a failure the output is tried again.
-	retry = 5 * time.Second
-	// flushEvery is how long an entry may wait in a buffer.
-	flushEvery = time.Second
+	// maxPending is the most entries that wait to be written.
+	maxPending = 1024
+	// maxPacket and maxReply are the most octets of a query and a reply that are kept.
+	maxPacket = 512
+	maxReply  = 4096
+	// retryDelay is the time after a failure until the output is tried again.
+	retryDelay = 5 * time.Second
+	// flushInterval is the longest time that an entry stays in a buffer.
+	flushInterval = time.Second
+	// drainTimeout is the longest time that pending entries are written at the end.
+	drainTimeout = time.Second
 )
 
-// A Log takes entries.
+// A Log is a query log. A nil Log discards all entries.
 type Log struct {
-	rules   atomic.Pointer[rules]
+	config  atomic.Pointer[config]
 	entries chan *entry
 	free    chan *entry
-	turn    atomic.Uint64
-	counts  struct{ written, dropped, failed atomic.Uint64 }
+	sampled atomic.Uint64
+	counts  counts
 }
 
-// Rules are what may change while a Log writes. They never change; others take
-// their place.
-type rules struct {
+type counts struct{ written, dropped, failed atomic.Uint64 }
+
+// A config is the configuration of a Log. It is immutable: Prepare replaces it.
+type config struct {
 	Options
 	clients Clients
 }
 
-// An entry is what was asked and answered. It is used again and again.
+// An entry is a query and its reply. Entries are reused.
 type entry struct {
-	at     time.Time // of the reply
-	took   time.Duration
-	client netip.AddrPort
-	via    wire.Transport
-	packet []byte
-	reply  []byte
-	cached bool
-	pRoom  [packetMax]byte
-	rRoom  [replyMax]byte
-	cutOff bool // the reply was longer
+	at        time.Time // of the reply
+	took      time.Duration
+	client    netip.AddrPort
+	via       wire.Transport
+	packet    []byte
+	reply     []byte
+	cached    bool
+	packetBuf [maxPacket]byte
+	replyBuf  [maxReply]byte
+	truncated bool // the reply was longer than maxReply
 }
 
-// New checks all options and returns a Log. Run has to be called for it to write;
-// without an output, it writes nothing.
+// New checks all options and returns a Log, which writes in Run. Without an output it
+// writes nothing.
 func New(o Options) (*Log, error) {
-	first, err := newRules(o)
+	first, err := newConfig(o)
 	if err != nil {
 		return nil, err
 	}
-	l := &Log{entries: make(chan *entry, waiting), free: make(chan *entry, waiting)}
-	l.rules.Store(first)
+	l := &Log{entries: make(chan *entry, maxPending), free: make(chan *entry, maxPending)}
+	l.config.Store(first)
 	return l, nil
 }
 
-func newRules(o Options) (*rules, error) {
-	var problems []error
-	r := &rules{Options: o}
-	r.clients = o.check(func(option, problem string) {
-		problems = append(problems, fmt.Errorf("query_log.%s %s", option, problem))
-	})
-	return r, errors.Join(problems...)
+func newConfig(o Options) (*config, error) {
+	c := &config{Options: o}
+	return c, bounds.Err("query_log.", func(report bounds.Report) { c.clients = o.check(report) })
 }
 
-// Prepare gets other options ready. They take effect with the function that it
-// returns, for what has not been written by then too. On an error, nothing has
-// changed.
+// Prepare prepares other options. The function that it returns puts them into effect,
+// also for pending entries. After an error nothing has changed.
 func (l *Log) Prepare(o Options) (commit func(), err error) {
-	o.Log = l.rules.Load().Log
-	next, err := newRules(o)
-	return func() { l.rules.Store(next) }, err
+	o.Log = l.config.Load().Log
+	next, err := newConfig(o)
+	return func() { l.config.Store(next) }, err
 }
 
-// Note takes note of a reply to packet, which took so long; 0 if it could be had
-// at once. It copies what it keeps, and doesn't wait.
+// Note logs packet, a query, and the reply to it. took is the time until the answer
+// arrived, or 0 if no upstream was asked. It copies its arguments and never blocks.
 func (l *Log) Note(client netip.AddrPort, via wire.Transport, packet, reply []byte, took time.Duration) {
-	if l == nil || len(reply) < 12 || len(packet) > packetMax {
+	if l == nil || len(reply) < 12 || len(packet) > maxPacket {
 		return
 	}
-	now := l.rules.Load()
+	c := l.config.Load()
 	failed := wire.HeaderRCode(reply) == wire.ServFail
-	if now.Output == "" || now.Sample > 1 && l.turn.Add(1)%uint64(now.Sample) != 0 && !failed {
+	if c.Output == "" || c.Sample > 1 && l.sampled.Add(1)%uint64(c.Sample) != 0 && !failed {
 		return
 	}
-	if len(l.entries) == waiting {
+	if len(l.entries) == maxPending {
 		l.counts.dropped.Add(1)
 		return
 	}
@@ -109,9 +115,9 @@ func (l *Log) Note(client netip.AddrPort, via wire.Transport, packet, reply []by
 		e = new(entry)
 	}
 	e.at, e.took, e.client, e.via, e.cached = time.Now(), took, client, via, took == 0
-	e.packet = append(e.pRoom[:0], packet...)
-	e.cutOff = len(reply) > replyMax
-	e.reply = append(e.rRoom[:0], reply[:min(len(reply), replyMax)]...)
+	e.packet = append(e.packetBuf[:0], packet...)
+	e.truncated = len(reply) > maxReply
+	e.reply = append(e.replyBuf[:0], reply[:min(len(reply), maxReply)]...)
 	select {
 	case l.entries <- e:
 	default:
@@ -122,11 +128,11 @@ func (l *Log) Note(client netip.AddrPort, via wire.Transport, packet, reply []by
 // Counts are totals since New.
 type Counts struct {
 	Written uint64
-	Dropped uint64 // because the output was not quick enough
-	Failed  uint64 // because it could not be written
+	Dropped uint64 // because the output was too slow
+	Failed  uint64 // because of an error of the output
 }
 
-// Counts returns the totals.
+// Counts returns the current totals.
 func (l *Log) Counts() Counts {
 	if l == nil {
 		return Counts{}
@@ -134,52 +140,45 @@ func (l *Log) Counts() Counts {
 	return Counts{Written: l.counts.written.Load(), Dropped: l.counts.dropped.Load(), Failed: l.counts.failed.Load()}
 }
 
-// Run writes entries until ctx is done, and then those that wait. It blocks. If
-// the output fails, it tries again after a while, and goes on without meanwhile.
+// Run writes entries until ctx is done, and then the pending ones, for at most a second.
+// It blocks, and always returns nil.
 func (l *Log) Run(ctx context.Context) error {
 	if l == nil {
 		return nil
 	}
 	w := writer{log: l}
 	defer w.close()
-	tick := time.NewTicker(flushEvery)
+	tick := time.NewTicker(flushInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case e := <-l.entries:
 			w.put(e)
 		case <-tick.C:
-			w.follow()
-			if w.out != nil {
-				w.out.flush() // an error comes again with the next entry
-			}
+			w.applyConfig()
+			w.flush()
 		case <-ctx.Done():
-			for {
-				select {
-				case e := <-l.entries:
-					w.put(e)
-				default:
-					return nil
-				}
-			}
+			w.drain(time.Now().Add(drainTimeout))
+			return nil
 		}
 	}
 }
 
-// A writer writes entries to the output that the rules of the moment have.
+// A writer writes entries to the configured output.
 type writer struct {
 	log       *Log
-	rules     *rules
+	config    *config
 	out       output // or nil
 	notBefore time.Time
-	troubled  bool // which was told
+	failing   bool // the last write failed, or the reader stalled
+	state     statelog.State
 }
 
-// follow leaves the output if there are other rules now.
-func (w *writer) follow() {
-	if now := w.log.rules.Load(); now != w.rules {
+// applyConfig closes the output if the configuration has changed.
+func (w *writer) applyConfig() {
+	if now := w.log.config.Load(); now != w.config {
 		w.close()
-		w.rules, w.notBefore, w.troubled = now, time.Time{}, false
+		w.config, w.notBefore, w.failing, w.state = now, time.Time{}, false, statelog.State{}
 	}
 }
 
@@ -190,39 +189,84 @@ func (w *writer) close() {
 	}
 }
 
+// drain writes the pending entries, until deadline.
+func (w *writer) drain(deadline time.Time) {
+	for {
+		select {
+		case e := <-w.log.entries:
+			if time.Now().After(deadline) {
+				w.log.counts.dropped.Add(1)
+				w.log.release(e)
+				continue
+			}
+			w.put(e)
+		default:
+			return
+		}
+	}
+}
+
 func (w *writer) put(e *entry) {
 	l := w.log
 	defer l.release(e)
-	w.follow()
-	if w.rules.Output == "" {
-		return // there was one when it came
+	w.applyConfig()
+	if w.config.Output == "" {
+		return // the output was removed after the entry was added
 	}
-	if w.out == nil && time.Now().Before(w.notBefore) {
+	if time.Now().Before(w.notBefore) {
 		l.counts.failed.Add(1)
 		return
 	}
 	var err error
 	if w.out == nil {
-		w.out, err = w.rules.open()
+		w.out, err = w.config.open(&l.counts)
 	}
 	if err == nil {
-		err = w.out.put(w.rules.anonymous(e))
+		err = w.out.put(w.config.anonymize(e))
 	}
-	if err == nil {
-		l.counts.written.Add(1)
-		if w.troubled {
-			w.rules.logger().Info("the query log is written again", "output", w.rules.Output)
-		}
-		w.troubled = false
+	switch {
+	case errors.Is(err, errStalled):
+		l.counts.dropped.Add(1)
+	case err != nil:
+		l.counts.failed.Add(1)
+	case w.failing:
+		err = w.out.flush() // that it fits into the buffer does not mean that the output works
+	}
+	w.result(err)
+}
+
+func (w *writer) flush() {
+	if w.out == nil || time.Now().Before(w.notBefore) {
 		return
 	}
-	l.counts.failed.Add(1)
-	w.close()
-	w.notBefore = time.Now().Add(retry)
-	if !w.troubled {
-		w.rules.logger().Warn("the query log can't be written (query_log.output)", "output", w.rules.Output, "error", err)
+	if err := w.out.flush(); err != nil {
+		w.result(err)
 	}
-	w.troubled = true
+}
+
+// result handles the result of a write. A failed output is closed, and opened again
+// after retryDelay. If the reader stalls or the disk is full, the output stays open, as
+// its buffer has the rest of a partly written entry.
+func (w *writer) result(err error) {
+	r := w.config
+	if err == nil {
+		if w.failing {
+			w.state.Work(func() { r.logger().Info("the query log is written again", "output", r.Output) })
+		}
+		w.failing = false
+		return
+	}
+	if !errors.Is(err, errStalled) {
+		w.notBefore = time.Now().Add(retryDelay)
+		if !isTemporary(err) {
+			w.close()
+		}
+	}
+	w.failing = true
+	w.state.Fail(func(skipped int) {
+		r.logger().Warn("the query log could not be written, and entries are dropped (query_log.output)",
+			"output", r.Output, "error", err, "failures_not_logged", skipped)
+	})
 }
 
 func (l *Log) release(e *entry) {
@@ -232,9 +276,9 @@ func (l *Log) release(e *entry) {
 	}
 }
 
-// anonymous returns e with its client as the options want it. Only one that is shown
-// in full has its port.
-func (r *rules) anonymous(e *entry) *entry {
+// anonymize changes the client of e as the option clients says, and returns e. The port
+// is removed unless clients is full.
+func (r *config) anonymize(e *entry) *entry {
 	addr, port := r.clients.Show(e.client.Addr()), e.client.Port()
 	if r.Clients != "full" {
 		port = 0

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var client = netip.MustParseAddrPort("192.0.2.77:4711")
 
-// note has l take note of a query for name, with a reply that has the code.
+// note logs a query for name and a reply with this code.
 func note(t testing.TB, l *Log, from netip.AddrPort, name string, rcode wire.RCode, took time.Duration) {
 	t.Helper()
 	q, err := wire.NewQuery(name, "A")
@@ -34,9 +34,9 @@ func note(t testing.TB, l *Log, from netip.AddrPort, name string, rcode wire.RCo
 	l.Note(from, wire.UDP, q.Packet(), q.AppendError(nil, rcode, wire.EDE{}), took)
 }
 
-// written runs a log with these options while story notes things, and returns the
-// lines of its file.
-func written(t *testing.T, o Options, story func(*Log)) []map[string]any {
+// written runs a log with these options while use adds entries, and returns the lines of
+// its file.
+func written(t *testing.T, o Options, use func(*Log)) []map[string]any {
 	t.Helper()
 	o.Output = filepath.Join(t.TempDir(), "queries.log")
 	o.Log = slog.New(slog.DiscardHandler)
@@ -44,7 +44,7 @@ func written(t *testing.T, o Options, story func(*Log)) []map[string]any {
 	if err != nil {
 		t.Fatal(err)
 	}
-	story(l)
+	use(l)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := l.Run(ctx); err != nil {
@@ -65,7 +65,7 @@ func written(t *testing.T, o Options, story func(*Log)) []map[string]any {
 	return all
 }
 
-func TestALineTellsWhatWasAskedAndAnswered(t *testing.T) {
+func TestALineHasTheQueryAndTheReply(t *testing.T) {
 	t.Parallel()
 	lines := written(t, Defaults(), func(l *Log) {
 		note(t, l, client, "www.example.com", wire.NXDomain, 12500*time.Microsecond)
@@ -106,7 +106,7 @@ func TestClientsAreAnonymous(t *testing.T) {
 	f("prefix", "::ffff:192.0.2.77", "192.0.2.0")
 	f("full", "192.0.2.77", "192.0.2.77")
 	f("none", "192.0.2.77", nil)
-	// A vector of draft-denis-ipcrypt.
+	// A test vector of draft-denis-ipcrypt.
 	f("ipcrypt", "0.0.0.0", "bde9:6789:d353:824c:d7c6:f58a:6bd2:26eb")
 }
 
@@ -133,7 +133,7 @@ func TestASampleHasAllFailures(t *testing.T) {
 	}
 }
 
-func TestNobodyWaitsForTheLog(t *testing.T) {
+func TestNoteNeverBlocks(t *testing.T) {
 	t.Parallel()
 	o := Defaults()
 	o.Output = filepath.Join(t.TempDir(), "queries.log")
@@ -141,7 +141,7 @@ func TestNobodyWaitsForTheLog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range waiting + 50 { // and nobody writes
+	for range maxPending + 50 { // Run is not called
 		note(t, l, client, "www.example.com", wire.NoError, 0)
 	}
 	if c := l.Counts(); c.Dropped != 50 {
@@ -154,7 +154,7 @@ func TestNobodyWaitsForTheLog(t *testing.T) {
 	}
 }
 
-func TestToNoteAllocatesNothingInTheLongRun(t *testing.T) {
+func TestNoteReusesEntries(t *testing.T) {
 	o := Defaults()
 	o.Output = filepath.Join(t.TempDir(), "queries.log")
 	l, err := New(o)
@@ -171,12 +171,12 @@ func TestToNoteAllocatesNothingInTheLongRun(t *testing.T) {
 	}
 }
 
-func TestFilesAreRenamedWhenTheyAreLong(t *testing.T) {
+func TestFilesAreRenamedAtTheirMaximumSize(t *testing.T) {
 	t.Parallel()
 	for _, format := range []string{"json", "dnstap"} {
 		o := Defaults()
 		o.Output, o.Format, o.MaxSize, o.Keep = filepath.Join(t.TempDir(), "queries.log"), format, 3000, 2
-		out, err := (&rules{Options: o}).open()
+		out, err := (&config{Options: o}).open(new(counts))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -200,7 +200,7 @@ func TestFilesAreRenamedWhenTheyAreLong(t *testing.T) {
 	}
 }
 
-func TestADnstapReaderIsToldWhatComes(t *testing.T) {
+func TestADnstapReaderGetsAllFrames(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "tap.sock")
 	ln, err := net.Listen("unix", path)
@@ -266,14 +266,14 @@ func TestADnstapReaderIsToldWhatComes(t *testing.T) {
 	}
 }
 
-func TestOptionsThatCanNotBe(t *testing.T) {
+func TestInvalidOptionsAreReported(t *testing.T) {
 	t.Parallel()
 	f := func(change func(*Options), want string) {
 		t.Helper()
 		o := Defaults()
 		change(&o)
 		got := ""
-		o.Check(func(option, problem string) { got += option + " " + problem })
+		o.Check(func(option, problem string, beside ...string) { got += option + " " + problem })
 		if !strings.HasPrefix(got, want) || want == "" && got != "" {
 			t.Errorf("got %q, want %q", got, want)
 		}
@@ -282,13 +282,13 @@ func TestOptionsThatCanNotBe(t *testing.T) {
 	f(func(o *Options) { o.Output = "queries.log" }, `output "queries.log" is no path`)
 	f(func(o *Options) { o.Output = "unix:/run/tap.sock" }, "output is a socket")
 	f(func(o *Options) { o.Format = "xml" }, `format "xml" does not exist`)
-	f(func(o *Options) { o.Sample = 0 }, "sample must be 1 or more")
+	f(func(o *Options) { o.Sample = 0 }, "sample must be between 1 and")
 	f(func(o *Options) { o.Clients = "some" }, `clients "some" does not exist`)
 	f(func(o *Options) { o.Clients = "ipcrypt" }, "key_file is needed with clients: ipcrypt")
-	f(func(o *Options) { o.MaxSize = 10 }, "max_size must be 1000000 or more")
+	f(func(o *Options) { o.MaxSize = 10 }, "max_size must be between 1000000 and")
 }
 
-func TestOtherRulesHoldForWhatIsNotWrittenYet(t *testing.T) {
+func TestOtherOptionsApplyToPendingEntries(t *testing.T) {
 	t.Parallel()
 	o := Defaults()
 	o.Log = slog.New(slog.DiscardHandler)

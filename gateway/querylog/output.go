@@ -1,120 +1,274 @@
 package querylog
 
 import (
-	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
+	"dotgate/configs/files"
 	"dotgate/gateway/wire"
 )
 
-// An output is where entries are written.
+// An output writes entries. After an error of put or flush it must be closed and opened
+// again, unless the error is errStalled or isTemporary.
 type output interface {
 	put(e *entry) error
 	flush() error
 	close()
 }
 
-func (r *rules) open() (output, error) {
+func (r *config) open(c *counts) (output, error) {
 	if path, socket := strings.CutPrefix(r.Output, "unix:"); socket {
-		return dialTap(path)
+		return dialDnstap(path, c)
 	}
-	f, err := openFile(r.Options)
+	f, err := openFile(r.Options, c)
 	if err != nil {
 		return nil, err
 	}
-	if r.Format == "dnstap" {
-		return newTapFile(f)
-	}
-	return &jsonOutput{f}, nil
+	return f, f.write(f.start, 0)
 }
 
-// A file is one that is renamed when it gets too long.
+// isTemporary reports whether err may end without opening the file again: the disk is
+// full, or a limit is reached.
+func isTemporary(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
+}
+
+// kind describes the files that may be renamed, truncated and appended to.
+var kind = files.Kind{Name: "a query log of dotgate", Own: func(head []byte) bool { return isJSON(head) || isDnstap(head) }}
+
+// jsonHead is the beginning of each line of JSON.
+const jsonHead = `{"time":"`
+
+func isJSON(head []byte) bool   { return hasPrefix(head, []byte(jsonHead)) }
+func isDnstap(head []byte) bool { return hasPrefix(head, controlFrame(controlStart)) }
+
+// hasPrefix reports whether head, which may be shorter than magic, agrees with it.
+func hasPrefix(head, magic []byte) bool {
+	n := min(len(head), len(magic))
+	return bytes.Equal(head[:n], magic[:n])
+}
+
+// A file is an output to a path. A regular file is renamed when it gets too long. A
+// FIFO, a terminal, /dev/null or /dev/stdout is never renamed, truncated or removed.
 type file struct {
-	o    Options
-	f    *os.File
-	w    *bufio.Writer
-	size int64
+	stream
+	o       Options
+	path    string // without symlinks
+	f       *os.File
+	regular bool
+	size    int64
+	pinned  bool // it was logged that the file can't be renamed
+
+	encode      func(e *entry) []byte
+	start, stop []byte // the frames around those of entries, or nil
 }
 
-func openFile(o Options) (*file, error) {
-	f, err := os.OpenFile(o.Output, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
-	if err != nil {
+// openFile opens o.Output. It does not wait for the reader of a FIFO.
+func openFile(o Options, c *counts) (*file, error) {
+	l := &file{o: o, path: files.Target(o.Output), encode: jsonLine}
+	if o.Format == "dnstap" {
+		l.encode, l.start, l.stop = dnstapFrame, controlFrame(controlStart), controlFrame(controlStop)
+	}
+	if err := l.open(); err != nil {
 		return nil, err
+	}
+	l.stream = stream{w: l.f, counts: c}
+	return l, nil
+}
+
+func (l *file) open() error {
+	f, err := openOutput(l.o.Output, l.path)
+	if err != nil {
+		return err
 	}
 	info, err := f.Stat()
+	if err == nil {
+		l.f, l.size, l.regular = f, info.Size(), info.Mode().IsRegular() && !isSystemPath(l.o.Output)
+		err = l.check(info.Mode())
+	}
 	if err != nil {
 		f.Close()
-		return nil, err
 	}
-	return &file{o: o, f: f, w: bufio.NewWriterSize(f, 64<<10), size: info.Size()}, nil
-}
-
-// full reports whether n more octets are too many.
-func (f *file) full(n int) bool { return f.size > 0 && f.size+int64(n) > f.o.MaxSize }
-
-// rotate begins another file. The others are .1, the latest, to .Keep.
-func (f *file) rotate() error {
-	if err := errors.Join(f.w.Flush(), f.f.Close()); err != nil {
-		return err
-	}
-	for i := f.o.Keep; i > 0; i-- {
-		older := f.o.Output
-		if i > 1 {
-			older = fmt.Sprintf("%s.%d", f.o.Output, i-1)
-		}
-		if err := os.Rename(older, fmt.Sprintf("%s.%d", f.o.Output, i)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-	}
-	if f.o.Keep == 0 {
-		if err := os.Remove(f.o.Output); err != nil {
-			return err
-		}
-	}
-	next, err := openFile(f.o)
-	if err != nil {
-		return err
-	}
-	*f = *next
-	return nil
-}
-
-func (f *file) write(data []byte) error {
-	f.size += int64(len(data))
-	_, err := f.w.Write(data)
 	return err
 }
 
-func (f *file) flush() error { return f.w.Flush() }
-
-func (f *file) close() {
-	f.w.Flush()
-	f.f.Close()
+// isSystemPath reports whether a path leads to a device, or to a file that another
+// program has opened: /dev/stdout may be a regular file of the shell.
+func isSystemPath(path string) bool {
+	return strings.HasPrefix(path, "/dev/") || strings.HasPrefix(path, "/proc/")
 }
 
-// jsonOutput writes a line for each entry.
-type jsonOutput struct{ *file }
+func openOutput(name, path string) (*os.File, error) {
+	const flags = os.O_WRONLY | os.O_APPEND | syscall.O_NONBLOCK // a FIFO without a reader would block
+	if isSystemPath(name) {
+		path = name // its target may have no path
+	}
+	f, err := os.OpenFile(path, flags, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return os.OpenFile(path, flags|os.O_CREATE, 0o640)
+	case errors.Is(err, syscall.ENXIO) && !isSystemPath(name):
+		return nil, fmt.Errorf("open %s: no program reads from it", path)
+	case err != nil && (name == "/dev/stdout" || name == "/dev/stderr"):
+		// A socket, as journald's, or a pipe of another user can't be opened again.
+		fd := os.Stdout
+		if name == "/dev/stderr" {
+			fd = os.Stderr
+		}
+		number, err := syscall.Dup(int(fd.Fd()))
+		if err != nil {
+			return nil, err
+		}
+		syscall.CloseOnExec(number)
+		return os.NewFile(uintptr(number), name), nil
+	}
+	return f, err
+}
+
+// check verifies that the file may be appended to, and ends an incomplete last line.
+func (l *file) check(mode fs.FileMode) error {
+	if mode&fs.ModeDevice != 0 && mode&fs.ModeCharDevice == 0 {
+		return fmt.Errorf("%s is a block device", l.path)
+	}
+	if !l.regular {
+		return nil
+	}
+	if err := kind.Check(l.path); err != nil {
+		return err
+	}
+	f, err := os.Open(l.path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var head [len(jsonHead)]byte
+	n, _ := f.ReadAt(head[:], 0)
+	if n == 0 {
+		return nil
+	}
+	if l.o.Format != "json" || !isJSON(head[:n]) { // frames can't be appended to
+		return l.rotate()
+	}
+	var last [1]byte
+	if _, err := f.ReadAt(last[:], l.size-1); err != nil || last[0] == '\n' {
+		return err
+	}
+	_, err = l.f.WriteString("\n") // a crash or a full disk left it incomplete
+	return err
+}
+
+// full reports whether n more octets would exceed MaxSize.
+func (l *file) full(n int) bool { return l.regular && l.size > 0 && l.size+int64(n) > l.o.MaxSize }
+
+// rotate begins a new file. Former files are .1, the latest, to .Keep. A file that can't
+// be renamed (it is mounted into a container, or its directory is read-only) is
+// truncated.
+func (l *file) rotate() error {
+	if err := l.flush(); err != nil {
+		return err
+	}
+	if there, err := os.Stat(l.path); err == nil {
+		if ours, err := l.f.Stat(); err != nil || !os.SameFile(ours, there) {
+			return l.reopen() // another program has renamed it already
+		}
+	}
+	switch err := l.rename(); {
+	case err == nil && l.o.Keep > 0:
+		l.pinned = false
+		return l.reopen()
+	case err != nil && !files.Immovable(err) && !errors.Is(err, fs.ErrPermission) && !errors.Is(err, syscall.EROFS):
+		return err
+	case err != nil && !l.pinned:
+		l.pinned = true
+		l.o.logger().Warn("the query log can't be renamed, so its older entries are removed whenever it is full (query_log.output)", "output", l.path, "error", err)
+	}
+	l.size = 0
+	return l.f.Truncate(0)
+}
+
+// rename renames the file to .1, and the former files to the next number.
+func (l *file) rename() error {
+	for i := l.o.Keep; i > 0; i-- {
+		from, to := l.path, fmt.Sprintf("%s.%d", l.path, i)
+		if i > 1 {
+			from = fmt.Sprintf("%s.%d", l.path, i-1)
+		}
+		for _, path := range []string{from, to} {
+			if err := kind.Check(path); err != nil {
+				return err
+			}
+		}
+		if err := os.Rename(from, to); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *file) reopen() error {
+	l.f.Close()
+	if err := l.open(); err != nil {
+		return err
+	}
+	l.w = l.f
+	return nil
+}
+
+// write adds data to the buffer: one entry (entries is 1), or a control frame (0).
+func (l *file) write(data []byte, entries int) error {
+	err := l.add(data, entries)
+	if err == nil {
+		l.size += int64(len(data))
+	}
+	return err
+}
+
+func (l *file) put(e *entry) error {
+	data := l.encode(e)
+	if l.full(len(data)) {
+		if err := l.write(l.stop, 0); err != nil {
+			return err
+		}
+		if err := l.rotate(); err != nil {
+			return err
+		}
+		if err := l.write(l.start, 0); err != nil {
+			return err
+		}
+	}
+	return l.write(data, 1)
+}
+
+func (l *file) close() {
+	_ = l.write(l.stop, 0)
+	_ = l.flush()
+	l.discard()
+	l.f.Close()
+}
 
 // A line is one entry as JSON.
 type line struct {
-	Time      string  `json:"time"`
+	Time      string  `json:"time"` // first, as jsonHead must match
 	Client    string  `json:"client,omitempty"`
 	Transport string  `json:"transport"`
 	Query     string  `json:"query"` // "www.example.com. A"
 	RCode     string  `json:"rcode"`
 	Answers   int     `json:"answers"`
-	Cached    bool    `json:"cached"` // it could be answered at once
+	Cached    bool    `json:"cached"` // no upstream was asked
 	Took      float64 `json:"took_ms"`
 	Size      int     `json:"size"`
 }
 
-func (j *jsonOutput) put(e *entry) error {
+// jsonLine returns e as a line of JSON.
+func jsonLine(e *entry) []byte {
 	l := line{
 		Time: e.at.UTC().Format(time.RFC3339Nano), Transport: strings.ToLower(e.via.String()), Query: "?",
 		RCode: wire.HeaderRCode(e.reply).String(), Answers: int(e.reply[6])<<8 | int(e.reply[7]),
@@ -128,26 +282,20 @@ func (j *jsonOutput) put(e *entry) error {
 	}
 	text, err := json.Marshal(l)
 	if err != nil {
-		return err
+		panic("BUG: an entry is not written as JSON: " + err.Error())
 	}
-	text = append(text, '\n')
-	if j.full(len(text)) {
-		if err := j.rotate(); err != nil {
-			return err
-		}
-	}
-	return j.write(text)
+	return append(text, '\n')
 }
 
-// dialLimit bounds how long a reader's socket may keep us.
-const dialLimit = time.Second
+// dialTimeout bounds the time to connect to a reader, and for each step of the handshake.
+const dialTimeout = time.Second
 
-func dialTap(path string) (output, error) {
-	conn, err := net.DialTimeout("unix", path, dialLimit)
+func dialDnstap(path string, c *counts) (output, error) {
+	conn, err := net.DialTimeout("unix", path, dialTimeout)
 	if err != nil {
 		return nil, err
 	}
-	t, err := newTapConn(conn)
+	t, err := newDnstapConn(conn, c)
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("shake hands with the reader at %s: %w", path, err)

@@ -2,12 +2,14 @@ package redis
 
 import (
 	"crypto/tls"
-	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
-	"os"
 	"time"
+
+	"dotgate/configs/bounds"
+	"dotgate/configs/files"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
@@ -15,52 +17,49 @@ import (
 
 // Options of a Cache. A zero field means zero; Defaults has the usual values.
 type Options struct {
-	// URL is where the server is: redis://USER:PASSWORD@HOST:PORT/DATABASE,
-	// rediss:// with TLS, or unix://PATH. Several are nodes of a Redis Cluster, or
-	// Sentinels if Master is set; what comes before and after the host is that of
-	// the first. Empty: there is no such cache.
+	// URL is the address of the server: redis://USER:PASSWORD@HOST:PORT/DATABASE, rediss://
+	// with TLS, or unix://PATH. Several are a Redis Cluster, or Sentinels if master is set.
+	// Empty for no shared cache.
+	//
+	// User, password and database are taken from the first.
 	URL []URL `config:"url"`
-	// Master is the name that the Sentinels know the server by.
+	// Master is the name of the server at the Sentinels; url then has the addresses of the
+	// Sentinels.
 	Master string `config:"master"`
-	// CAFile has the authorities to trust, PEM, for rediss://. Empty: the system's.
+	// CAFile is a PEM file of the authorities to trust for rediss://; empty for those of the
+	// system.
 	CAFile string `config:"ca_file"`
-	// Limit is how long a query waits for it. Default: 5 ms.
-	Limit time.Duration `config:"limit"`
-	// Prefix begins each key. Default: "dotgate:".
+	// Limit is the longest that a query waits for the shared cache before it waits for an
+	// upstream.
+	Limit time.Duration `config:"limit" bounds:"100us 100ms"`
+	// Prefix is the beginning of all keys.
 	Prefix string `config:"prefix"`
 
-	// Log takes what an operator should see. Required.
+	// Log receives messages for the operator. Required.
 	Log *slog.Logger `config:"-"`
 }
 
 // Defaults returns the usual values.
 func Defaults() Options { return Options{Limit: 5 * time.Millisecond, Prefix: "dotgate:"} }
 
-// maxLimit keeps clients from waiting for a cache longer than for an upstream.
-const maxLimit = 100 * time.Millisecond
-
-// Check reports every option that can't be used, by its name. It reads the file
-// that is named.
-func (o Options) Check(report func(option, problem string)) {
-	if o.Limit <= 0 || o.Limit > maxLimit {
-		report("limit", fmt.Sprintf("must be above 0s, and %v at the most", maxLimit))
-	}
+// Check reports every invalid option by its name. It reads CAFile.
+func (o Options) Check(report func(option, problem string, beside ...string)) {
+	bounds.Check(o, report)
 	if o.Prefix == "" {
-		report("prefix", "must not be empty: others may have keys there too")
+		report("prefix", "must not be empty: it separates the keys of dotgate from others")
 	}
 	if o.Master != "" && len(o.URL) == 0 {
-		report("master", "is of no use without url")
+		report("master", "requires url", "url")
 	}
 	if _, err := o.client(); err != nil {
-		report("ca_file", err.Error())
+		report("ca_file", err.Error(), "url")
 	}
 }
 
-// client returns how to get at the server.
 func (o Options) client() (*redis.UniversalOptions, error) {
 	c := &redis.UniversalOptions{
 		MasterName: o.Master, IsClusterMode: len(o.URL) > 1 && o.Master == "",
-		// Nothing is tried again here: the answer can be had elsewhere.
+		// No retries: an upstream has the answer, too.
 		MaxRetries: -1, DialerRetries: 1, DialTimeout: dialLimit, PoolTimeout: o.Limit,
 		ContextTimeoutEnabled: true, ReadTimeout: writeLimit, WriteTimeout: writeLimit,
 		PoolSize: maxReads, MinIdleConns: 2, DisableIdentity: true,
@@ -83,40 +82,37 @@ func (o Options) client() (*redis.UniversalOptions, error) {
 		return c, nil
 	}
 	if c.TLSConfig == nil {
-		return nil, fmt.Errorf("is of no use without rediss:// in url")
+		return nil, errors.New("requires rediss:// in url")
 	}
-	pem, err := os.ReadFile(o.CAFile)
-	if err != nil {
-		return nil, err
-	}
-	c.TLSConfig.RootCAs = x509.NewCertPool()
-	if !c.TLSConfig.RootCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no PEM certificate", o.CAFile)
-	}
-	return c, nil
+	var err error
+	c.TLSConfig.RootCAs, err = files.Authorities(o.CAFile)
+	return c, err
 }
 
-// A URL is where a server is. It is shown without the password in it.
+// A URL is the address of a server. Its text form hides the password.
 type URL string
 
-// UnmarshalText reads and checks it.
+// UnmarshalText parses and checks a URL.
 func (u *URL) UnmarshalText(text []byte) error {
 	options, err := redis.ParseURL(string(text))
 	if err != nil {
-		// Not the client's own error: it may have the password.
+		// The library's own error is not shown: it may contain the password.
 		return fmt.Errorf("%s is not redis://HOST:PORT, rediss://HOST:PORT (TLS) or unix://PATH", URL(text))
 	}
 	if c := options.TLSConfig; c != nil && c.InsecureSkipVerify {
-		return fmt.Errorf("%s has skip_verify, but certificates are verified here, always; ca_file names whom to trust", URL(text))
+		return fmt.Errorf("%s has skip_verify, but certificates are always verified: name the CA in ca_file", URL(text))
 	}
 	*u = URL(text)
 	return nil
 }
 
-// MarshalText writes it without the password.
+// HidesSecret marks the type.
+func (URL) HidesSecret() {}
+
+// MarshalText returns the URL without the password.
 func (u URL) MarshalText() ([]byte, error) { return []byte(u.String()), nil }
 
-// String returns it without the password.
+// String returns the URL without the password.
 func (u URL) String() string {
 	parsed, err := url.Parse(string(u))
 	if err != nil {
@@ -124,3 +120,6 @@ func (u URL) String() string {
 	}
 	return parsed.Redacted()
 }
+
+// GoString is for %#v.
+func (u URL) GoString() string { return u.String() }

@@ -1,10 +1,10 @@
 // Package redis is a second-level cache that several gateways share, in Redis or
 // Valkey.
 //
-// It is asked when a gateway's own cache has no answer, for five milliseconds at the
-// most, and written to behind the back of queries. Gateways need it for nothing: as
-// soon as it is slow, gone, or full of rubbish, they do without, and try now and then
-// whether it is back.
+// A gateway reads from it when its own cache has no answer, for 5 ms at most by default,
+// and writes to it in the background. No gateway depends on it: after maxFailures
+// failures in a row it is bypassed, and pings find out when it works again. Values are
+// verified as answers of upstreams are.
 package redis
 
 import (
@@ -20,50 +20,52 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"dotgate/configs/bounds"
+	"dotgate/gateway/statelog"
 	"dotgate/gateway/wire"
 )
 
 const (
-	// maxReads is how many queries wait for it at once; others do without.
+	// maxReads bounds concurrent reads; further queries bypass the shared cache.
 	maxReads = 32
-	// maxFailures is how many times in a row it may fail before it is left alone.
-	// Then it costs nothing: a ping, not a client's query, finds out when it is back.
+	// maxFailures is the number of failures in a row after which the server is bypassed.
+	// Then it costs clients nothing: pings find out when it works again.
 	maxFailures = 3
-	// pingMin and pingMax bound the time between two pings, which grows.
+	// pingMin and pingMax bound the growing pause between two pings.
 	pingMin, pingMax = 250 * time.Millisecond, 5 * time.Second
-	// pingLimit and dialLimit are how long a ping and a connection may take, and
-	// writeLimit how long a batch may: no query waits for any of these.
+	// pingLimit, dialLimit and writeLimit bound a ping, a new connection and the write
+	// of a batch. No query waits for any of these.
 	pingLimit, dialLimit, writeLimit = time.Second, 500 * time.Millisecond, time.Second
-	// maxQueue is how many answers wait to be written, and maxBatch how many are in
-	// one go.
+	// maxQueue bounds the answers that wait to be written, and maxBatch those in one
+	// write.
 	maxQueue, maxBatch = 1024, 64
-	// maxLife is how long anything is kept.
+	// maxLife bounds the time to live of a value in Redis.
 	maxLife = 24 * time.Hour
-	// apart is how far the clocks of gateways may be apart for their answers to be
-	// of use. Nothing gets older than its TTL from here on.
-	apart = 2 * time.Second
-	// ending is the part of its life that an answer must have left, one in so many:
-	// who renews what is popular before its end would get the same again.
-	ending = 10
+	// maxSkew is how far ahead the clock of another gateway may be. Answers from further
+	// in the future are not used.
+	maxSkew = 2 * time.Second
+	// remainingPart: an answer is used while more than 1/remainingPart of its TTL is
+	// left. A prefetch near the end of the TTL would otherwise get the same answer again.
+	remainingPart = 10
 )
 
-// A Resolver is who knows what the cache does not.
+// A Resolver answers the queries that the shared cache has no answer for.
 type Resolver interface {
-	// Ask has done called once with the answer to q, or an error, by the deadline.
+	// Ask has done called once with the answer to q, or an error, by the deadline of ctx.
 	// Neither of them blocks.
-	Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error))
+	Ask(ctx context.Context, q wire.Query, done func(wire.Answer, error))
 }
 
-// A Cache is the connection to it.
+// A Cache is a client of the shared cache. A nil Cache is none.
 type Cache struct {
 	o      Options
-	digest func() [32]byte
 	client redis.UniversalClient
 	log    *slog.Logger
+	state  statelog.State
 	up     atomic.Bool
 	failed atomic.Int32  // in a row
-	down   chan struct{} // one place: it is left alone from now on
-	reads  chan struct{} // a place for each
+	down   chan struct{} // of size 1: the server is bypassed from now on
+	reads  chan struct{} // a slot for each read
 	queue  chan entry
 	counts counters
 }
@@ -75,79 +77,58 @@ type entry struct {
 	life  time.Duration
 }
 
-// New checks all options and returns a Cache. Digest is of all that answers depend
-// on: gateways with different ones share nothing. Call Run; until then, the Cache
-// has nothing and takes nothing.
-func New(o Options, digest func() [32]byte) (*Cache, error) {
-	var problems []error
-	o.Check(func(option, problem string) {
-		problems = append(problems, fmt.Errorf("cache.redis.%s %s", option, problem))
-	})
-	if err := errors.Join(problems...); err != nil {
+// New checks all options and returns a Cache. Until Run is called, the Cache neither
+// reads nor writes.
+func New(o Options) (*Cache, error) {
+	if err := bounds.Err("cache.redis.", o.Check); err != nil {
 		return nil, err
 	}
 	options, err := o.client()
 	if err != nil {
 		return nil, fmt.Errorf("cache.redis.ca_file: %w", err)
 	}
-	quieten.Do(func() { redis.SetLogger(quiet{o.Log}) })
+	setLogger.Do(func() { redis.SetLogger(debugLog{o.Log}) })
 	return &Cache{
-		o: o, digest: digest, client: redis.NewUniversalClient(options), log: o.Log,
+		o: o, client: redis.NewUniversalClient(options), log: o.Log,
 		down: make(chan struct{}, 1), reads: make(chan struct{}, maxReads), queue: make(chan entry, maxQueue),
 	}, nil
 }
 
-// quieten is for the one logger that all clients of a process have.
-var quieten sync.Once
+// setLogger sets the one logger that all clients of a process share.
+var setLogger sync.Once
 
-// quiet has what the client logs told to who wants to know everything.
-type quiet struct{ log *slog.Logger }
+// debugLog receives the client library's log at level debug.
+type debugLog struct{ log *slog.Logger }
 
-func (q quiet) Printf(_ context.Context, format string, v ...any) {
+func (q debugLog) Printf(_ context.Context, format string, v ...any) {
 	q.log.Debug("redis", "says", fmt.Sprintf(format, v...))
 }
 
-// Before returns a Resolver that looks here before it asks next. If c is nil, it is
-// next itself.
-func (c *Cache) Before(next Resolver) Resolver {
+// Before returns a Resolver that reads from c before it asks next. If c is nil, Before
+// returns next. Digest covers the configuration that the answers of next depend on:
+// Resolvers with different digests share nothing.
+func (c *Cache) Before(next Resolver, digest [32]byte) Resolver {
 	if c == nil {
 		return next
 	}
-	return &before{c, next}
+	return &before{c, next, c.o.Prefix + hex.EncodeToString(digest[:6]) + ":"}
 }
 
 type before struct {
 	*Cache
-	next Resolver
+	next   Resolver
+	prefix string // of all keys
 }
 
-// Ask has done called with the answer that the cache has for q, or else with what
-// the Resolver says. While the cache is left alone, it is as if there were none.
-func (b *before) Ask(q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
-	b.ask(q, done, func(done func(wire.Answer, error)) { b.next.Ask(q, deadline, done) })
-}
-
-// AskFor is Ask for who may want to know what the Resolver does, if it can tell: it
-// does so to what is in ctx.
-func (b *before) AskFor(ctx context.Context, q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
-	telling, ok := b.next.(interface {
-		AskFor(ctx context.Context, q wire.Query, deadline time.Time, done func(wire.Answer, error))
-	})
-	if !ok {
-		b.Ask(q, deadline, done)
-		return
-	}
-	b.ask(q, done, func(done func(wire.Answer, error)) { telling.AskFor(ctx, q, deadline, done) })
-}
-
-// ask does what Ask does, with next to ask the Resolver.
-func (b *before) ask(q wire.Query, done func(wire.Answer, error), next func(done func(wire.Answer, error))) {
+// Ask calls done with the answer of the shared cache or, if it has none or is bypassed,
+// with the result of the Resolver.
+func (b *before) Ask(ctx context.Context, q wire.Query, done func(wire.Answer, error)) {
 	if q.Scoped() || !b.up.Load() {
-		next(done)
+		b.next.Ask(ctx, q, done)
 		return
 	}
 	keep := func(a wire.Answer, err error) {
-		done(a, err) // the client comes first
+		done(a, err) // before the write: a client waits
 		if err == nil && !a.IsZero() {
 			b.put(q, a)
 		}
@@ -156,7 +137,7 @@ func (b *before) ask(q wire.Query, done func(wire.Answer, error), next func(done
 	case b.reads <- struct{}{}:
 	default:
 		b.counts.skipped.Add(1)
-		next(keep)
+		b.next.Ask(ctx, q, keep)
 		return
 	}
 	go func() { // Run waits for it
@@ -166,11 +147,11 @@ func (b *before) ask(q wire.Query, done func(wire.Answer, error), next func(done
 			done(a, nil)
 			return
 		}
-		next(keep)
+		b.next.Ask(ctx, q, keep)
 	}()
 }
 
-func (c *Cache) get(q wire.Query) (a wire.Answer, ok bool) {
+func (c *before) get(q wire.Query) (a wire.Answer, ok bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), c.o.Limit)
 	defer cancel()
 	value, err := c.client.Get(ctx, c.key(q)).Bytes()
@@ -186,7 +167,7 @@ func (c *Cache) get(q wire.Query) (a wire.Answer, ok bool) {
 	}
 	c.worked()
 	if a, err = decode(q, value, time.Now()); err != nil {
-		if errors.Is(err, errEnding) {
+		if errors.Is(err, errExpiring) {
 			c.counts.misses.Add(1)
 		} else {
 			c.counts.invalid.Add(1)
@@ -197,13 +178,13 @@ func (c *Cache) get(q wire.Query) (a wire.Answer, ok bool) {
 	return a, true
 }
 
-func (c *Cache) put(q wire.Query, a wire.Answer) {
+func (c *before) put(q wire.Query, a wire.Answer) {
 	if a.Kind() == wire.Failure || a.TTL() == 0 {
 		return
 	}
 	value, err := encode(q, a, time.Now())
 	if err != nil {
-		return // there is no such query
+		return // cannot happen: q was parsed
 	}
 	select {
 	case c.queue <- entry{c.key(q), value, min(time.Duration(a.TTL())*time.Second, maxLife)}:
@@ -212,35 +193,31 @@ func (c *Cache) put(q wire.Query, a wire.Answer) {
 	}
 }
 
-func (c *Cache) key(q wire.Query) string {
-	digest := c.digest()
-	key := append([]byte(c.o.Prefix), hex.EncodeToString(digest[:6])...)
-	return string(q.AppendKey(append(key, ':')))
-}
+func (c *before) key(q wire.Query) string { return string(q.AppendKey([]byte(c.prefix))) }
 
 var (
-	errEnding  = errors.New("its end is near")
-	errInvalid = errors.New("not an answer of a gateway, or from a clock that goes wrong")
+	errExpiring = errors.New("most of the TTL has passed")
+	errInvalid  = errors.New("not an answer of a gateway, or written by a clock that is ahead")
 )
 
-// encode returns what is kept of a, the answer to q, which has just come: when that
-// was, in Unix nanoseconds, and the message.
-func encode(q wire.Query, a wire.Answer, came time.Time) ([]byte, error) {
+// encode returns the value for a, the answer to q: the time at which it arrived, in Unix
+// nanoseconds, and the message.
+func encode(q wire.Query, a wire.Answer, arrived time.Time) ([]byte, error) {
 	ours, err := wire.KeyQuery(q.AppendKey(nil))
 	if err != nil {
 		return nil, err
 	}
-	return a.AppendReply(binary.BigEndian.AppendUint64(nil, uint64(came.UnixNano())), ours, wire.Terms{}), nil
+	return a.AppendReply(binary.BigEndian.AppendUint64(nil, uint64(arrived.UnixNano())), ours, wire.Terms{}), nil
 }
 
-// decode verifies what encode made as if an upstream had sent it, and returns the
-// answer to q with the TTLs that it has left.
+// decode verifies a value of encode as an answer of an upstream is verified, and returns
+// the answer to q with the remaining TTLs.
 func decode(q wire.Query, value []byte, now time.Time) (wire.Answer, error) {
 	if len(value) < 8 {
 		return wire.Answer{}, errInvalid
 	}
 	age := now.Sub(time.Unix(0, int64(binary.BigEndian.Uint64(value))))
-	if age < -apart {
+	if age < -maxSkew {
 		return wire.Answer{}, errInvalid
 	}
 	ours, err := wire.KeyQuery(q.AppendKey(nil))
@@ -252,10 +229,10 @@ func decode(q wire.Query, value []byte, now time.Time) (wire.Answer, error) {
 		return wire.Answer{}, errInvalid
 	}
 	life := time.Duration(whole.TTL()) * time.Second
-	if age = max(age, 0); life-age < max(life/ending, time.Second) {
-		return wire.Answer{}, errEnding
+	if age = max(age, 0); life-age < max(life/remainingPart, time.Second) {
+		return wire.Answer{}, errExpiring
 	}
-	// The TTLs in the message count down, so that whoever gets it counts on.
+	// The TTLs in the message are reduced by its age, so that caches count on from there.
 	return wire.ParseAnswer(q, whole.AppendReply(nil, ours, wire.Terms{Age: age}))
 }
 
@@ -265,13 +242,15 @@ func (c *Cache) worked() {
 	}
 }
 
-// failure takes note that it did not work. A query that ends is no failure.
+// failure counts a failed command. A cancelled one is no failure.
 func (c *Cache) failure(err error) {
 	if errors.Is(err, context.Canceled) {
 		return
 	}
 	if c.failed.Add(1) == maxFailures && c.up.CompareAndSwap(true, false) {
-		c.log.Warn("the shared cache fails and is left alone (cache.redis)", "error", err)
+		c.state.Fail(func(skipped int) {
+			c.log.Warn("the shared cache failed and is bypassed (cache.redis)", "error", err, "failures_not_logged", skipped)
+		})
 		c.counts.downs.Add(1)
 		select {
 		case c.down <- struct{}{}:
@@ -280,9 +259,9 @@ func (c *Cache) failure(err error) {
 	}
 }
 
-// Run writes, and looks whether the server is there while it is not, until ctx is
-// done. It blocks, and returns nil: what fails is logged, for it is no reason not to
-// serve. From then on the Cache is left alone. If c is nil, there is nothing to do.
+// Run writes answers, and pings the server while it is bypassed, until ctx is done. It
+// blocks. It returns nil, because a failure of the shared cache is logged and does not
+// stop the gateway. After Run, the Cache is bypassed. Run of a nil Cache returns at once.
 func (c *Cache) Run(ctx context.Context) error {
 	if c == nil {
 		return nil
@@ -290,29 +269,31 @@ func (c *Cache) Run(ctx context.Context) error {
 	defer c.client.Close()
 	defer func() {
 		c.up.Store(false)
-		for range maxReads { // those that there are end, and no other begins
+		for range maxReads { // waits for the reads under way, and starts no other
 			c.reads <- struct{}{}
 		}
 	}()
-	told := false
+	logged := false
 	for wait := pingMin; ctx.Err() == nil; {
 		if err := c.ping(ctx); err == nil {
-			wait, told = pingMin, false
+			wait, logged = pingMin, false
 			c.failed.Store(0)
 			c.up.Store(true)
-			c.log.Info("the shared cache is there (cache.redis)", "at", c.o.URL)
+			answered := func() { c.log.Info("the shared cache answered (cache.redis)", "address", c.o.URL) }
+			if c.counts.downs.Load() == 0 {
+				answered() // for the first time
+			}
+			c.state.Work(answered)
 			c.write(ctx)
-		} else if !told && ctx.Err() == nil && c.counts.downs.Load() == 0 {
-			told = true
-			c.log.Warn("the shared cache is not there; it is looked for (cache.redis)", "at", c.o.URL, "error", err)
+		} else if !logged && ctx.Err() == nil && c.counts.downs.Load() == 0 {
+			logged = true
+			c.log.Warn("the shared cache did not answer: pinging it until it does (cache.redis)", "address", c.o.URL, "error", err)
 		}
-		c.forget()
-		timer := time.NewTimer(wait)
+		c.discard()
 		select {
 		case <-ctx.Done():
-		case <-timer.C:
+		case <-time.After(wait):
 		}
-		timer.Stop()
 		wait = min(2*wait, pingMax)
 	}
 	return nil
@@ -324,8 +305,7 @@ func (c *Cache) ping(ctx context.Context) error {
 	return c.client.Ping(ctx).Err()
 }
 
-// forget drops what was to be written.
-func (c *Cache) forget() {
+func (c *Cache) discard() {
 	for {
 		select {
 		case <-c.queue:
@@ -336,7 +316,7 @@ func (c *Cache) forget() {
 	}
 }
 
-// write writes what comes, as long as that works.
+// write writes queued answers until the server is bypassed.
 func (c *Cache) write(ctx context.Context) {
 	for {
 		select {
@@ -379,13 +359,13 @@ type counters struct {
 
 // Counts are totals since New.
 type Counts struct {
-	Up     bool              // it is asked now
-	Downs  uint64            // times that it was left alone
-	Reads  map[string]uint64 // by result: hit, miss, skipped, invalid, failed
-	Writes map[string]uint64 // answers, by result: written, dropped, failed
+	Up     bool              `json:"up"`     // false while the server is bypassed
+	Downs  uint64            `json:"-"`      // changes from up to bypassed
+	Reads  map[string]uint64 `json:"reads"`  // by result: hit, miss, skipped, invalid, failed
+	Writes map[string]uint64 `json:"writes"` // answers, by result: written, dropped, failed
 }
 
-// Counts returns those of now. A nil Cache has none.
+// Counts returns the totals. Those of a nil Cache are zero.
 func (c *Cache) Counts() Counts {
 	if c == nil {
 		return Counts{}

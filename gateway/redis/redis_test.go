@@ -73,9 +73,9 @@ func TestAnAnswerComesBackWithWhatIsLeftOfItsTTL(t *testing.T) {
 	f(0, 1000, nil)
 	f(100*time.Second, 900, nil)
 	f(900*time.Second, 100, nil)
-	f(901*time.Second, 0, errEnding)
-	f(2000*time.Second, 0, errEnding)
-	f(100*365*24*time.Hour, 0, errEnding)
+	f(901*time.Second, 0, errExpiring)
+	f(2000*time.Second, 0, errExpiring)
+	f(100*365*24*time.Hour, 0, errExpiring)
 	f(-time.Second, 1000, nil) // the other one's clock is ahead a little
 	f(-time.Minute, 0, errInvalid)
 }
@@ -106,14 +106,12 @@ func TestWhatIsNoAnswerToTheQueryIsNotTakenForOne(t *testing.T) {
 // A resolver that always knows.
 type knowing struct{ t testing.TB }
 
-func (k knowing) Ask(q wire.Query, _ time.Time, done func(wire.Answer, error)) {
+func (k knowing) Ask(_ context.Context, q wire.Query, done func(wire.Answer, error)) {
 	done(answer(k.t, q, 300), nil)
 }
 
-func noDigest() [32]byte { return [32]byte{} }
-
-// Nobody listens there, or somebody does and says nothing: no query waits.
-func TestAServerThatIsNotThereCostsNothing(t *testing.T) {
+// No query waits for a server that refuses connections or never answers.
+func TestAnUnreachableServerCostsNothing(t *testing.T) {
 	t.Parallel()
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -128,7 +126,7 @@ func TestAServerThatIsNotThereCostsNothing(t *testing.T) {
 	for _, at := range []net.Addr{silent.Addr(), gone.Addr()} {
 		o := Defaults()
 		o.URL, o.Log = []URL{URL("redis://" + at.String())}, slog.New(slog.DiscardHandler)
-		c, err := New(o, noDigest)
+		c, err := New(o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -137,7 +135,7 @@ func TestAServerThatIsNotThereCostsNothing(t *testing.T) {
 		go func() { done <- c.Run(ctx) }()
 		for range 100 {
 			answered := false
-			c.Before(knowing{t}).Ask(query(t, "www.example.com"), time.Now().Add(time.Second), func(_ wire.Answer, err error) { answered = err == nil })
+			c.Before(knowing{t}, [32]byte{}).Ask(t.Context(), query(t, "www.example.com"), func(_ wire.Answer, err error) { answered = err == nil })
 			if !answered {
 				t.Fatal("no answer at once")
 			}
@@ -163,18 +161,18 @@ type telling struct{ knowing }
 
 type tellingKey struct{}
 
-func (k telling) AskFor(ctx context.Context, q wire.Query, deadline time.Time, done func(wire.Answer, error)) {
+func (k telling) Ask(ctx context.Context, q wire.Query, done func(wire.Answer, error)) {
 	*ctx.Value(tellingKey{}).(*bool) = true
-	k.Ask(q, deadline, done)
+	k.knowing.Ask(ctx, q, done)
 }
 
-// What goes with a query reaches who is behind the cache, whether or not the cache is
-// asked, and whether or not who is behind it wants to know.
-func TestWhatGoesWithAQueryIsPassedOn(t *testing.T) {
+// The trace of a query reaches the Resolver behind the cache, whether or not the cache is
+// read.
+func TestTheTraceOfAQueryIsPassedOn(t *testing.T) {
 	t.Parallel()
 	o := Defaults()
 	o.URL, o.Log = []URL{"redis://127.0.0.1:1"}, slog.New(slog.DiscardHandler)
-	c, err := New(o, noDigest)
+	c, err := New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,14 +182,14 @@ func TestWhatGoesWithAQueryIsPassedOn(t *testing.T) {
 		told := false
 		ctx := context.WithValue(t.Context(), tellingKey{}, &told)
 		answered := make(chan error, 1)
-		c.Before(next).(*before).AskFor(ctx, query(t, "www.example.com"), time.Now().Add(time.Second), func(_ wire.Answer, err error) { answered <- err })
+		c.Before(next, [32]byte{}).Ask(ctx, query(t, "www.example.com"), func(_ wire.Answer, err error) { answered <- err })
 		if err := <-answered; err != nil || told != want {
 			t.Errorf("%v, told %v, want %v", err, told, want)
 		}
 	}
 	f(telling{knowing{t}}, true)
 	f(knowing{t}, false)
-	c.up.Store(true) // nobody is there all the same
+	c.up.Store(true) // although no server listens
 	f(telling{knowing{t}}, true)
 	for range maxReads {
 		c.reads <- struct{}{}
@@ -212,7 +210,7 @@ func TestEveryOptionThatCannotBeUsedIsReported(t *testing.T) {
 		o.URL = []URL{"redis://127.0.0.1:6379/1"}
 		change(&o)
 		var got []string
-		o.Check(func(option, problem string) { got = append(got, option+" "+problem) })
+		o.Check(func(option, problem string, beside ...string) { got = append(got, option+" "+problem) })
 		if text := strings.Join(got, "; "); (want == "") != (text == "") || !strings.Contains(text, want) {
 			t.Errorf("got %q, want %q", text, want)
 		}
@@ -221,11 +219,11 @@ func TestEveryOptionThatCannotBeUsedIsReported(t *testing.T) {
 	f(func(o *Options) { *o = Defaults() }, "")
 	f(func(o *Options) { o.URL = append(o.URL, "redis://127.0.0.1:6380") }, "")
 	f(func(o *Options) { o.URL = []URL{"unix:///run/redis.sock"} }, "")
-	f(func(o *Options) { o.Limit = 0 }, "limit must be above 0s")
-	f(func(o *Options) { o.Limit = time.Second }, "100ms at the most")
+	f(func(o *Options) { o.Limit = 0 }, "limit must be between 100us and 100ms")
+	f(func(o *Options) { o.Limit = time.Second }, "limit must be between 100us and 100ms")
 	f(func(o *Options) { o.Prefix = "" }, "prefix must not be empty")
-	f(func(o *Options) { o.URL, o.Master = nil, "main" }, "master is of no use")
-	f(func(o *Options) { o.CAFile = none }, "ca_file is of no use without rediss://")
+	f(func(o *Options) { o.URL, o.Master = nil, "main" }, "master requires url")
+	f(func(o *Options) { o.CAFile = none }, "ca_file requires rediss://")
 	f(func(o *Options) { o.URL, o.CAFile = []URL{"rediss://a"}, none }, "holds no PEM certificate")
 	f(func(o *Options) { o.URL, o.CAFile = []URL{"rediss://a"}, none+"x" }, "no such file")
 }
@@ -244,5 +242,25 @@ func TestPasswordsAreNotShown(t *testing.T) {
 		if err == nil || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%q: got %v", text, err)
 		}
+	}
+}
+
+// A reload binds queries to other keys: what the Resolver of before answers, even later,
+// is not found by the next one.
+func TestConfigurationsShareNoKeys(t *testing.T) {
+	t.Parallel()
+	o := Defaults()
+	o.URL, o.Log = []URL{"redis://127.0.0.1:1"}, slog.New(slog.DiscardHandler)
+	c, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.client.Close()
+	q := query(t, "www.corp.example")
+	old, next, again := c.Before(knowing{t}, [32]byte{1}).(*before), c.Before(knowing{t}, [32]byte{2}).(*before), c.Before(knowing{t}, [32]byte{1}).(*before)
+	old.put(q, answer(t, q, 300)) // it began before the reload
+	written := <-c.queue
+	if written.key != old.key(q) || written.key == next.key(q) || written.key != again.key(q) {
+		t.Errorf("wrote %q; the keys are %q, then %q, then %q", written.key, old.key(q), next.key(q), again.key(q))
 	}
 }

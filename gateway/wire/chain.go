@@ -3,34 +3,36 @@ package wire
 import "encoding/binary"
 
 const (
-	// maxChain is how many names an alias may lead through. Resolvers give up
-	// much earlier.
-	maxChain = 32
-	// maxStrays is how many records may come before the alias that leads to them.
-	maxStrays = 256
-	typeRRSIG = 46
+	// maxAliases is the most CNAME records in a chain. Resolvers give up between 8 and
+	// 16.
+	maxAliases = 16
+	// maxAliasRecords is the most CNAME and DNAME records, with their signatures, in an
+	// answer section whose records are not in order.
+	maxAliasRecords = 256
 )
 
-// names are some names of a message, by their offsets, each once. Which ones they
-// are does not depend on ASCII case.
-type names struct {
+// nameSet is a set of names of a message, by their offsets. Names are compared without
+// regard to ASCII case.
+type nameSet struct {
 	at     [maxTargets]uint16
-	labels [maxTargets]uint8 // how many each has
+	labels [maxTargets]uint8 // number of labels of each name
 	n      int
-	max    int // how many there may be; what is too much is left out
+	max    int // further names are left out
 }
 
-// add adds the well-formed name at off.
-func (s *names) add(msg []byte, off int) {
-	if s.n < s.max && !s.has(msg, off) {
-		s.at[s.n], s.labels[s.n] = uint16(off), uint8(depth(msg, off))
-		s.n++
+// add adds the well-formed name at off. It reports false if the set has it already, or
+// is full.
+func (s *nameSet) add(msg []byte, off int) bool {
+	if s.n == s.max || s.has(msg, off) {
+		return false
 	}
+	s.at[s.n], s.labels[s.n] = uint16(off), uint8(labelCount(msg, off))
+	s.n++
+	return true
 }
 
-// has reports whether the well-formed name at off is one of them.
-func (s *names) has(msg []byte, off int) bool {
-	for i := s.n - 1; i >= 0; i-- { // most often the last
+func (s *nameSet) has(msg []byte, off int) bool {
+	for i := s.n - 1; i >= 0; i-- { // most often it is the last one
 		if sameName(msg, off, int(s.at[i])) {
 			return true
 		}
@@ -38,9 +40,10 @@ func (s *names) has(msg []byte, off int) bool {
 	return false
 }
 
-// anyIn reports whether one of them is in the subtree of the well-formed name at top.
-func (s *names) anyIn(msg []byte, top int) bool {
-	labels := depth(msg, top)
+// anyInSubtreeOf reports whether a name of the set is in the subtree of the well-formed
+// name at top.
+func (s *nameSet) anyInSubtreeOf(msg []byte, top int) bool {
+	labels := labelCount(msg, top)
 	for i := s.n - 1; i >= 0; i-- {
 		if isBelow(msg, int(s.at[i]), int(s.labels[i])-labels, top) {
 			return true
@@ -49,10 +52,10 @@ func (s *names) anyIn(msg []byte, top int) bool {
 	return false
 }
 
-// anyAbove reports whether the well-formed name at off is in the subtree of one of
-// them.
-func (s *names) anyAbove(msg []byte, off int) bool {
-	labels := depth(msg, off)
+// anyContains reports whether the well-formed name at off is in the subtree of a name
+// of the set.
+func (s *nameSet) anyContains(msg []byte, off int) bool {
+	labels := labelCount(msg, off)
 	for i := s.n - 1; i >= 0; i-- {
 		if isBelow(msg, off, labels-int(s.labels[i]), int(s.at[i])) {
 			return true
@@ -61,57 +64,74 @@ func (s *names) anyAbove(msg []byte, off int) bool {
 	return false
 }
 
-// A chain is the names that a question leads to: its own, and those that CNAME
-// records lead to from there (RFC 1034 section 3.6.2). A DNAME record leads to a
-// name through the CNAME record that comes with it (RFC 6672 section 3.1).
-type chain struct{ names }
+// isStrictlyBelow reports whether the i-th name of the set is below the well-formed
+// name at top.
+func (s *nameSet) isStrictlyBelow(msg []byte, i, top int) bool {
+	deeper := int(s.labels[i]) - labelCount(msg, top)
+	return deeper > 0 && isBelow(msg, int(s.at[i]), deeper, top)
+}
 
-// newChain returns what msg's question, which ends at off and is well-formed, leads
-// to at first: nothing if there is none.
-func newChain(msg []byte, off int) (c chain) {
-	c.max = maxChain
+// A cnameChain is the name of a question, followed by the names that its CNAME records
+// lead to (RFC 1034 section 3.6.2). A DNAME record leads to a name by the CNAME record
+// that comes with it (RFC 6672 section 3.1).
+type cnameChain struct {
+	nameSet
+	asked     Type
+	wantsSigs bool // the query asks for signatures
+	hasData   bool // accepts has seen data of the last name
+}
+
+// newChain returns the chain with the name of msg's question only, which is well-formed
+// and ends at off. It is empty if msg has no question.
+func newChain(q Query, msg []byte, off int) (c cnameChain) {
+	c.max, c.asked = maxAliases+1, q.Type()
+	c.wantsSigs = q.do() || c.asked == typeRRSIG || c.asked.isMultiType()
 	if off > headerLen {
 		c.add(msg, headerLen)
 	}
 	return c
 }
 
-// take reports whether the record r of the answer section, whose owner is at off,
-// is on the chain as far as that is known by now. If so, and if it leads further,
-// the chain is longer from then on.
-func (c *chain) take(msg []byte, r record, off int) bool {
-	if r.class != classIN {
-		return false
-	}
-	if !c.has(msg, off) && (r.covered(msg) != typeDNAME || !c.anyIn(msg, off)) {
-		return false
-	}
-	if r.typ == typeCNAME {
-		c.add(msg, r.end-r.rdataLen)
-	}
-	return true
+// isMultiType reports whether t asks for records of more than one type: ANY, MAILA
+// or MAILB (RFC 1035 section 3.2.3).
+func (t Type) isMultiType() bool { return t >= typeMAILB && t <= TypeANY }
+
+// followsCNAME reports whether CNAME records lead to another name. If not, they are the
+// data asked for (RFC 1034 section 3.6.2).
+func (c *cnameChain) followsCNAME() bool { return c.asked != typeCNAME && !c.asked.isMultiType() }
+
+// isData reports whether r has a type that was asked for, or is a signature of that
+// type.
+func (c *cnameChain) isData(msg []byte, r record) bool {
+	return r.typ == c.asked || c.asked.isMultiType() || c.wantsSigs && r.covered(msg) == c.asked
 }
 
-// holds reports whether all records of the answer section, which begins at off
-// and is well-formed, are on the chain. They may be in any order (RFC 1035 does
-// not ask for one), so it looks again while the chain grows.
-func (c *chain) holds(msg []byte, off int) bool {
-	for {
-		before, strays, at := c.n, 0, off
-		for range binary.BigEndian.Uint16(msg[6:]) {
-			r, ok := parseRecord(msg, at, nil)
-			if !ok {
-				return false
-			}
-			if !c.take(msg, r, at) {
-				strays++
-			}
-			at = r.end
-		}
-		if strays == 0 || c.n == before {
-			return strays == 0
-		}
+// accepts reports whether the record r of the answer section, whose owner is at off, is
+// in its place: first the CNAME records in the order of the chain, each followed by its
+// signatures, then the data asked for. Some clients can't use another order.
+func (c *cnameChain) accepts(msg []byte, r record, off int) bool {
+	if r.class != classIN || c.n == 0 || r.typ == typeRRSIG && !c.wantsSigs {
+		return false
 	}
+	last := c.n - 1
+	isLast := sameName(msg, off, int(c.at[last]))
+	if isLast && c.isData(msg, r) {
+		c.hasData = true
+		return true
+	}
+	if c.hasData || !c.followsCNAME() {
+		return false
+	}
+	switch r.covered(msg) {
+	case typeCNAME:
+		if r.typ == typeRRSIG {
+			return last > 0 && sameName(msg, off, int(c.at[last-1]))
+		}
+		return isLast && c.add(msg, r.end-r.rdataLen)
+	case typeDNAME:
+		return !isLast && c.isStrictlyBelow(msg, last, off)
+	}
+	return false
 }
 
 // covered returns the type of r, or of the records that it signs: a RRSIG record
@@ -123,9 +143,9 @@ func (r record) covered(msg []byte) Type {
 	return r.typ
 }
 
-// label returns the offset of the label that a well-formed name at off begins
-// with, behind all pointers.
-func label(msg []byte, off int) int {
+// firstLabel returns the offset of the first label of the well-formed name at off, with
+// pointers followed.
+func firstLabel(msg []byte, off int) int {
 	for msg[off] >= 0xc0 {
 		off = int(binary.BigEndian.Uint16(msg[off:]) & 0x3fff)
 	}
@@ -135,7 +155,7 @@ func label(msg []byte, off int) int {
 // sameName compares two well-formed names without regard to ASCII case.
 func sameName(msg []byte, a, b int) bool {
 	for {
-		a, b = label(msg, a), label(msg, b)
+		a, b = firstLabel(msg, a), firstLabel(msg, b)
 		n := int(msg[a])
 		switch {
 		case a == b:
@@ -153,22 +173,21 @@ func sameName(msg []byte, a, b int) bool {
 // inSubtree reports whether the well-formed name at off is the one at top or below
 // it.
 func inSubtree(msg []byte, off, top int) bool {
-	return isBelow(msg, off, depth(msg, off)-depth(msg, top), top)
+	return isBelow(msg, off, labelCount(msg, off)-labelCount(msg, top), top)
 }
 
-// isBelow is inSubtree for names of which the one at off is known to have so many
-// labels more.
+// isBelow is inSubtree for a name at off that has `deeper` labels more than the name at
+// top.
 func isBelow(msg []byte, off, deeper, top int) bool {
 	for ; deeper > 0; deeper-- {
-		off = label(msg, off)
+		off = firstLabel(msg, off)
 		off += 1 + int(msg[off])
 	}
 	return deeper == 0 && sameName(msg, off, top)
 }
 
-// depth returns how many labels a well-formed name has.
-func depth(msg []byte, off int) (labels int) {
-	for off = label(msg, off); msg[off] != 0; off = label(msg, off+1+int(msg[off])) {
+func labelCount(msg []byte, off int) (labels int) {
+	for off = firstLabel(msg, off); msg[off] != 0; off = firstLabel(msg, off+1+int(msg[off])) {
 		labels++
 	}
 	return labels

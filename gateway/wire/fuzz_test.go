@@ -8,14 +8,16 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/miekg/dns"
 
 	"dotgate/gateway/wire"
 )
 
-// FuzzParseQuery holds ParseQuery, and all that is sent because of a query,
-// against miekg/dns.
+// FuzzParseQuery compares ParseQuery, and all messages that are made from a query, with
+// miekg/dns.
 func FuzzParseQuery(f *testing.F) {
 	for _, text := range []string{
 		"flags rd; question www.Example.com. A",
@@ -66,8 +68,8 @@ func checkQuery(t *testing.T, packet []byte, via wire.Transport) *wire.Query {
 	case err != nil:
 		t.Fatal(err)
 	}
-	if got != want.verdict {
-		t.Fatalf("%x: got %s, want %s", packet, got, want.verdict)
+	if got != want.result {
+		t.Fatalf("%x: got %s, want %s", packet, got, want.result)
 	}
 	if got == "ignored" {
 		return nil
@@ -82,7 +84,7 @@ func checkQuery(t *testing.T, packet []byte, via wire.Transport) *wire.Query {
 		return nil
 	}
 	d, ok := dissect(packet)
-	if ok { // else a name leads through a TTL, which is of no matter here
+	if ok { // else a name leads through a TTL, which queries may have
 		mustUnpack(t, packet)
 	}
 	if q.Type() != wire.Type(d.qtype) || q.String() != d.qname+" "+dns.Type(d.qtype).String() {
@@ -93,9 +95,9 @@ func checkQuery(t *testing.T, packet []byte, via wire.Transport) *wire.Query {
 	return &q
 }
 
-// expectation is what miekg/dns sees in a query.
+// expectation is the result of parsing a query with miekg/dns.
 type expectation struct {
-	verdict  string
+	result   string
 	question []byte // as it is echoed
 	edns, do bool
 	udpSize  uint16
@@ -103,34 +105,39 @@ type expectation struct {
 
 func expectQuery(packet []byte) (e expectation) {
 	if len(packet) < 12 || len(packet) > wire.MaxSize || packet[2]&0x80 != 0 {
-		return expectation{verdict: "ignored"}
+		return expectation{result: "ignored"}
 	}
 	count := func(i int) int { return int(binary.BigEndian.Uint16(packet[4+2*i:])) }
 	if packet[2]>>3&0xf != dns.OpcodeQuery {
-		return expectation{verdict: "NOTIMP"}
+		return expectation{result: "NOTIMP"}
+	}
+	if count(0) == 0 {
+		e.readRecords(packet, 12, count(1)+count(2), count(3))
+		e.result = "FORMERR"
+		return e
 	}
 	_, end, ok := readName(packet, 12, nil)
 	if count(0) != 1 || !ok || end+4 > len(packet) {
-		return expectation{verdict: "FORMERR"}
+		return expectation{result: "FORMERR"}
 	}
 	e.question = packet[12 : end+4]
-	verdict := e.readRecords(packet, end+4, count(1)+count(2), count(3))
+	result := e.readRecords(packet, end+4, count(1)+count(2), count(3))
 	switch qtype := binary.BigEndian.Uint16(packet[end:]); {
 	case qtype == dns.TypeAXFR || qtype == dns.TypeIXFR:
-		e.verdict = "REFUSED"
+		e.result = "REFUSED"
 	case qtype == dns.TypeOPT || qtype == dns.TypeTSIG:
-		e.verdict = "FORMERR"
+		e.result = "FORMERR"
 	case binary.BigEndian.Uint16(packet[end+2:]) != dns.ClassINET:
-		e.verdict = "REFUSED"
+		e.result = "REFUSED"
 	case count(1)+count(2) > 0:
-		e.verdict = "FORMERR"
+		e.result = "FORMERR"
 	default:
-		e.verdict = verdict
+		e.result = result
 	}
 	return e
 }
 
-func (e *expectation) readRecords(packet []byte, off, misplaced, additional int) (verdict string) {
+func (e *expectation) readRecords(packet []byte, off, misplaced, additional int) (result string) {
 	packet = append(bytes.Clone(packet), make([]byte, 64)...)[:len(packet)]
 	for i := range misplaced + additional {
 		r, ok := dissectRecord(packet, off, nil)
@@ -144,16 +151,18 @@ func (e *expectation) readRecords(packet []byte, off, misplaced, additional int)
 			return "REFUSED"
 		case r.header.Rrtype == dns.TypeOPT:
 			r.section = 3
-			if _, ok := (dissected{records: []dissectedRecord{r}}).optOf(); !ok || e.edns {
+			_, ok := (dissected{records: []dissectedRecord{r}}).optOf()
+			again := e.edns
+			if e.edns = true; !ok || again {
 				return "FORMERR"
 			}
 			opt := dns.OPT{Hdr: r.header}
-			e.edns, e.do, e.udpSize = true, opt.Do(), opt.UDPSize()
-			if !cookiesOK(r.rdata) {
-				return "FORMERR"
-			}
+			e.do, e.udpSize = opt.Do(), opt.UDPSize()
 			if opt.Version() != 0 {
 				return "BADVERS"
+			}
+			if !cookiesOK(r.rdata) {
+				return "FORMERR"
 			}
 		}
 	}
@@ -163,7 +172,7 @@ func (e *expectation) readRecords(packet []byte, off, misplaced, additional int)
 	return "accepted"
 }
 
-func (e expectation) room(via wire.Transport) int {
+func (e expectation) maxLen(via wire.Transport) int {
 	switch {
 	case via == wire.TCP:
 		return 65535
@@ -177,13 +186,16 @@ func (e expectation) room(via wire.Transport) int {
 func (e expectation) checkError(t *testing.T, packet []byte, via wire.Transport, reply []byte, rcode wire.RCode) {
 	d, ok := dissect(reply)
 	opt, optOK := d.optOf()
-	if !ok || !optOK || len(reply) > e.room(via) || (opt != nil) != e.edns || len(d.records) > 1 {
+	if !ok || !optOK || len(reply) > e.maxLen(via) || (opt != nil) != e.edns || len(d.records) > 1 {
 		t.Fatalf("%x: bad reply %x", packet, reply)
 	}
 	m := mustUnpack(t, reply)
 	want := dns.MsgHdr{
 		Id: binary.BigEndian.Uint16(packet), Response: true, Opcode: int(packet[2] >> 3 & 0xf), Rcode: int(rcode),
 		RecursionDesired: packet[2]&1 != 0, RecursionAvailable: true, CheckingDisabled: packet[3]&0x10 != 0,
+	}
+	if want.Opcode != dns.OpcodeQuery {
+		want.RecursionDesired, want.RecursionAvailable, want.CheckingDisabled = false, false, false
 	}
 	if !e.edns && rcode > 15 {
 		want.Rcode = dns.RcodeServerFailure
@@ -210,12 +222,12 @@ func (e expectation) checkUpstream(t *testing.T, packet, sent []byte) {
 	if m.MsgHdr != want || opt == nil || opt.Do() != e.do || len(opt.Option) != 1 || opt.Option[0].Option() != dns.EDNS0PADDING {
 		t.Fatalf("%x: bad query %x", packet, sent)
 	}
-	if got := expectQuery(sent); got.verdict != "accepted" {
-		t.Fatalf("%x: %s for %x", packet, got.verdict, sent)
+	if got := expectQuery(sent); got.result != "accepted" {
+		t.Fatalf("%x: %s for %x", packet, got.result, sent)
 	}
 }
 
-// checkKey changes what an answer depends on, and what it doesn't.
+// checkKey changes parts of a query that the answer depends on, and other parts.
 func checkKey(t *testing.T, packet []byte, q wire.Query) {
 	key := string(q.AppendKey(nil))
 	f := func(change func(packet []byte, typeAt int), same bool) {
@@ -241,7 +253,7 @@ func checkKey(t *testing.T, packet []byte, q wire.Query) {
 	}, false)
 }
 
-// FuzzParseAnswer holds ParseAnswer against miekg/dns.
+// FuzzParseAnswer compares ParseAnswer with miekg/dns.
 func FuzzParseAnswer(f *testing.F) {
 	for _, message := range seedResponses(f) {
 		f.Add(message, uint64(0xaaaaaaaaaaaaaaaa))
@@ -252,7 +264,7 @@ func FuzzParseAnswer(f *testing.F) {
 		checkAnswer(t, client, message, time.Second)
 		for _, packed := range repack(message) {
 			accepted := checkAnswer(t, client, packed.bytes, time.Second)
-			if d, _ := dissect(packed.bytes); isGoodResponse(packed.msg) && d.isOnChain() && !accepted {
+			if d, _ := dissect(packed.bytes); isGoodResponse(packed.msg) && !d.usableFor(d.qtype, true).unrelated && !accepted {
 				t.Fatalf("refused %x", packed.bytes)
 			}
 		}
@@ -262,7 +274,7 @@ func FuzzParseAnswer(f *testing.F) {
 	})
 }
 
-// FuzzAppendReply checks what all sorts of clients get to see of an answer.
+// FuzzAppendReply checks the replies to all kinds of clients.
 func FuzzAppendReply(f *testing.F) {
 	for i, message := range seedResponses(f) {
 		f.Add(message, uint64(i), uint8(i), uint16(512+i), int64(i)*1e9)
@@ -314,7 +326,7 @@ func seedResponses(tb testing.TB) [][]byte {
 	return seeds
 }
 
-// client is how somebody asks the question of a response.
+// client has the properties of a query for a response.
 type client struct {
 	spelling                      uint64
 	overTCP, edns, do, rd, ad, cd bool
@@ -322,7 +334,7 @@ type client struct {
 }
 
 // ask returns the query to which message responds, in the client's spelling, or
-// a query for example.com if it has no question that we would pass on.
+// a query for example.com if it has no question that is passed on.
 func (c client) ask(t *testing.T, message []byte) wire.Query {
 	question := []byte("\x07example\x03com\x00\x00\x01\x00\x01")
 	if len(message) > 12 {
@@ -375,7 +387,7 @@ func respell(name []byte, spelling uint64) {
 // checkAnswer reports whether message is an answer to the query of c.
 func checkAnswer(t *testing.T, c client, message []byte, age time.Duration) bool {
 	q := c.ask(t, message)
-	d, want := expectAnswer(q.Packet(), message)
+	d, want := expectAnswer(q.Packet(), message, c.do)
 	a, err := wire.ParseAnswer(q, message)
 	if (err == nil) != want {
 		t.Fatalf("%x: got error %v, want none: %t", message, err, want)
@@ -389,22 +401,31 @@ func checkAnswer(t *testing.T, c client, message []byte, age time.Duration) bool
 			t.Fatalf("%x passed for an answer to %s", message, other)
 		}
 	}
-	c.checkReply(t, q, message, d, a, age)
-	checkMeaning(t, q, message, d, a)
+	u := d.usableFor(uint16(q.Type()), c.do)
+	if u.endless && isResult(codeOf(message, d)) {
+		if reply := a.AppendReply(nil, q, wire.Terms{}); a.RCode() != wire.ServFail || len(reply) > 600 {
+			t.Fatalf("%x: endless aliases, and still %x", message, reply)
+		}
+		return true
+	}
+	c.checkReply(t, q, message, d, u, a, age)
+	checkMeaning(t, q, message, u, a)
 	checkStored(t, q, a, age)
 	return true
 }
 
-// checkMeaning checks what a cache goes by.
-func checkMeaning(t *testing.T, q wire.Query, message []byte, d dissected, a wire.Answer) {
+// checkMeaning checks kind and TTL of an answer.
+func checkMeaning(t *testing.T, q wire.Query, message []byte, u usable, a wire.Answer) {
 	least, soa, one := uint32(1<<31-1), false, false
-	kept, lost := d.kept()
-	if a.Stripped() != (lost > 0) {
-		t.Fatalf("%x: stripped is %t, and %d records were", message, a.Stripped(), lost)
+	kept := u.records
+	if !isResult(a.RCode()) {
+		kept = nil
+	} else if a.Stripped() != (u.dropped > 0) {
+		t.Fatalf("%x: stripped is %t, and %d records were", message, a.Stripped(), u.dropped)
 	}
 	for _, r := range kept {
 		least = min(least, agedTTL(r.header.Ttl, 0))
-		one = one || r.section == 1 && (r.header.Rrtype == uint16(q.Type()) || q.Type() == wire.Type(dns.TypeANY))
+		one = one || r.section == 1 && (r.header.Rrtype == uint16(q.Type()) || isSeveral(uint16(q.Type())))
 		if s, ok := r.rr.(*dns.SOA); ok && r.section == 2 {
 			soa = true
 			least = min(least, agedTTL(s.Minttl, 0))
@@ -414,7 +435,7 @@ func checkMeaning(t *testing.T, q wire.Query, message []byte, d dissected, a wir
 	switch {
 	case a.RCode() == wire.NoError && one:
 		kind = wire.Positive
-	case a.RCode() == wire.NoError:
+	case a.RCode() == wire.NoError || a.RCode() == dns.RcodeYXDomain:
 		kind = wire.NoData
 	case a.RCode() == wire.NXDomain:
 		kind = wire.NoName
@@ -425,6 +446,10 @@ func checkMeaning(t *testing.T, q wire.Query, message []byte, d dissected, a wir
 	if a.Kind() != kind || a.TTL() != least {
 		t.Fatalf("%x: got %v for %d s, want %v for %d s", message, a.Kind(), a.TTL(), kind, least)
 	}
+}
+
+func isResult(rcode wire.RCode) bool {
+	return rcode == dns.RcodeSuccess || rcode == dns.RcodeNameError || rcode == dns.RcodeYXDomain
 }
 
 // checkStored checks that an answer is the same after it was stored.
@@ -465,7 +490,7 @@ func otherType(t *testing.T, q wire.Query) wire.Query {
 }
 
 // expectAnswer reports whether message is an answer to query.
-func expectAnswer(query, message []byte) (d dissected, ok bool) {
+func expectAnswer(query, message []byte, sigs bool) (d dissected, ok bool) {
 	d, ok = dissect(message)
 	if !ok {
 		return d, false
@@ -481,63 +506,122 @@ func expectAnswer(query, message []byte) (d dissected, ok bool) {
 		empty := len(d.records) == 0 || d.records[0].header.Rrtype == dns.TypeOPT
 		return d, empty && slices.Contains([]uint16{dns.RcodeFormatError, dns.RcodeServerFailure, dns.RcodeNotImplemented, dns.RcodeRefused}, bits&0xf)
 	}
-	if !d.isOnChain() || d.isTooLong(message) {
+	asked, _ := dissect(query)
+	if isResult(codeOf(message, d)) && d.usableFor(asked.qtype, sigs).unrelated {
 		return d, false
 	}
-	asked, _ := dissect(query)
 	return d, equalName(asked.qname, d.qname) && asked.qtype == d.qtype && asked.qclass == d.qclass
 }
 
+// codeOf returns the response code of a message.
+func codeOf(message []byte, d dissected) wire.RCode {
+	rcode := wire.RCode(message[3] & 0xf)
+	if opt, _ := d.optOf(); opt != nil {
+		rcode |= wire.RCode(opt.header.Ttl>>24) << 4
+	}
+	return rcode
+}
+
 // checkReply checks every octet that a client gets: message is what the
-// upstream sent, d is the same in parts.
-func (c client) checkReply(t *testing.T, q wire.Query, message []byte, d dissected, a wire.Answer, age time.Duration) {
-	reply := a.AppendReply([]byte("prefix"), q, wire.Terms{Age: age})[len("prefix"):]
+// upstream sent, d the same message dissected, u the usable part of it.
+func (c client) checkReply(t *testing.T, q wire.Query, message []byte, d dissected, u usable, a wire.Answer, age time.Duration) {
 	asked, _ := dissect(q.Packet())
 	question := q.Packet()[12:asked.questionEnd]
 	opt, _ := d.optOf()
-	kept, lost := d.kept()
-	size := 0 // of the records
-	for _, r := range kept {
-		if size += r.end - r.start; lost > 0 {
-			size += d.fullLen(message, r) - (r.end - r.start)
+	kept := u.records
+	code := codeOf(message, d)
+	if !isResult(code) {
+		kept = nil
+	}
+	// First a client without a size limit.
+	all := client{spelling: c.spelling, overTCP: true}
+	whole := a.AppendReply(nil, all.ask(t, message), wire.Terms{Age: age})
+	full, ok := dissect(whole)
+	if !ok || len(full.records) != len(kept) || full.compressesNewer(whole) {
+		t.Fatalf("%x: bad reply %x", message, whole)
+	}
+	checkRecords(t, full, mustUnpack(t, whole), kept, age)
+	body := d.agedBody(message, kept, age)
+	switch {
+	case len(kept) == 0:
+	case u.dropped == 0 && u.asSent && !d.compressesNewer(message):
+		if len(whole)-full.questionEnd > len(body) || len(message) <= 512 && !bytes.Equal(whole[full.questionEnd:], body) {
+			t.Fatalf("%x: reply %x has other records", message, whole)
 		}
 	}
-	room, optLen := (expectation{edns: c.edns, udpSize: c.udpSize}).room(c.via()), 0
+
+	reply := a.AppendReply([]byte("prefix"), q, wire.Terms{Age: age})[len("prefix"):]
+	limit, optLen := (expectation{edns: c.edns, udpSize: c.udpSize}).maxLen(c.via()), 0
 	if c.edns {
 		optLen = 11
 	}
-	if 12+len(question)+size > 65535 {
-		t.Fatalf("%x: accepted, and would be too long", message)
-	}
-	tc := 12+len(question)+size+optLen > room
-	if tc {
-		size, kept = 0, nil
-	}
-
+	fit, tc := full.fitting(limit-optLen, code == wire.NoError && a.Kind() == wire.Positive && !c.do)
 	r, ok := dissect(reply)
-	if !ok || len(reply) > room {
+	if !ok || len(reply) > limit {
 		t.Fatalf("%x: bad reply %x", message, reply)
 	}
 	m := mustUnpack(t, reply)
-	if want := c.replyHeader(message, opt, tc); m.MsgHdr != want {
+	if want := c.replyHeader(message, code, tc); m.MsgHdr != want {
 		t.Fatalf("%x: got header %s, want %s", message, &m.MsgHdr, &want)
 	}
-	end := 12 + len(question) + size
-	if lost == 0 && !bytes.Equal(reply[12:end], append(bytes.Clone(question), d.agedBody(message, kept, age)...)) {
-		t.Fatalf("%x: reply %x has other records", message, reply)
+	end := len(question) + 12
+	if fit > 0 {
+		end = full.records[fit-1].end
 	}
-	checkRecords(t, r, m, kept, age)
-	ede := edeOf(opt)
-	if tc || end+optLen+len(ede) > room {
+	if !bytes.Equal(reply[12:end], append(bytes.Clone(question), whole[len(question)+12:end]...)) {
+		t.Fatalf("%x: reply %x is not %d records of %x", message, reply, fit, whole)
+	}
+	var ede []byte
+	left := limit - end - optLen
+	if ours := failureText(code); ours != "" && len(ours)+6 <= left {
+		ede = append(binary.BigEndian.AppendUint16([]byte{0, 15}, uint16(2+len(ours))), "\x00\x00"+ours...)
+	}
+	if theirs := edeOf(opt); len(ede)+len(theirs) <= left {
+		ede = append(ede, theirs...)
+	}
+	if tc {
 		ede = nil
 	}
-	switch rest := r.records[len(kept):]; {
+	switch rest := r.records[fit:]; {
 	case !c.edns && len(rest) == 0:
 	case !c.edns || len(rest) != 1 || !bytes.Equal(rest[0].rdata, ede):
 		t.Fatalf("%x: reply %x has other options", message, reply)
 	case rest[0].header.Class != 1232 || m.IsEdns0().Do() != c.do || m.IsEdns0().Version() != 0 || m.IsEdns0().Z() != 0:
 		t.Fatalf("%x: bad OPT record in %x", message, reply)
 	}
+}
+
+// fitting returns how many records of a whole reply end within limit, and whether TC
+// is due. With spare, the authority section may be missing.
+func (d dissected) fitting(limit int, spare bool) (n int, tc bool) {
+	counts := d.counts()
+	needed := counts[0] + counts[1]
+	if spare {
+		needed = counts[0]
+	}
+	for n < len(d.records) && d.records[n].end <= limit {
+		n++
+	}
+	switch {
+	case n < needed:
+		return n, true
+	case n == len(d.records):
+	case spare && n < counts[0]+counts[1]:
+		n = counts[0]
+	default:
+		n = counts[0] + counts[1]
+	}
+	return n, false
+}
+
+func failureText(code wire.RCode) string {
+	switch {
+	case isResult(code) || code == wire.ServFail:
+		return ""
+	case code == wire.FormErr || code == wire.NotImp || code == wire.Refused:
+		return "upstream answered " + code.String()
+	}
+	return "upstream answered an error"
 }
 
 // agedBody returns the records of message that a client sees.
@@ -558,17 +642,13 @@ func agedTTL(ttl uint32, age time.Duration) uint32 {
 	return uint32(max(0, int64(ttl)-max(0, int64(age/time.Second))))
 }
 
-func (c client) replyHeader(message []byte, opt *dissectedRecord, tc bool) dns.MsgHdr {
-	rcode := int(message[3] & 0xf)
-	if opt != nil {
-		rcode |= int(opt.header.Ttl>>24) << 4
-	}
-	if rcode > 15 && !c.edns {
-		rcode = dns.RcodeServerFailure
+func (c client) replyHeader(message []byte, code wire.RCode, tc bool) dns.MsgHdr {
+	if !isResult(code) {
+		code = wire.ServFail
 	}
 	return dns.MsgHdr{
 		Id: testID, Response: true, Truncated: tc, RecursionDesired: c.rd, RecursionAvailable: true,
-		AuthenticatedData: (c.ad || c.do) && message[3]&0x20 != 0, CheckingDisabled: c.cd, Rcode: rcode,
+		AuthenticatedData: (c.ad || c.do) && message[3]&0x20 != 0 && code != wire.ServFail, CheckingDisabled: c.cd, Rcode: int(code),
 	}
 }
 
@@ -599,15 +679,24 @@ func checkRecords(t *testing.T, r dissected, m *dns.Msg, kept []dissectedRecord,
 	}
 }
 
-// edeOf returns the Extended DNS Errors of an OPT record.
+// edeOf returns the Extended DNS Errors of an OPT record as they are passed on.
 func edeOf(opt *dissectedRecord) (ede []byte) {
 	if opt == nil {
 		return nil
 	}
 	for rdata := opt.rdata; len(rdata) > 0; {
 		size := 4 + int(binary.BigEndian.Uint16(rdata[2:]))
-		if option := rdata[:size]; binary.BigEndian.Uint16(option) == dns.EDNS0EDE && size >= 6 {
-			ede = append(ede, option...)
+		if option := rdata[:size]; binary.BigEndian.Uint16(option) == dns.EDNS0EDE && size >= 6 && len(ede)+size <= 1024 {
+			text := ""
+			for i, r := range strings.TrimRight(string(option[6:]), "\x00") {
+				if !unicode.IsPrint(r) || r == utf8.RuneError && option[6+i] != 0xef {
+					r = '?'
+				}
+				text += string(r)
+			}
+			ede = append(ede, option[:6]...)
+			binary.BigEndian.PutUint16(ede[len(ede)-4:], uint16(2+len(text)))
+			ede = append(ede, text...)
 		}
 		rdata = rdata[size:]
 	}

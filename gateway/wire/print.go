@@ -8,16 +8,16 @@ import (
 	"github.com/miekg/dns"
 )
 
-// A Printout is what a reply says, for people. Records are lines in the format
-// of zone files (RFC 1035 section 5.1). Whatever comes from the network is
-// escaped: it is fit for a terminal.
+// A Printout is the text form of a reply. Records are lines in the format of zone files
+// (RFC 1035 section 5.1). All texts are escaped and can be written to a terminal.
 type Printout struct {
-	Answer, Authority, Additional []string
-	Errors                        []string // Extended DNS Errors, as in 22 (No Reachable Authority): "timeout"
+	Answer     []string `json:"answer,omitempty"`
+	Authority  []string `json:"authority,omitempty"`
+	Additional []string `json:"additional,omitempty"`
+	Errors     []string `json:"extended_errors,omitempty"` // Extended DNS Errors, as in 22 (No Reachable Authority): "timeout"
 }
 
-// Print returns what clients with q get of a on these terms, as AppendReply makes
-// it.
+// Print returns the text form of the reply that AppendReply makes.
 func (a Answer) Print(q Query, t Terms) Printout {
 	var p Printout
 	var m dns.Msg
@@ -43,20 +43,20 @@ func (a Answer) Print(q Query, t Terms) Printout {
 
 func lines(records []dns.RR) (lines []string) {
 	for _, rr := range records {
-		lines = append(lines, visible(rr.String()))
+		lines = append(lines, escape(rr.String()))
 	}
 	return lines
 }
 
-// visible escapes what could steer a terminal, as zone files do. The codec does so
-// for names and texts; this is for whatever type it doesn't do so for.
-func visible(line string) string {
-	if !strings.ContainsFunc(line, hidden) {
+// escape escapes characters that could control a terminal, as zone files do. The codec
+// does so for names and texts, but not for all types.
+func escape(line string) string {
+	if !strings.ContainsFunc(line, unprintable) {
 		return line
 	}
 	var b strings.Builder
 	for _, c := range []byte(line) {
-		if hidden(rune(c)) {
+		if unprintable(rune(c)) {
 			fmt.Fprintf(&b, "\\%03d", c)
 		} else {
 			b.WriteByte(c)
@@ -65,7 +65,7 @@ func visible(line string) string {
 	return b.String()
 }
 
-func hidden(c rune) bool { return c != '\t' && (c < ' ' || c > '~') }
+func unprintable(c rune) bool { return c != '\t' && (c < ' ' || c > '~') }
 
 func printEDE(e *dns.EDNS0_EDE) string {
 	text := strconv.Itoa(int(e.InfoCode))

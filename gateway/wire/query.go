@@ -5,21 +5,21 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/miekg/dns"
 )
 
-// ErrNotQuery means that a packet is no query at all: shorter than a header, or
-// a response. It is ignored: any reply could be used to start a loop or to
-// amplify.
+// ErrNotQuery means that a packet is shorter than a header, or a response. It gets no
+// reply, as that could start a loop or amplify an attack.
 var ErrNotQuery = errors.New("not a query")
 
-// A Refusal is why a query gets an error for a reply instead of an answer. It
-// is always one of a fixed set of values.
+// A Refusal is the reason for an error reply to a query. All Refusals are constants of
+// this package, so they can be compared.
 type Refusal struct {
 	RCode  RCode
 	Reason string
-	EDE    EDECode // EDEOther: none is sent
+	EDE    EDECode // not sent if it is EDEOther
 }
 
 func (r *Refusal) Error() string { return r.RCode.String() + ": " + r.Reason }
@@ -45,87 +45,128 @@ var (
 // packet. It is small and meant to be passed by value.
 type Query struct {
 	packet      []byte
-	extras      *Extras // or nil
-	questionEnd uint16  // headerLen if there is no question to echo
-	udpSize     uint16  // as advertised; meaningful with edns only
-	cookieAt    uint16  // where its COOKIE option is, or 0
-	subnetAt    uint16  // where its Client Subnet option is, or 0
+	options     *ExtraOptions // or nil
+	cancelled   *atomic.Bool  // or nil
+	questionEnd uint16        // headerLen if there is no question to echo
+	optionsAt   uint16        // offset of the data of the OPT record, or 0
+	client      uint16        // see WithClient
 	via         Transport
-	edns        bool // an OPT record came with it
-	do          bool
-	nsid        bool // asked for
-	keepalive   bool // asked for
+	has         properties
 }
 
-// Extras are EDNS options that a Query has on its way besides those that each has.
-// They are few, and rare, so that a Query, which is copied a lot, stays small.
-type Extras struct {
-	// Reply goes into the OPT record of the reply: options as AppendCookie and its
-	// like make them. Without an OPT record in the query, there is none in the reply,
-	// and nowhere for them to go.
+// properties are flags and EDNS options of a query. They are bits to keep a Query small:
+// each pending query holds several copies.
+type properties uint8
+
+const (
+	hasEDNS properties = 1 << iota // an OPT record, whether well-formed or not
+	hasDO
+	hasCookie
+	hasSubnet
+	hasHealthCheck
+	wantsNSID
+	wantsKeepalive
+)
+
+func (q Query) edns() bool { return q.has&hasEDNS != 0 }
+
+func (q Query) do() bool { return q.has&hasDO != 0 }
+
+// ExtraOptions are EDNS options that are added to a query or its reply. Few queries
+// have any, so they are kept outside Query.
+type ExtraOptions struct {
+	// Reply is appended to the OPT record of the reply: options as AppendCookie,
+	// AppendNSID and AppendKeepalive make them. If the query has no OPT record, neither
+	// has the reply, and Reply is not sent.
 	Reply []byte
 	// Subnet is a Client Subnet option for upstreams, as AppendSubnet makes it, or as
 	// Query.ClientSubnet returns it.
 	Subnet []byte
-	// Scoped tells that Subnet is the client's own: the answer is for it alone.
+	// Scoped means that Subnet came from the client: the answer is for it alone.
 	Scoped bool
 }
 
-// With returns q with extras, which it borrows until it is cloned.
-func (q Query) With(e *Extras) Query {
-	q.extras = e
+// WithOptions returns q with extra options, which it borrows until it is cloned.
+func (q Query) WithOptions(e *ExtraOptions) Query {
+	q.options = e
 	return q
 }
 
-// Scoped reports whether the answer to q is for its client alone.
-func (q Query) Scoped() bool { return q.extras != nil && q.extras.Scoped }
+// WithCancel returns q such that it is cancelled once c is true.
+func (q Query) WithCancel(c *atomic.Bool) Query {
+	q.cancelled = c
+	return q
+}
 
-func (q Query) extra() []byte {
-	if q.extras == nil {
+// Cancelled reports whether nothing waits for the answer to q any more. If q has not
+// been sent yet, it need not be sent.
+func (q Query) Cancelled() bool { return q.cancelled != nil && q.cancelled.Load() }
+
+// Scoped reports whether the answer to q is for its client alone.
+func (q Query) Scoped() bool { return q.options != nil && q.options.Scoped }
+
+func (q Query) replyOptions() []byte {
+	if q.options == nil {
 		return nil
 	}
-	return q.extras.Reply
+	return q.options.Reply
 }
 
 func (q Query) subnet() []byte {
-	if q.extras == nil {
+	if q.options == nil {
 		return nil
 	}
-	return q.extras.Subnet
+	return q.options.Subnet
 }
 
-// option returns the EDNS option at an offset, with its code and length.
-func (q Query) option(at uint16) []byte {
-	return q.packet[at : int(at)+4+int(binary.BigEndian.Uint16(q.packet[at+2:]))]
+// option returns the first EDNS option of q with this code, including code and length. q
+// must have one. Of several cookies the first counts (RFC 7873 section 5.2.2).
+func (q Query) option(code uint16) []byte {
+	for has, option := range optionsIn(q.packet[q.optionsAt:]) {
+		if has == code {
+			return option
+		}
+	}
+	panic("BUG: a query does not have this option")
 }
 
-// ParseQuery verifies packet, which came in over via, and borrows it.
+func (q Query) udpSize() int {
+	if q.optionsAt == 0 {
+		return 0
+	}
+	return int(binary.BigEndian.Uint16(q.packet[q.optionsAt-8:]))
+}
+
+// ParseQuery verifies packet, which arrived over via, and borrows it.
 //
-// The error is ErrNotQuery, which deserves no reply, or a *Refusal; with a
-// Refusal, the Query is good for AppendError and for nothing else.
-func ParseQuery(packet []byte, via Transport) (Query, error) {
-	q := Query{packet: packet, questionEnd: headerLen, via: via}
+// The error is ErrNotQuery, which gets no reply, or a *Refusal. With a Refusal, only
+// AppendError and IsChaos of the Query may be called.
+func ParseQuery(packet []byte, via Transport) (q Query, err error) {
 	if len(packet) < headerLen || len(packet) > MaxSize || flagsOf(packet)&flagQR != 0 {
 		return Query{}, ErrNotQuery
 	}
+	q = Query{packet: packet, questionEnd: headerLen, via: via}
 	if flagsOf(packet)&maskOpcode != 0 {
 		return q, errOpcode
 	}
 	count := func(section int) int { return int(binary.BigEndian.Uint16(packet[4+2*section:])) }
-	if count(0) != 1 {
+	if count(0) > 1 {
 		return q, errQuestions
 	}
-	nameEnd, ok := skipPlainName(packet, headerLen)
-	if !ok || nameEnd+4 > len(packet) {
-		return q, errQuestion
+	refusal := errQuestions
+	if count(0) == 1 {
+		nameEnd, ok := skipPlainName(packet, headerLen)
+		if !ok || nameEnd+4 > len(packet) {
+			return q, errQuestion
+		}
+		q.questionEnd = uint16(nameEnd + 4)
+		refusal = q.checkQuestion()
 	}
-	q.questionEnd = uint16(nameEnd + 4)
-	refusal := q.refuse()
-	misplaced := count(1) + count(2) // a refused IXFR has a SOA there (RFC 1995 section 3)
+	misplaced := count(1) + count(2) // an IXFR query, which is refused, has an SOA record here (RFC 1995 section 3)
 	if refusal == nil && misplaced > 0 {
 		refusal = errRecords
 	}
-	// The OPT record is read even for what is refused: the reply needs one too.
+	// The OPT record of a refused query is read, too: the reply needs one.
 	if malformed := q.parseRecords(misplaced, count(3)); refusal == nil {
 		refusal = malformed
 	}
@@ -135,8 +176,8 @@ func ParseQuery(packet []byte, via Transport) (Query, error) {
 	return q, nil
 }
 
-// refuse looks at the question alone.
-func (q *Query) refuse() *Refusal {
+// checkQuestion returns the reason to refuse the type or class of q, or nil.
+func (q *Query) checkQuestion() *Refusal {
 	switch q.Type() {
 	case typeAXFR, typeIXFR:
 		return errTransfer
@@ -149,20 +190,25 @@ func (q *Query) refuse() *Refusal {
 	return nil
 }
 
-// parseRecords finds the OPT record, which is in the additional section, behind
-// the misplaced records.
+// parseRecords verifies all records and reads the OPT record in the additional section,
+// which comes after the misplaced records of answer and authority section.
 func (q *Query) parseRecords(misplaced, additional int) *Refusal {
 	off := int(q.questionEnd)
 	for i := range misplaced + additional {
 		r, ok := parseRecord(q.packet, off, nil)
-		if !ok || !validData(q.packet, r, nil) {
+		if !ok {
 			return errAdditional
+		}
+		if r.typ != typeOPT { // parseOPT looks at its data
+			if _, ok := validData(q.packet, r, nil); !ok {
+				return errAdditional
+			}
 		}
 		off = r.end
 		switch {
 		case i < misplaced:
 		case r.typ == typeTSIG:
-			// Forwarded, the signature would be half a promise.
+			// The signature covers this hop only, and would not be verified.
 			return errSigned
 		case r.typ == typeOPT:
 			if refusal := q.parseOPT(r); refusal != nil {
@@ -176,51 +222,52 @@ func (q *Query) parseRecords(misplaced, additional int) *Refusal {
 	return nil
 }
 
+// parseOPT reads the OPT record r. The reply has one even if r is malformed: its absence
+// would mean that EDNS is not supported (RFC 6891 section 7).
 func (q *Query) parseOPT(r record) *Refusal {
-	if q.edns || !r.root || !validOptions(r.rdata(q.packet)) {
+	again := q.edns()
+	q.has |= hasEDNS
+	if again || !r.root || !validOptions(r.rdata(q.packet)) {
 		return errOPT
 	}
-	q.edns = true
-	if !q.noteOptions(r.end-r.rdataLen, r.end) {
-		return errCookie
+	if r.ttl&ednsFlagDO != 0 {
+		q.has |= hasDO
 	}
-	q.do = r.ttl&ednsFlagDO != 0
-	q.udpSize = r.class
+	q.optionsAt = uint16(r.end - r.rdataLen)
 	if version := byte(r.ttl >> 16); version != 0 {
-		return errVersion
+		return errVersion // before the options, as their meaning depends on it
+	}
+	if !q.readOptions(r.rdata(q.packet)) {
+		return errCookie
 	}
 	return nil
 }
 
-// noteOptions takes note of those options between two offsets that a gateway has
-// to do with; all others are ignored (RFC 6891 section 6.1.2). It reports false
-// if there is a cookie of a length that no cookie has (RFC 7873 section 5.2.2).
-func (q *Query) noteOptions(at, end int) (ok bool) {
-	for at < end {
-		data := at + 4
-		next := data + int(binary.BigEndian.Uint16(q.packet[at+2:]))
-		switch binary.BigEndian.Uint16(q.packet[at:]) {
+// readOptions sets the properties for the options of an OPT record. Unknown ones are
+// ignored (RFC 6891 section 6.1.2). It reports false if a cookie has an invalid length
+// (RFC 7873 section 5.2.2).
+func (q *Query) readOptions(rdata []byte) (ok bool) {
+	for code, option := range optionsIn(rdata) {
+		switch code {
 		case ednsOptionCookie:
-			if n := next - data; n != clientCookieLen && (n < clientCookieLen+8 || n > clientCookieLen+32) {
+			if n := len(option) - 4; n != clientCookieLen && (n < clientCookieLen+8 || n > clientCookieLen+32) {
 				return false
 			}
-			if q.cookieAt == 0 { // section 5.2.2: the first counts
-				q.cookieAt = uint16(at)
-			}
+			q.has |= hasCookie
 		case ednsOptionNSID:
-			q.nsid = true
+			q.has |= wantsNSID
 		case ednsOptionKeepalive:
-			q.keepalive = true
+			q.has |= wantsKeepalive
 		case ednsOptionSubnet:
-			q.subnetAt = uint16(at)
+			q.has |= hasSubnet
+		case ednsOptionHealthCheck:
+			q.has |= hasHealthCheck
 		}
-		at = next
 	}
 	return true
 }
 
-// NewQuery makes a query of our own for name, in presentation format, as
-// probes and checks need it.
+// NewQuery makes a query for name, in presentation format, for probes and health checks.
 func NewQuery(name, recordType string) (Query, error) {
 	t, ok := dns.StringToType[recordType]
 	if !ok {
@@ -241,25 +288,35 @@ func NewQuery(name, recordType string) (Query, error) {
 	return q, nil
 }
 
-// Clone returns a Query that borrows nothing from whoever made q.
+// WithClient returns q with a client class: a hash of the address prefix that counts as
+// one client, or 0 if there is no client. The class is never sent.
+func (q Query) WithClient(class uint16) Query {
+	q.client = class
+	return q
+}
+
+// Client returns the class that WithClient was given.
+func (q Query) Client() uint16 { return q.client }
+
+// Clone returns a copy of q that borrows no bytes.
 func (q Query) Clone() Query {
 	q.packet = bytes.Clone(q.packet)
-	if q.extras == nil {
+	if q.options == nil {
 		return q
 	}
-	own := *q.extras
+	own := *q.options
 	own.Reply = bytes.Clone(own.Reply)
 	if own.Scoped {
-		own.Subnet = q.option(q.subnetAt)
+		own.Subnet = q.option(ednsOptionSubnet)
 	}
-	q.extras = &own
+	q.options = &own
 	return q
 }
 
 // Packet returns the bytes that q was made from. They are still borrowed.
 func (q Query) Packet() []byte { return q.packet }
 
-// Via returns how q came in.
+// Via returns the transport by which q arrived.
 func (q Query) Via() Transport { return q.via }
 
 // Type returns the type asked for.
@@ -283,28 +340,31 @@ func (q Query) question() []byte { return q.packet[headerLen:q.questionEnd] }
 
 // AppendName appends the name asked for in wire format and lower case.
 func (q Query) AppendName(dst []byte) []byte {
-	for _, c := range q.packet[headerLen : q.questionEnd-4] {
-		dst = append(dst, lower(c))
-	}
+	start := len(dst)
+	dst = append(dst, q.packet[headerLen:q.questionEnd-4]...)
+	lowerAll(dst[start:])
 	return dst
 }
 
-// NameHash returns a hash (FNV-1a) of the name asked for in lower case, the same
-// in every process. Whoever looks for collisions finds them.
-func (q Query) NameHash() uint64 {
+// NameHash returns a hash (FNV-1a) of the name asked for in lower case. It is the same
+// in every process and not resistant to chosen collisions.
+func (q Query) NameHash() uint64 { return nameHash(q.packet[headerLen : q.questionEnd-4]) }
+
+func nameHash(name []byte) uint64 {
 	hash := uint64(14695981039346656037)
-	for _, c := range q.packet[headerLen : q.questionEnd-4] {
+	for _, c := range name {
 		hash = (hash ^ uint64(lower(c))) * 1099511628211
 	}
 	return hash
 }
 
-// AppendKey appends a key that is equal for two queries exactly if one answer
-// serves both: name in lower case, type, class, DO and CD (RFC 6840 section 5.9
-// tells why CD belongs there).
+// AppendKey appends the cache key of q: name in lower case, type, class, DO and CD
+// (for CD see RFC 6840 section 5.9). Two queries have the same key exactly if one
+// answer serves both.
 func (q Query) AppendKey(dst []byte) []byte {
-	dst = q.AppendName(dst)
-	dst = append(dst, q.packet[q.questionEnd-4:q.questionEnd]...)
+	start := len(dst)
+	dst = append(dst, q.question()...)
+	lowerAll(dst[start : len(dst)-4])
 	return append(dst, q.keyBits())
 }
 
@@ -315,7 +375,7 @@ const (
 )
 
 func (q Query) keyBits() (bits byte) {
-	if q.do {
+	if q.do() {
 		bits |= keyDO
 	}
 	if flagsOf(q.packet)&flagCD != 0 {
@@ -324,11 +384,11 @@ func (q Query) keyBits() (bits byte) {
 	return bits
 }
 
-// AppendUpstream appends q as we ask it: with our own ID, recursion desired, AD
-// set so that the answer says whether it was validated (RFC 6840 section 5.7),
-// and an OPT record of ours, padded to a multiple of 128 octets (RFC 8467).
-// Nothing of the client's OPT record but DO goes along (RFC 6891 section 6.2.1:
-// it is hop by hop), unless there are Extras.
+// AppendUpstream appends q as it is sent to an upstream: with this ID, RD and AD set (so
+// that the response tells whether it was validated, RFC 6840 section 5.7), and a new
+// OPT record, padded to a multiple of 128 octets (RFC 8467). Of the client's OPT
+// record, which is hop by hop (RFC 6891 section 6.2.1), only DO is copied. The Subnet
+// of ExtraOptions is added.
 func (q Query) AppendUpstream(dst []byte, id uint16) []byte {
 	flags := uint16(flagRD|flagAD) | flagsOf(q.packet)&flagCD
 	start := len(dst)
@@ -336,7 +396,7 @@ func (q Query) AppendUpstream(dst []byte, id uint16) []byte {
 	dst = append(dst, q.question()...)
 	bare := len(dst) - start + optFixedLen + len(q.subnet()) + 4
 	pad := (padding - bare%padding) % padding
-	dst = appendOPT(dst, NoError, q.do, len(q.subnet())+4+pad)
+	dst = appendOPT(dst, NoError, q.do(), len(q.subnet())+4+pad)
 	dst = append(dst, q.subnet()...)
 	dst = append(dst, 0, ednsOptionPadding, 0, byte(pad))
 	return append(dst, zeros[:pad]...)
@@ -344,65 +404,73 @@ func (q Query) AppendUpstream(dst []byte, id uint16) []byte {
 
 var zeros [padding]byte
 
-// room returns how many octets a reply to q may have.
-func (q Query) room() int {
+func (q Query) maxReplyLen() int {
 	switch {
 	case q.via == TCP:
 		return MaxSize
-	case !q.edns:
+	case !q.edns():
 		return minUDPSize
 	}
-	return min(max(int(q.udpSize), minUDPSize), MaxUDPSize)
+	return min(max(q.udpSize(), minUDPSize), MaxUDPSize)
 }
 
-// replyFlags returns the flags that every reply to q has: RD and CD as they
-// came (RFC 1035 section 4.1.1, RFC 4035 section 3.2.2), recursion available,
-// never authoritative.
+// replyFlags returns the flags of each reply to q: RD and CD copied (RFC 1035 section
+// 4.1.1, RFC 4035 section 3.2.2), RA set, AA never set. For opcodes other than QUERY,
+// whose flags may have other meanings, none is copied.
 func (q Query) replyFlags() uint16 {
-	return flagQR | flagRA | flagsOf(q.packet)&(maskOpcode|flagRD|flagCD)
+	flags := flagsOf(q.packet)
+	if flags&maskOpcode != 0 {
+		return flagQR | flags&maskOpcode
+	}
+	return flagQR | flagRA | flags&(flagRD|flagCD)
 }
 
-// rcodeFlags returns what the header of a reply to q holds of rcode. The bits
-// above it need an OPT record; without one, all we can say is that we failed.
+// rcodeFlags returns the bits of rcode in the header of a reply to q. The upper bits
+// need an OPT record. Without one, the code is SERVFAIL.
 func (q Query) rcodeFlags(rcode RCode) uint16 {
-	if rcode > maskRCode && !q.edns {
+	if rcode > maskRCode && !q.edns() {
 		return uint16(ServFail)
 	}
 	return uint16(rcode) & maskRCode
 }
 
 // wantsAD reports whether the client understands AD (RFC 6840 section 5.8).
-func (q Query) wantsAD() bool { return q.do || flagsOf(q.packet)&flagAD != 0 }
+func (q Query) wantsAD() bool { return q.do() || flagsOf(q.packet)&flagAD != 0 }
 
-// replyCounts returns the counts of a reply without records: a question if there
-// is one to echo, an OPT record if there was one.
-func (q Query) replyCounts() (counts [4]uint16) {
+// appendReplyHead appends the header and the question of a reply, with these flags besides,
+// and these numbers of records besides an OPT record.
+func (q Query) appendReplyHead(dst []byte, flags uint16, answers, authority int) []byte {
+	counts := [4]uint16{1: uint16(answers), 2: uint16(authority)}
 	if q.questionEnd > headerLen {
 		counts[0] = 1
 	}
-	if q.edns {
+	if q.edns() {
 		counts[3] = 1
 	}
-	return counts
+	return append(appendHeader(dst, ID(q.packet), q.replyFlags()|flags, counts), q.question()...)
 }
 
-// AppendError appends a reply to q that is an error of our own. An EDE is sent
-// only if the client speaks EDNS, with as much of its text as q has room for.
+// appendReplyOPT appends an OPT record with the reply options of q, if q has one.
+func (q Query) appendReplyOPT(dst []byte, rcode RCode) []byte {
+	if !q.edns() {
+		return dst
+	}
+	return append(appendOPT(dst, rcode, q.do(), len(q.replyOptions())), q.replyOptions()...)
+}
+
+// AppendError appends an error reply to q. The EDE is sent only if the client supports
+// EDNS, with its text cut to the maximum length of the reply.
 //
-// With the zero EDE, and unless q has reply options, it is no longer than q.
+// Without EDE and reply options, the reply is no longer than q.
 func (q Query) AppendError(dst []byte, rcode RCode, ede EDE) []byte {
 	start := len(dst)
-	dst = appendHeader(dst, ID(q.packet), q.replyFlags()|q.rcodeFlags(rcode), q.replyCounts())
-	dst = append(dst, q.question()...)
-	switch {
-	case !q.edns:
-		return dst
-	case ede == (EDE{}):
-		return append(appendOPT(dst, rcode, q.do, len(q.extra())), q.extra()...)
+	dst = q.appendReplyHead(dst, q.rcodeFlags(rcode), 0, 0)
+	if !q.edns() || ede == (EDE{}) {
+		return q.appendReplyOPT(dst, rcode)
 	}
 	// Even 512 octets leave more than 200 behind the longest question.
-	left := q.room() - (len(dst) - start) - optFixedLen - len(q.extra()) - edeFixedLen
+	left := q.maxReplyLen() - (len(dst) - start) - optFixedLen - len(q.replyOptions()) - edeFixedLen
 	ede.Text = cutText(ede.Text, left)
-	dst = appendOPT(dst, rcode, q.do, len(q.extra())+edeFixedLen+len(ede.Text))
-	return appendEDE(append(dst, q.extra()...), ede)
+	dst = appendOPT(dst, rcode, q.do(), len(q.replyOptions())+edeFixedLen+len(ede.Text))
+	return appendEDE(append(dst, q.replyOptions()...), ede)
 }

@@ -2,11 +2,14 @@ package wire
 
 import (
 	"encoding/binary"
+	"iter"
 	"slices"
+
+	"github.com/miekg/dns"
 )
 
-// maxPointers bounds the compression pointers in one name. A name of 255 octets
-// has at most 127 labels, and no sane encoder spends a pointer on less than one.
+// maxPointers bounds the compression pointers in one name. A name of 255 octets has at
+// most 127 labels, and a pointer leads to at least one.
 const maxPointers = 126
 
 func lower(c byte) byte {
@@ -14,6 +17,14 @@ func lower(c byte) byte {
 		return c | 0x20
 	}
 	return c
+}
+
+func lowerAll(name []byte) {
+	for i, c := range name {
+		if 'A' <= c && c <= 'Z' {
+			name[i] = c | 0x20
+		}
+	}
 }
 
 // equalNames compares two uncompressed names without regard to ASCII case
@@ -48,10 +59,10 @@ func skipPlainName(msg []byte, off int) (end int, ok bool) {
 
 // skipName returns the offset behind the name at off, which may be compressed.
 //
-// A pointer has to lead to what RFC 1035 section 4.1.4 calls "a prior
-// occurrence": octets that begin and end before those that point to them, so
-// that reading always ends. They must avoid the header and the TTLs at ttls, as
-// a name must not change with ID or age.
+// A pointer must lead to "a prior occurrence" (RFC 1035 section 4.1.4): octets that
+// begin and end before those that point to them, so that reading always ends. They
+// must not be in the header or in the TTLs at ttls, as a name must not change with ID
+// or age.
 func skipName(msg []byte, off int, ttls []uint16) (end int, ok bool) {
 	length, pointers, start := 0, 0, off // start: of the labels up to the next pointer
 	for off < len(msg) {
@@ -75,7 +86,7 @@ func skipName(msg []byte, off int, ttls []uint16) (end int, ok bool) {
 				return 0, false
 			}
 			msg, off, start = msg[:start], target, target
-		default: // label types that RFC 6891 section 5 gave up, or a cut pointer
+		default: // label types that RFC 6891 section 5 abandoned, or half a pointer
 			return 0, false
 		}
 		if length >= maxName {
@@ -89,13 +100,13 @@ func skipName(msg []byte, off int, ttls []uint16) (end int, ok bool) {
 // offsets are in ttls, in ascending order.
 func overlaps(ttls []uint16, start, end int) bool {
 	if len(ttls) == 0 || end <= int(ttls[0]) || start >= int(ttls[len(ttls)-1])+4 {
-		return false // nearly always: in the question, or in no compressed name
+		return false // nearly always: in the question, or not compressed
 	}
 	i, _ := slices.BinarySearch(ttls, uint16(start-3))
 	return int(ttls[i]) < end
 }
 
-// record is where the parts of one resource record are.
+// record has the fields of a resource record, and the offsets of its parts.
 type record struct {
 	typ      Type
 	class    uint16
@@ -108,8 +119,8 @@ type record struct {
 
 func (r record) rdata(msg []byte) []byte { return msg[r.end-r.rdataLen : r.end] }
 
-// parseRecord reads the record at off, whose owner avoids the TTLs at ttls. It
-// leaves the data to validData.
+// parseRecord reads the record at off. Its owner must not overlap the TTLs at ttls.
+// The data is verified by validData.
 func parseRecord(msg []byte, off int, ttls []uint16) (r record, ok bool) {
 	fixed, ok := skipName(msg, off, ttls)
 	if !ok || fixed+10 > len(msg) {
@@ -127,45 +138,67 @@ func parseRecord(msg []byte, off int, ttls []uint16) (r record, ok bool) {
 	return r, r.end <= len(msg)
 }
 
-// layout returns what the data of a type is: octets before the names, names, octets
-// behind them. It knows those types only whose names may be compressed, or whose
-// size is fixed.
-func layout(t Type) (before, names, after int, known bool) {
-	switch t {
-	case TypeA:
-		return 4, 0, 0, true
-	case TypeAAAA:
-		return 16, 0, 0, true
-	case typeNS, typeMD, typeMF, typeCNAME, typeMB, typeMG, typeMR, TypePTR, typeDNAME:
-		return 0, 1, 0, true
-	case typeSOA:
-		return 0, 2, 20, true
-	case typeMINFO, typeRP:
-		return 0, 2, 0, true
-	case typeMX, typeAFSDB, typeRT, typeKX:
-		return 2, 1, 0, true
-	case typeSRV:
-		return 6, 1, 0, true
+// namesOf returns the position of names in the data of type t, for the types whose
+// names some servers compress: the octets before the first name, and the number of
+// consecutive names. Only names in the data of types of RFC 1035 may be sent compressed
+// (RFC 3597 section 4).
+func namesOf(t Type) (before, names int, compress bool) {
+	switch uint16(t) {
+	case dns.TypeNS, dns.TypeMD, dns.TypeMF, dns.TypeCNAME, dns.TypeMB, dns.TypeMG, dns.TypeMR, dns.TypePTR:
+		return 0, 1, true
+	case dns.TypeSOA, dns.TypeMINFO:
+		return 0, 2, true
+	case dns.TypeMX:
+		return 2, 1, true
+	case dns.TypeDNAME:
+		return 0, 1, false
+	case dns.TypeRP:
+		return 0, 2, false
+	case dns.TypeAFSDB, dns.TypeRT, dns.TypeKX:
+		return 2, 1, false
+	case dns.TypeSRV:
+		return 6, 1, false
 	}
-	return 0, 0, 0, false
+	return 0, 0, false
 }
 
-// validData reports whether the data of r has the layout of its type, if that is
-// known: a mistake there would reach clients as a message that they can't read.
-func validData(msg []byte, r record, ttls []uint16) bool {
-	before, names, after, known := layout(r.typ)
+// behindNames returns the number of octets in the data of type t behind its names. It
+// reports false for types without names.
+func behindNames(t Type, names int) (octets int, known bool) {
+	if t == typeSOA {
+		return 20, true
+	}
+	return 0, names > 0
+}
+
+// validData reports whether the data of r has the layout of its type, if that is known:
+// clients can't read a message with malformed data. wrongCompression reports a
+// compressed name in a type that may not have one.
+func validData(msg []byte, r record, ttls []uint16) (wrongCompression, ok bool) {
+	switch r.typ { // nearly all records are addresses
+	case TypeA:
+		return false, r.rdataLen == 4
+	case TypeAAAA:
+		return false, r.rdataLen == 16
+	}
+	before, names, compress := namesOf(r.typ)
+	after, known := behindNames(r.typ, names)
 	if !known {
-		return true
+		return false, validFields(r.typ, r.rdata(msg))
 	}
 	off := r.end - r.rdataLen + before
 	for range names {
 		end, ok := skipName(msg[:r.end], off, ttls)
 		if !ok {
-			return false
+			return false, false
+		}
+		if !compress && !wrongCompression {
+			_, plain := skipPlainName(msg[:r.end], off)
+			wrongCompression = !plain
 		}
 		off = end
 	}
-	return off+after == r.end
+	return wrongCompression, off+after == r.end
 }
 
 // validOptions reports whether the data of an OPT record is a list of options
@@ -182,4 +215,18 @@ func validOptions(rdata []byte) bool {
 		rdata = rdata[n:]
 	}
 	return true
+}
+
+// optionsIn returns the options in the data of an OPT record that validOptions accepts:
+// the code of each, and its octets with code and length.
+func optionsIn(rdata []byte) iter.Seq2[uint16, []byte] {
+	return func(yield func(uint16, []byte) bool) {
+		for len(rdata) > 0 {
+			n := 4 + int(binary.BigEndian.Uint16(rdata[2:]))
+			if !yield(binary.BigEndian.Uint16(rdata), rdata[:n:n]) {
+				return
+			}
+			rdata = rdata[n:]
+		}
+	}
 }

@@ -10,8 +10,8 @@ import (
 	"dotgate/gateway/wire"
 )
 
-// RFC 7873 section 4: a cookie has 8 octets, and 8 to 32 more once a server has
-// given one.
+// RFC 7873 section 4: a cookie has 8 octets, and 8 to 32 more if it includes a server
+// cookie.
 func TestCookiesHaveCertainLengths(t *testing.T) {
 	f := func(octets int, ok bool) {
 		t.Helper()
@@ -19,7 +19,7 @@ func TestCookiesHaveCertainLengths(t *testing.T) {
 		if !ok {
 			want = "FORMERR: malformed cookie" // section 5.2.2
 		}
-		if got := verdict(pack(t, "question example.com. A; opt 10:"+strings.Repeat("ab", octets))); got != want {
+		if got := parseQueryResult(pack(t, "question example.com. A; opt 10:"+strings.Repeat("ab", octets))); got != want {
 			t.Errorf("%d octets: got %s, want %s", octets, got, want)
 		}
 	}
@@ -28,7 +28,7 @@ func TestCookiesHaveCertainLengths(t *testing.T) {
 	}
 }
 
-func TestWhatAQueryAsksForInItsOptions(t *testing.T) {
+func TestOptionsOfAQuery(t *testing.T) {
 	f := func(text string, via wire.Transport, want string) {
 		t.Helper()
 		q := mustQuery(t, text, via)
@@ -52,7 +52,7 @@ func TestWhatAQueryAsksForInItsOptions(t *testing.T) {
 	f("question a. A; opt 3: 11: 10:4142434445464748", wire.TCP, "cookie ABCDEFGH, nsid keepalive")
 	f("question a. A; opt 11: 3:", wire.UDP, "nsid") // RFC 7828 section 3.2.2: over UDP it is ignored
 	f("question a. A; opt 10:41424344454647486162636465666768 10:5152535455565758", wire.UDP, "cookie ABCDEFGH,abcdefgh")
-	f("question a. A; opt 12:00000000", wire.TCP, "") // RFC 7830: without encryption there is nothing to pad
+	f("question a. A; opt 12:00000000", wire.TCP, "") // RFC 7830: padding needs encryption
 }
 
 func TestReplyOptionsGoIntoEachKindOfReply(t *testing.T) {
@@ -63,7 +63,7 @@ func TestReplyOptionsGoIntoEachKindOfReply(t *testing.T) {
 	f := func(text string, via wire.Transport, reply func(wire.Query) []byte, want string) {
 		t.Helper()
 		original := mustQuery(t, text, via)
-		q := original.With(&wire.Extras{Reply: options}).Clone()
+		q := original.WithOptions(&wire.ExtraOptions{Reply: options}).Clone()
 		got := reply(q)
 		if got := show(t, got); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
@@ -101,12 +101,12 @@ func TestReplyOptionsGoIntoEachKindOfReply(t *testing.T) {
 		"flags qr ra; question x.a. A; authority . 10800 IN SOA . nobody.invalid. 1 3600 1200 604800 10800")
 }
 
-// With reply options, too, a reply has no more octets than the client has room
-// for.
+// Replies with reply options have at most the maximum length of the client,
+// too.
 func TestReplyOptionsFit(t *testing.T) {
 	options := wire.AppendNSID(nil, strings.Repeat("n", 100))
 	for size := range 400 {
-		q := mustQuery(t, "question a. TXT; opt 512", wire.UDP).With(&wire.Extras{Reply: options})
+		q := mustQuery(t, "question a. TXT; opt 512", wire.UDP).WithOptions(&wire.ExtraOptions{Reply: options})
 		text := "flags qr; question a. TXT; answer a. 60 IN TXT"
 		for rest := size; rest > 0; rest -= 200 {
 			text += " " + strings.Repeat("x", min(rest, 200))
@@ -125,8 +125,8 @@ func TestReplyOptionsFit(t *testing.T) {
 	}
 }
 
-// What is said to whoever may not be who it says it is must not amplify.
-func TestTruncationAndBareErrorsAreNoLongerThanTheQuery(t *testing.T) {
+// Replies to addresses that may be forged must not amplify.
+func TestTruncatedAndErrorRepliesAreNoLongerThanTheQuery(t *testing.T) {
 	f := func(text, want string) {
 		t.Helper()
 		packet := pack(t, text)
@@ -147,14 +147,14 @@ func TestTruncationAndBareErrorsAreNoLongerThanTheQuery(t *testing.T) {
 
 func TestReplyOptionsDoNotAllocate(t *testing.T) {
 	q := mustQuery(t, "question a. A; opt 10:0011223344556677 3:", wire.UDP)
-	buf, room := make([]byte, 0, 2048), make([]byte, 0, 128)
+	buf, scratch := make([]byte, 0, 2048), make([]byte, 0, 128)
 	records := []wire.Record{{Type: wire.TypeA, TTL: 7, Data: []byte{192, 0, 2, 9}}}
-	extras := new(wire.Extras)
+	extras := new(wire.ExtraOptions)
 	if n := testing.AllocsPerRun(100, func() {
 		client, _ := q.Cookie()
-		options := wire.AppendNSID(wire.AppendCookie(room, client, client), "ns1")
+		options := wire.AppendNSID(wire.AppendCookie(scratch, client, client), "ns1")
 		extras.Reply = options
-		with := q.With(extras)
+		with := q.WithOptions(extras)
 		with.AppendError(buf, wire.ServFail, wire.EDE{})
 		with.AppendRecords(buf, records)
 		with.AppendNegative(buf, wire.NXDomain, 0)
@@ -162,9 +162,55 @@ func TestReplyOptionsDoNotAllocate(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("got %v allocations", n)
 	}
-	clone := q.With(&wire.Extras{Reply: wire.AppendNSID(room, "ns1")}).Clone()
-	clear(room[:cap(room)])
+	clone := q.WithOptions(&wire.ExtraOptions{Reply: wire.AppendNSID(scratch, "ns1")}).Clone()
+	clear(scratch[:cap(scratch)])
 	if !bytes.Contains(clone.AppendError(nil, wire.ServFail, wire.EDE{}), []byte("ns1")) {
 		t.Error("a clone borrows its options")
 	}
+}
+
+// A server that does not know EDNS gets a query without an OPT record, otherwise
+// unchanged (RFC 6891 section 6.2.2).
+func TestAppendWithoutEDNSOmitsOPTOnly(t *testing.T) {
+	q := mustQuery(t, "question Www.Example.com. AAAA; opt", wire.UDP)
+	var bare, plain dns.Msg
+	if err := bare.Unpack(q.AppendWithoutEDNS(nil, 7)); err != nil {
+		t.Fatal(err)
+	}
+	if err := plain.Unpack(q.AppendUnpadded(nil, 7)); err != nil {
+		t.Fatal(err)
+	}
+	if plain.IsEdns0() == nil || bare.IsEdns0() != nil {
+		t.Errorf("got %v and %v", &plain, &bare)
+	}
+	plain.Extra = nil
+	if plain.String() != bare.String() {
+		t.Errorf("got\n%v\nwant\n%v", &bare, &plain)
+	}
+}
+
+func TestRefusesEDNS(t *testing.T) {
+	f := func(rcode int, opt, want bool) {
+		t.Helper()
+		m := new(dns.Msg).SetQuestion("example.com.", dns.TypeA)
+		m.Response, m.Rcode = true, rcode
+		if opt {
+			m.SetEdns0(1232, false)
+		}
+		packet, err := m.Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := wire.RefusesEDNS(packet); got != want {
+			t.Errorf("%s, OPT %v: got %v", dns.RcodeToString[rcode], opt, got)
+		}
+	}
+	f(dns.RcodeFormatError, false, true)
+	f(dns.RcodeNotImplemented, false, true)
+	f(dns.RcodeFormatError, true, true) // the query comes back
+	f(dns.RcodeNotImplemented, true, false)
+	f(dns.RcodeBadVers, true, false)
+	f(dns.RcodeServerFailure, false, false)
+	f(dns.RcodeRefused, false, false)
+	f(dns.RcodeSuccess, false, false)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/miekg/dns"
 )
@@ -12,18 +13,16 @@ import (
 // MaxKey is the length of the longest key: a name, type, class, DO and CD.
 const MaxKey = maxName + 5
 
-// storedHead is the length of what comes before the data of a stored answer:
-// messageLen, edeLen and rcode in two octets each, the kind, the last octet of
-// the key, and the TTL.
-const storedHead = 12
+// storedHeaderLen is the length of the header of a stored answer: messageLen, edeLen and
+// rcode in two octets each, the kind, the last octet of the key, and the TTL.
+const storedHeaderLen = 12
 
 // StoredLen returns the length of a in stored form.
-func (a Answer) StoredLen() int { return storedHead + len(a.data) }
+func (a Answer) StoredLen() int { return storedHeaderLen + len(a.data) }
 
-// AppendStored appends a, the answer to q, in a form that Stored reads back. It
-// is for memory; it has neither a version nor a check.
-//
-// The question in it is in lower case, as in a key.
+// AppendStored appends a, the answer to q, in the form that Stored reads. The form is
+// for memory only: it has no version and no checksum. Its question is in lower case, as
+// in a key.
 func (a Answer) AppendStored(dst []byte, q Query) []byte {
 	dst = binary.LittleEndian.AppendUint16(dst, a.messageLen)
 	dst = binary.LittleEndian.AppendUint16(dst, a.edeLen)
@@ -32,18 +31,15 @@ func (a Answer) AppendStored(dst []byte, q Query) []byte {
 	dst = binary.LittleEndian.AppendUint32(dst, a.ttl)
 	start := len(dst) + headerLen
 	dst = append(dst, a.data...)
-	name := dst[start : start+int(q.questionEnd)-4-headerLen]
-	for i, c := range name {
-		name[i] = lower(c)
-	}
+	lowerAll(dst[start : start+int(q.questionEnd)-4-headerLen])
 	return dst
 }
 
-// Stored returns the answer that is in b, which it borrows: it is good for as
-// long as b does not change.
+// Stored returns the stored answer b. It borrows b, which must not change while the
+// answer is used.
 func Stored(b []byte) Answer {
 	return Answer{
-		data:       b[storedHead:],
+		data:       b[storedHeaderLen:],
 		messageLen: binary.LittleEndian.Uint16(b),
 		edeLen:     binary.LittleEndian.Uint16(b[2:]),
 		rcode:      RCode(binary.LittleEndian.Uint16(b[4:])),
@@ -52,24 +48,22 @@ func Stored(b []byte) Answer {
 	}
 }
 
-// StoredFor reports whether the stored answer b is for the queries that have
-// this key.
+// StoredFor reports whether the stored answer b is for queries with this key.
 func StoredFor(b, key []byte) bool {
-	const question = storedHead + headerLen
+	const question = storedHeaderLen + headerLen
 	n := len(key) - 1
 	return len(b) >= question+n && b[7] == key[n] && bytes.Equal(b[question:question+n], key[:n])
 }
 
 // AppendStoredKey appends the key of the stored answer b.
 func AppendStoredKey(dst, b []byte) []byte {
-	const question = storedHead + headerLen
+	const question = storedHeaderLen + headerLen
 	end, _ := skipPlainName(b, question)
 	dst = append(dst, b[question:end+4]...)
 	return append(dst, b[7])
 }
 
-// KeyQuery makes a query of our own that has this key. Its reply has room for
-// all that there is.
+// KeyQuery makes a query that has this key. Its reply may have the maximum size of TCP.
 func KeyQuery(key []byte) (Query, error) {
 	if len(key) < 6 || len(key) > MaxKey || key[len(key)-1] > keyDO|keyCD {
 		return Query{}, errNotKey
@@ -100,8 +94,8 @@ func KeyFlags(key []byte) (do, cd bool) {
 	return bits&keyDO != 0, bits&keyCD != 0
 }
 
-// PackName returns a name, given in presentation format, in wire format and
-// lower case, as keys have it.
+// PackName converts a name from presentation format to wire format in lower case, as in
+// a key.
 func PackName(name string) ([]byte, error) {
 	if _, ok := dns.IsDomainName(name); !ok || name == "" {
 		return nil, fmt.Errorf("%q is no domain name", name)
@@ -111,10 +105,18 @@ func PackName(name string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%q is no domain name: %w", name, err)
 	}
-	for i, c := range packed[:n] {
-		packed[i] = lower(c)
-	}
+	lowerAll(packed[:n])
 	return packed[:n], nil
+}
+
+// NameText converts a name from wire format to presentation format, without a dot at its
+// end. It returns "" if name is malformed.
+func NameText(name []byte) string {
+	text, _, err := dns.UnpackDomainName(name, 0)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(text, ".")
 }
 
 // InSubtree reports whether name is top or below it, both in wire format and
@@ -124,22 +126,4 @@ func InSubtree(name, top []byte) bool {
 		name = name[1+int(name[0]):]
 	}
 	return bytes.Equal(name, top)
-}
-
-// Names are values for subtrees of the name space, by the name at the top of each,
-// in wire format and lower case, as PackName makes it.
-type Names[T any] map[string]T
-
-// Find returns the value of the smallest subtree that name is in, also in lower
-// case, and how many octets of it come before the name at its top.
-func (n Names[T]) Find(name []byte) (value T, below int, ok bool) {
-	if len(n) == 0 {
-		return value, 0, false
-	}
-	for at := 0; at < len(name); at += 1 + int(name[at]) {
-		if value, ok := n[string(name[at:])]; ok {
-			return value, at, true
-		}
-	}
-	return value, 0, false
 }

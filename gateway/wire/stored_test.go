@@ -10,7 +10,7 @@ import (
 	"dotgate/gateway/wire"
 )
 
-func TestHowLongAnAnswerIsGood(t *testing.T) {
+func TestTTLOfAnAnswer(t *testing.T) {
 	f := func(response string, kind wire.Kind, ttl uint32) {
 		t.Helper()
 		a := mustAnswer(t, mustQuery(t, "question example.com. A", wire.UDP), "flags qr; question example.com. A; "+response)
@@ -28,7 +28,7 @@ func TestHowLongAnAnswerIsGood(t *testing.T) {
 	f(cname+"answer other.example.com. 60 IN A 192.0.2.1", wire.Positive, 20)
 	f(a+"authority example.com. 5 IN NS ns.example.com.", wire.Positive, 5)
 	f(a+"additional example.com. 4 IN AAAA 2001:db8::1", wire.Positive, 4)
-	f(a+"additional ns.example.com. 4 IN A 192.0.2.1", wire.Positive, 60) // that is removed
+	f(a+"additional ns.example.com. 4 IN A 192.0.2.1", wire.Positive, 60) // the record is removed
 	f(a+"opt 1232 ede=3:", wire.Positive, 60)
 	f("answer example.com. 0 IN A 192.0.2.1", wire.Positive, 0)
 	f(a+"answer example.com. 2147483648 IN A 192.0.2.2", wire.Positive, 0) // RFC 2181 section 8

@@ -20,14 +20,15 @@ func AppendSubnet(dst []byte, p netip.Prefix) []byte {
 	return append(dst, p.Addr().AsSlice()[:octets]...)
 }
 
-// ClientSubnet returns the Client Subnet option that came with q, or nil if there is
-// none, or if it says that the client's address is nobody's business (RFC 7871
-// section 7.1.2). Ok is false if it is malformed, which deserves FORMERR (the same).
+// ClientSubnet returns the Client Subnet option of q, or nil if there is none, or if its
+// prefix length is 0: the client wants no information about its address to be sent (RFC
+// 7871 section 7.1.2). ok is false if the option is malformed, for which the reply is
+// FORMERR (same section).
 func (q Query) ClientSubnet() (option []byte, ok bool) {
-	if q.subnetAt == 0 {
+	if q.has&hasSubnet == 0 {
 		return nil, true
 	}
-	option = q.option(q.subnetAt)
+	option = q.option(ednsOptionSubnet)
 	if len(option) < 8 {
 		return nil, false
 	}
@@ -50,101 +51,26 @@ func (q Query) ClientSubnet() (option []byte, ok bool) {
 	return option, true
 }
 
-// sentSubnet reports whether the options in the data of an OPT record have no Client
-// Subnet but the one that went along with q, whatever its scope. Who sent none does
-// not look: the option is then of no meaning (RFC 7871 section 7.3).
+// sentSubnet reports whether each Client Subnet option in the data of an OPT record
+// equals the one that was sent with q, apart from the scope. If none was sent, all are
+// ignored (RFC 7871 section 7.3).
 func (q Query) sentSubnet(rdata []byte) bool {
 	sent := q.subnet()
 	if sent == nil {
 		return true
 	}
 	const scope = 7 // its offset, behind code, length, family and prefix length
-	for len(rdata) > 0 {
-		option := rdata[:4+int(binary.BigEndian.Uint16(rdata[2:]))]
-		rdata = rdata[len(option):]
-		if binary.BigEndian.Uint16(option) != ednsOptionSubnet {
+	most := byte(32)
+	if sent[5] == 2 { // IPv6
+		most = 128
+	}
+	for code, option := range optionsIn(rdata) {
+		if code != ednsOptionSubnet {
 			continue
 		}
-		if len(option) != len(sent) || !bytes.Equal(option[4:scope], sent[4:scope]) || !bytes.Equal(option[scope+1:], sent[scope+1:]) {
+		if len(option) != len(sent) || option[scope] > most || !bytes.Equal(option[4:scope], sent[4:scope]) || !bytes.Equal(option[scope+1:], sent[scope+1:]) {
 			return false
 		}
 	}
 	return true
-}
-
-const (
-	typeSVCB  = 64
-	typeHTTPS = 65
-	ipv4hint  = 4 // RFC 9460 section 14.3.2
-	ipv6hint  = 6
-)
-
-// HasPrivate reports whether a has an address, be it a hint for a service
-// (RFC 9460 section 7.3), that is of no use outside of somebody's own network.
-func (a Answer) HasPrivate() bool {
-	message := a.data[:a.messageLen]
-	off, ok := skipPlainName(message, headerLen)
-	for off += 4; ok && off < len(message); {
-		var r record
-		if r, ok = parseRecord(message, off, nil); !ok {
-			break
-		}
-		data := r.rdata(message)
-		switch r.typ {
-		case TypeA:
-			if anyPrivate(data, 4) {
-				return true
-			}
-		case TypeAAAA:
-			if anyPrivate(data, 16) {
-				return true
-			}
-		case typeSVCB, typeHTTPS:
-			if hintsPrivate(data) {
-				return true
-			}
-		}
-		off = r.end
-	}
-	return false
-}
-
-// hintsPrivate looks at the parameters of a service (RFC 9460 section 2.2). What is
-// malformed has none that anybody could use.
-func hintsPrivate(data []byte) bool {
-	if len(data) < 2 {
-		return false
-	}
-	at, ok := skipPlainName(data, 2)
-	for ok && at+4 <= len(data) {
-		key, n := binary.BigEndian.Uint16(data[at:]), int(binary.BigEndian.Uint16(data[at+2:]))
-		if at += 4; at+n > len(data) {
-			return false
-		}
-		switch value := data[at : at+n]; {
-		case key == ipv4hint && anyPrivate(value, 4), key == ipv6hint && anyPrivate(value, 16):
-			return true
-		}
-		at += n
-	}
-	return false
-}
-
-func anyPrivate(addresses []byte, size int) bool {
-	for ; len(addresses) >= size; addresses = addresses[size:] {
-		if a, ok := netip.AddrFromSlice(addresses[:size]); ok && isPrivate(a.Unmap()) {
-			return true
-		}
-	}
-	return false
-}
-
-// shared is the address space of RFC 6598, and this is RFC 1122 section 3.2.1.3.
-var (
-	shared = netip.MustParsePrefix("100.64.0.0/10")
-	this   = netip.MustParsePrefix("0.0.0.0/8")
-)
-
-func isPrivate(a netip.Addr) bool {
-	return a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsUnspecified() || shared.Contains(a) || this.Contains(a)
 }

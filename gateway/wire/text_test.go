@@ -103,7 +103,7 @@ func addOPT(m *dns.Msg, words []string) error {
 		switch n, err := strconv.Atoi(code); {
 		case key == "do":
 			opt.SetDo()
-		case key == "z": // flags that nobody has defined yet
+		case key == "z": // undefined flags
 			opt.Hdr.Ttl |= 0x7fff
 		case key == "version":
 			v, err := strconv.Atoi(value)

@@ -1,9 +1,16 @@
-// Package wire reads and edits DNS messages as the bytes they travel in.
+// Package wire parses and edits DNS messages in wire format.
 //
-// It knows the header, the question, the OPT record, where names are and where
-// the TTLs are (RFC 1035 section 4, RFC 6891), and no more than that. All index
-// arithmetic on bytes from the network happens here, and all of it is fuzzed
-// against an independent codec.
+// ParseQuery verifies a client's query, ParseAnswer verifies an upstream's response to
+// it, and Answer.AppendReply makes the reply to a client. All other packages pass Query
+// and Answer values around: all index arithmetic on bytes from the network happens
+// here, and it is fuzzed against an independent codec (miekg/dns).
+//
+// The package knows the header, the question, the OPT record and its options, where
+// names and TTLs are, and the layout of common record types (RFC 1035 section 4,
+// RFC 6891). It does no I/O, starts no goroutine and keeps no state. Parsing a query
+// allocates nothing, an answer is one allocation. Limits: messages up to 65,535
+// octets, names up to 255 octets, 16 CNAME records in a chain, 256 records looked at
+// behind the answer section, 1,024 octets of EDNS options of an upstream.
 package wire
 
 import (
@@ -12,21 +19,22 @@ import (
 	"unicode/utf8"
 )
 
-// MaxUDPSize is the largest UDP message we send and the size we advertise: what
-// fits unfragmented into the smallest IPv6 MTU (DNS flag day 2020).
+// MaxUDPSize is the largest UDP message that is sent and the size that is advertised:
+// it fits unfragmented into the smallest IPv6 MTU (DNS flag day 2020).
 const MaxUDPSize = 1232
 
-// MaxSize is the largest message there is, as the length prefix of TCP says.
+// MaxSize is the largest possible message: the length prefix of TCP has 16 bits.
 const MaxSize = 1<<16 - 1
 
 const (
 	headerLen  = 12
 	minUDPSize = 512 // RFC 1035 section 4.2.1, for clients without EDNS
 	maxName    = 255 // RFC 1035 section 2.3.4
-	padding    = 128 // block of padded queries, RFC 8467 section 4.1
+	padding    = 128 // block size of padded queries, RFC 8467 section 4.1
 )
 
-// Transport is how a client's query came in. It decides how long a reply may be.
+// Transport is the protocol by which a client's query arrived. The maximum length of a
+// reply depends on it.
 type Transport uint8
 
 const (
@@ -34,15 +42,7 @@ const (
 	TCP
 )
 
-func (t Transport) String() string {
-	switch t {
-	case UDP:
-		return "UDP"
-	case TCP:
-		return "TCP"
-	}
-	return fmt.Sprintf("Transport(%d)", uint8(t))
-}
+func (t Transport) String() string { return [...]string{UDP: "UDP", TCP: "TCP"}[t] }
 
 // RCode is a response code with the extended bits of RFC 6891 section 6.1.3.
 type RCode uint16
@@ -54,6 +54,8 @@ const (
 	NXDomain RCode = 3
 	NotImp   RCode = 4
 	Refused  RCode = 5
+	YXDomain RCode = 6 // a DNAME record leads to a name that is too long (RFC 6672 section 2.2)
+	NotAuth  RCode = 9
 	BadVers  RCode = 16
 
 	BadCookie RCode = 23 // RFC 7873 section 8
@@ -61,7 +63,7 @@ const (
 
 var rcodeNames = map[RCode]string{
 	NoError: "NOERROR", FormErr: "FORMERR", ServFail: "SERVFAIL", NXDomain: "NXDOMAIN",
-	NotImp: "NOTIMP", Refused: "REFUSED", BadVers: "BADVERS", BadCookie: "BADCOOKIE",
+	NotImp: "NOTIMP", Refused: "REFUSED", YXDomain: "YXDOMAIN", NotAuth: "NOTAUTH", BadVers: "BADVERS", BadCookie: "BADCOOKIE",
 }
 
 func (r RCode) String() string {
@@ -71,26 +73,23 @@ func (r RCode) String() string {
 	return fmt.Sprintf("RCODE%d", uint16(r))
 }
 
-// Type is a record type. Only those with a meaning to a gateway have a name
-// here; every other type travels through untouched (RFC 3597).
+// IsResult reports whether r is the result of a query. The set is closed: every other
+// code, assigned or not, means that the server failed or refused the query.
+func (r RCode) IsResult() bool { return r == NoError || r == NXDomain || r == YXDomain }
+
+// Type is a record type. Types without a constant here are passed on unchanged
+// (RFC 3597).
 type Type uint16
 
 const (
 	TypeA     Type = 1
 	typeNS    Type = 2
-	typeMD    Type = 3
-	typeMF    Type = 4
 	typeCNAME Type = 5
 	typeSOA   Type = 6
-	typeMB    Type = 7
-	typeMG    Type = 8
-	typeMR    Type = 9
 	TypePTR   Type = 12
 	TypeHINFO Type = 13
-	typeMINFO Type = 14
 	typeMX    Type = 15
 	TypeTXT   Type = 16
-	typeRP    Type = 17
 	typeAFSDB Type = 18
 	typeRT    Type = 21
 	TypeAAAA  Type = 28
@@ -99,9 +98,15 @@ const (
 	typeDNAME Type = 39
 	typeOPT   Type = 41
 	TypeDS    Type = 43
+	typeRRSIG Type = 46
+	typeNSEC  Type = 47
+	typeNSEC3 Type = 50
+	TypeSVCB  Type = 64
+	TypeHTTPS Type = 65
 	typeTSIG  Type = 250
 	typeIXFR  Type = 251
 	typeAXFR  Type = 252
+	typeMAILB Type = 253
 	TypeANY   Type = 255
 )
 
@@ -110,14 +115,13 @@ const (
 	classCH = 3
 )
 
-// EDE is an Extended DNS Error (RFC 8914): why a reply is an error. The zero
-// EDE says nothing and is not sent.
+// EDE is an Extended DNS Error (RFC 8914), the reason of an error. The zero EDE is not
+// sent.
 type EDE struct {
 	Code EDECode
 	Text string // for people; may be empty
 }
 
-// size returns how many octets e takes as an EDNS option.
 func (e EDE) size() int {
 	if e == (EDE{}) {
 		return 0
@@ -140,7 +144,7 @@ const (
 	EDEInvalidData   EDECode = 24
 )
 
-// EDNS options that a gateway has to do with.
+// EDNS options that are read or written here.
 const (
 	ednsOptionNSID      = 3  // RFC 5001
 	ednsOptionSubnet    = 8  // RFC 7871
@@ -148,6 +152,9 @@ const (
 	ednsOptionKeepalive = 11 // RFC 7828
 	ednsOptionPadding   = 12 // RFC 7830
 	ednsOptionEDE       = 15 // RFC 8914
+	// ednsOptionHealthCheck is in the range for local use (RFC 6891 section 9). It has
+	// the token of a health check from this machine, and is never sent upstream.
+	ednsOptionHealthCheck = 65363
 )
 
 // The second 16 bits of a header, as one number.
@@ -165,16 +172,17 @@ const (
 	edeFixedLen = 6  // an EDE option without text
 )
 
-// ID returns the message ID of any packet at least a header long.
+// ID returns the message ID of packet, which must have a whole header.
 func ID(packet []byte) uint16 { return binary.BigEndian.Uint16(packet) }
 
-// HeaderRCode returns what the header of any packet at least a header long has of
-// its response code: all but what an OPT record adds to it.
+// HeaderRCode returns the response code in the header of packet, which must have a
+// whole header, without the upper bits in an OPT record.
 func HeaderRCode(packet []byte) RCode { return RCode(flagsOf(packet) & maskRCode) }
 
 func flagsOf(packet []byte) uint16 { return binary.BigEndian.Uint16(packet[2:]) }
 
-// appendHeader appends a header. Counts are question, answer, authority, additional.
+// appendHeader appends a header. Counts are those of question, answer, authority and
+// additional section.
 func appendHeader(dst []byte, id, flags uint16, counts [4]uint16) []byte {
 	dst = binary.BigEndian.AppendUint16(dst, id)
 	dst = binary.BigEndian.AppendUint16(dst, flags)
@@ -184,8 +192,8 @@ func appendHeader(dst []byte, id, flags uint16, counts [4]uint16) []byte {
 	return dst
 }
 
-// appendOPT appends the head of an OPT record of ours, with the upper bits of
-// rcode, that will be followed by rdlen octets of options.
+// appendOPT appends the fixed part of an OPT record with the upper bits of rcode. The
+// caller appends rdlen octets of options.
 func appendOPT(dst []byte, rcode RCode, do bool, rdlen int) []byte {
 	var flags uint16
 	if do {
@@ -196,7 +204,6 @@ func appendOPT(dst []byte, rcode RCode, do bool, rdlen int) []byte {
 	return binary.BigEndian.AppendUint16(dst, uint16(rdlen))
 }
 
-// appendEDE appends e as an EDNS option.
 func appendEDE(dst []byte, e EDE) []byte {
 	dst = binary.BigEndian.AppendUint16(dst, ednsOptionEDE)
 	dst = binary.BigEndian.AppendUint16(dst, uint16(2+len(e.Text)))
@@ -204,8 +211,8 @@ func appendEDE(dst []byte, e EDE) []byte {
 	return append(dst, e.Text...)
 }
 
-// cutText returns at most size octets of text, whole characters all of them:
-// the text of an EDE is UTF-8 (RFC 8914 section 2).
+// cutText returns text, shortened to at most size octets between two characters: the
+// text of an EDE is UTF-8 (RFC 8914 section 2).
 func cutText(text string, size int) string {
 	if len(text) <= size {
 		return text

@@ -16,20 +16,19 @@ import (
 	"time"
 )
 
-// A CA is a certificate authority that nobody trusts until told to. It issues
-// whatever it is asked for, be it right or wrong.
+// A CA is a certificate authority that no client trusts by default. It issues any
+// certificate, right or wrong.
 type CA struct {
 	certificate *x509.Certificate
 	key         *ecdsa.PrivateKey
 }
 
-// CertOptions say what a certificate claims. The zero value is a certificate
-// for no name at all.
+// CertOptions describe a certificate. The zero value is a certificate without names.
 type CertOptions struct {
 	Names []string     // DNS names, wildcards included
 	IPs   []netip.Addr // addresses
-	// NotBefore and NotAfter are when it is valid. Default: for a day, of which
-	// an hour has passed, or as much as the other one of the two allows.
+	// NotBefore and NotAfter bound its validity. Default: a day, of which an hour has
+	// passed, or as much as the other one of the two allows.
 	NotBefore, NotAfter time.Time
 	// Usages are the extended key usages. Default: server authentication.
 	Usages []x509.ExtKeyUsage
@@ -53,8 +52,8 @@ func NewCA() *CA {
 	return &CA{certificate: sign(template, template, key, key), key: key}
 }
 
-// Issue returns a certificate with a new key. It panics if o can't be put into
-// a certificate, such as a name that is not ASCII.
+// Issue returns a certificate with a new key. It panics if o does not fit into a
+// certificate, for example because of a name that is not ASCII.
 func (ca *CA) Issue(o CertOptions) tls.Certificate {
 	now := time.Now()
 	template := &x509.Certificate{
@@ -90,7 +89,7 @@ func (ca *CA) Issue(o CertOptions) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
 }
 
-// Pool returns a pool that trusts ca and nobody else.
+// Pool returns a pool that has ca only.
 func (ca *CA) Pool() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AddCert(ca.certificate)

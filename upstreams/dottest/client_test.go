@@ -17,7 +17,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
-	patience = 5 * time.Second        // for what must come
+	patience = 30 * time.Second       // for what must come, also on a busy machine
 	silence  = 100 * time.Millisecond // without a word, for what must not
 )
 

@@ -15,9 +15,8 @@ import (
 	"dotgate/gateway/wire"
 )
 
-// A conn is one connection of a client. Its read loop answers, its write loop
-// sends the answers when their time has come. No answer has a goroutine or a
-// timer of its own.
+// A conn is one connection of a client. Its read loop makes the answers, and its write
+// loop sends them when they are due. No answer has a goroutine or a timer of its own.
 type conn struct {
 	server   *Server
 	greeting Greeting
@@ -27,12 +26,12 @@ type conn struct {
 	wake     chan struct{} // holds one token when the write loop has to look again
 	retired  bool          // guarded by the server's mutex
 
-	// Of the read loop only: what to hand over at the end of a batch.
+	// Used by the read loop only: the answers that the write loop gets at the end of a batch.
 	batch []answer
 	asked int // queries so far, and so the order of answers
 
-	mu          sync.Mutex    // guards what follows; nothing waits under it but for room
-	room        sync.Cond     // there is less in ready, or done
+	mu          sync.Mutex    // guards the fields below; only waiting for room blocks under it
+	room        sync.Cond     // ready has become shorter, or done is closed
 	over        bool          // reading or writing has ended
 	established bool          // the write loop runs
 	closing     *Closing      // or nil; how the write loop is to close
@@ -41,24 +40,24 @@ type conn struct {
 	later       answerHeap    // to be sent when due
 	lastDue     time.Duration // of all answers so far: what InOrder waits for
 	window      time.Duration // when the window of Reverse ends
-	lastUse     time.Duration // when something was received or sent
+	lastUse     time.Duration // when octets were received or sent
 	outstanding int
 	pending     [1 << 16 / 64]uint64 // bits: IDs of queries that have no answer yet
 	spare       answer               // memory for the next batch
 }
 
-// An answer is what is sent for a query, or for several at once.
+// An answer is the response to a query, or to several at once.
 type answer struct {
 	frames []byte        // with length prefixes
 	ids    []uint16      // of the queries
 	due    time.Duration // on the server's clock; zero means now
 	order  int           // among those due at the same time
-	alone  bool          // not to share a write with others
+	alone  bool          // it shares no write with others
 	cut    bool
 	drip   time.Duration
 }
 
-// never is when an answer is due that never comes.
+// never is the due time of an answer that is not sent.
 const never = time.Duration(math.MaxInt64)
 
 // An answerHeap has the answer that is due first at its top.
@@ -80,8 +79,8 @@ func (h *answerHeap) Pop() any {
 	return a
 }
 
-// maxUnsent is how much may wait for a client that does not read. A client of
-// ours that does not read for so long is not worth more memory.
+// maxUnsent is how many octets may wait for a client that does not read. More memory is
+// not spent on it.
 const maxUnsent = 1 << 20
 
 func newConn(s *Server, accepted *net.TCPConn, greeting Greeting) *conn {
@@ -97,11 +96,11 @@ func newConn(s *Server, accepted *net.TCPConn, greeting Greeting) *conn {
 	return c
 }
 
-// nudge makes the write loop look again.
-func (c *conn) nudge() {
+// wakeWriter makes the write loop look again.
+func (c *conn) wakeWriter() {
 	select {
 	case c.wake <- struct{}{}:
-	default: // it is about to
+	default: // it is about to look
 	}
 }
 
@@ -121,10 +120,10 @@ func (c *conn) closeBy(how Closing) {
 	if !established {
 		c.raw.finish()
 	}
-	c.nudge()
+	c.wakeWriter()
 }
 
-// serve owns the connection from its beginning to its end.
+// serve runs the connection from its beginning to its end.
 func (c *conn) serve() {
 	defer c.server.forget(c)
 	defer c.raw.Close()
@@ -135,7 +134,7 @@ func (c *conn) serve() {
 	if err := c.tls.Handshake(); err != nil {
 		c.server.tally.failed.Add(1)
 		c.server.retire(c)
-		c.raw.CloseWrite() // and not more, so that the alert arrives whatever else the client sent
+		c.raw.CloseWrite() // and no more than that, so that the alert arrives, even if the client has sent more
 		io.Copy(io.Discard, c.raw.TCPConn)
 		return
 	}
@@ -153,11 +152,12 @@ func (c *conn) serve() {
 	writing.Wait()
 }
 
-// greet does what a connection meets before its handshake and reports whether
-// there is to be one.
+// greet applies the faults that precede the handshake, and reports whether the handshake
+// follows.
 func (c *conn) greet() bool {
-	if rtt := c.server.options.RTT; rtt > 0 {
-		timer := time.NewTimer(2 * rtt) // one for TCP, which loopback gave away, and one for TLS
+	// One round trip for TCP, which takes no time on loopback, and one for TLS.
+	if wait := 2*c.server.options.RTT + c.server.options.Handshake + c.server.plan.Load().conn.Handshake; wait > 0 {
+		timer := time.NewTimer(wait)
 		defer timer.Stop()
 		select {
 		case <-timer.C:
@@ -193,7 +193,7 @@ func (c *conn) readLoop() {
 	r := bufio.NewReaderSize(c.tls, 2+wire.MaxSize)
 	for {
 		if !wholeFrameIn(r) {
-			c.handOver()
+			c.flush()
 		}
 		prefix, err := r.Peek(2)
 		if err != nil {
@@ -210,7 +210,7 @@ func (c *conn) readLoop() {
 	}
 }
 
-// wholeFrameIn reports whether r can give a message without reading.
+// wholeFrameIn reports whether r has a whole message in its buffer.
 func wholeFrameIn(r *bufio.Reader) bool {
 	if r.Buffered() < 2 {
 		return false
@@ -227,7 +227,7 @@ func (c *conn) take(query []byte) {
 	now, p := s.clock(), s.plan.Load()
 	var fault Fault
 	if !p.calm {
-		fault = p.strike(now, s.dice)
+		fault = p.draw(now, s.dice, query)
 	}
 	id := binary.BigEndian.Uint16(query)
 	shared := c.shared()
@@ -264,10 +264,10 @@ func (c *conn) take(query []byte) {
 	c.batch = append(c.batch, a)
 }
 
-// arranges reports whether f is about when or with what else an answer is sent.
+// arranges reports whether f changes when, or with which others, an answer is sent.
 func (f *Fault) arranges() bool { return f.InOrder || f.Reverse > 0 || f.CloseAfter > 0 }
 
-// shared returns the answer at the end of the batch that others can join.
+// shared returns the answer at the end of the batch to which others can be added.
 func (c *conn) shared() *answer {
 	if last := len(c.batch) - 1; last >= 0 && c.batch[last].due == 0 && !c.batch[last].alone {
 		return &c.batch[last]
@@ -276,8 +276,8 @@ func (c *conn) shared() *answer {
 	return &c.batch[len(c.batch)-1]
 }
 
-// respond appends the response to query that fault makes of a good one, or
-// nothing if there is to be none.
+// respond appends the response to query, changed by fault, or nothing if fault suppresses
+// it.
 func (c *conn) respond(dst, query []byte, fault Fault) ([]byte, time.Duration) {
 	start := len(dst)
 	dst, after := c.server.options.Handler(dst, query)
@@ -294,7 +294,7 @@ func (c *conn) respond(dst, query []byte, fault Fault) ([]byte, time.Duration) {
 		instead.records, instead.size = true, wire.MaxSize
 	}
 	if strays := fault.Mangle & (Foreign | Stray); strays != 0 {
-		instead.records, instead.strays = fault.RCode == 0, strays
+		instead.records, instead.strays = fault.RCode == 0 && strays&Foreign == 0, strays
 	}
 	if fault.RCode != 0 || fault.Mangle&(Truncated|Huge|Foreign|Stray) != 0 {
 		q, _ := parseQuestion(query)
@@ -316,7 +316,7 @@ func (c *conn) respond(dst, query []byte, fault Fault) ([]byte, time.Duration) {
 	return dst, after
 }
 
-// mistake changes the name at the start of a question, but not its length.
+// mistake changes the name at the start of a question, and keeps its length.
 func mistake(question []byte) {
 	switch {
 	case question[0] == 0: // the root has no letter to change
@@ -328,8 +328,8 @@ func mistake(question []byte) {
 	}
 }
 
-// frame puts the length before the message that follows at prefix, and does
-// what else m wants of a frame.
+// frame writes the length of the message that follows at prefix, and applies the faults of
+// m that concern frames.
 func frame(frames []byte, prefix int, m Mangle) []byte {
 	n := len(frames) - prefix - 2
 	switch {
@@ -347,8 +347,8 @@ func frame(frames []byte, prefix int, m Mangle) []byte {
 	return frames
 }
 
-// handOver hands the batch to the write loop.
-func (c *conn) handOver() {
+// flush hands the batch to the write loop.
+func (c *conn) flush() {
 	if len(c.batch) == 0 {
 		return
 	}
@@ -371,10 +371,10 @@ func (c *conn) handOver() {
 	clear(c.batch)
 	c.batch = append(c.batch[:0], answer{frames: c.spare.frames[:0], ids: c.spare.ids[:0]})
 	c.spare = answer{}
-	c.nudge()
+	c.wakeWriter()
 }
 
-// schedule puts a where the write loop finds it when it is due.
+// schedule queues a for the write loop.
 func (c *conn) schedule(a answer, now time.Duration, fault *Fault) {
 	if fault.Reverse > 0 && a.due != never {
 		if c.window <= now {
@@ -392,7 +392,7 @@ func (c *conn) schedule(a answer, now time.Duration, fault *Fault) {
 	case 0:
 		c.ready = append(c.ready, a)
 		c.unsent += len(a.frames)
-	case never: // nobody will look
+	case never: // it is not sent
 	default:
 		heap.Push(&c.later, a)
 	}
@@ -416,7 +416,7 @@ func (c *conn) noteAnswers(ids []uint16) {
 	c.server.tally.answers.Add(int64(len(ids)))
 }
 
-// end ends what the loops do for each other.
+// end makes both loops end.
 func (c *conn) end() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -12,18 +12,27 @@ import (
 	"dotgate/gateway/wire"
 )
 
-// A Fault is something that a server does wrong. Its fields combine, and so do
-// several faults given to Set: delays add up, and where two faults can't both
-// have their way, the later one does. The zero Fault does nothing.
+// A Fault is a misbehaviour of a server. Its fields combine, and so do several faults
+// that are passed to Set: delays add up, and if two faults exclude each other, the later
+// one wins. The zero Fault does nothing.
 type Fault struct {
-	// Share is the share of queries that the fields about answers strike, and
-	// of new connections that Greeting strikes, drawn one by one from the
-	// server's seed. Zero means all. All other fields disregard it.
+	// Share is the share of queries that the fields about answers apply to, and
+	// of new connections that Greeting applies to, drawn one by one from the
+	// server's seed. Zero means all. All other fields ignore it.
 	Share float64
+	// Only is the record type of the queries that the fields about answers apply to.
+	// Zero means all.
+	Only wire.Type
+	// PerSecond is how many queries in any second are answered before the fields
+	// about answers apply. Zero means none.
+	PerSecond int
 
 	// New connections.
 
-	// Greeting is what a new connection meets instead of a handshake.
+	// Handshake is how much later than usual the server begins its handshake.
+	Handshake time.Duration
+
+	// Greeting is what a new connection gets instead of a handshake.
 	Greeting Greeting
 	// MaxConnections is how many connections may be open at once; a further
 	// one is closed as soon as it is accepted. Zero means any number.
@@ -31,27 +40,36 @@ type Fault struct {
 	// MinVersion and MaxVersion bound the TLS version, as in tls.Config. Below
 	// TLS 1.2 nothing but MaxVersion is needed. Zero means TLS 1.2 and TLS 1.3.
 	MinVersion, MaxVersion uint16
-	// Tickets is what happens to session tickets.
+	// Tickets is how session tickets are treated.
 	Tickets Tickets
+	// Protocols is the server's ALPN list: a client that offers others only gets an
+	// alert. With commas between; default: "dot".
+	Protocols string
+	// Nagle has the server write in pieces, and its system hold back the second while
+	// the first is not acknowledged (RFC 9293 section 3.7.4).
+	Nagle bool
+	// MTU, if not 0, is how long a ClientHello may be to arrive: a longer one, and all
+	// behind it, gets lost.
+	MTU int
 	// ClientCAs, if not nil, makes the server ask for a client certificate
 	// that one of them issued, and end the handshake without one.
 	ClientCAs *x509.CertPool
 
 	// Established connections.
 
-	// CloseAfter closes a connection after its answer number CloseAfter. What
-	// else it was asked is lost.
+	// CloseAfter closes a connection after its answer number CloseAfter. Its other
+	// queries are lost.
 	CloseAfter int
-	// CloseIdle closes a connection that has had nothing to do for so long.
+	// CloseIdle closes a connection that has been idle for so long.
 	CloseIdle time.Duration
 	// Closing is how CloseAfter, CloseIdle and CutRecord close. Within a record
 	// there can be no close_notify: CutRecord then sends a FIN alone.
 	Closing Closing
-	// ForgetIdle is what a middlebox does to a flow on which no octet has moved
-	// for so long: it forgets it, and from then on nothing arrives or leaves.
+	// ForgetIdle acts like a middlebox that drops a flow which has been idle for so long:
+	// from then on, nothing arrives in either direction.
 	ForgetIdle time.Duration
 	// InOrder makes each answer wait for the one before it, so that one slow
-	// name holds up all others, and an answer that never comes holds up all.
+	// name delays all others, and an answer that is never sent blocks all.
 	InOrder bool
 	// Reverse collects answers for so long and then sends the last one first.
 	Reverse time.Duration
@@ -62,25 +80,25 @@ type Fault struct {
 	Never bool
 	// Delay is how much later than usual an answer is.
 	Delay time.Duration
-	// DelayTo and Over make the delay creep: from Delay, when the fault is set,
+	// DelayTo and Over make the delay grow: from Delay, when the fault is set,
 	// linearly to DelayTo after Over.
 	DelayTo, Over time.Duration
 	// RCode, unless NOERROR, is the answer, without any record.
 	RCode wire.RCode
-	// Mangle is what is wrong with the answer itself.
+	// Mangle is how the answer itself is wrong.
 	Mangle Mangle
 	// Drip is the pause before each octet of an answer. Nothing overtakes an
 	// answer that drips. It ends with the next Set.
 	Drip time.Duration
 }
 
-// Greeting is what a new connection meets instead of a handshake.
+// Greeting is what a new connection gets instead of a handshake.
 type Greeting uint8
 
 const (
 	Handshake       Greeting = iota // none of it
-	Silence                         // accepted, and never a word
-	HandshakeStalls                 // half of the server's first flight, and never another word
+	Silence                         // accepted, and then silent
+	HandshakeStalls                 // half of the server's first messages, and then silent
 	HandshakeAlert                  // a TLS alert for the ClientHello
 	HandshakeClosed                 // a FIN for the ClientHello
 	HandshakeReset                  // a RST for the ClientHello
@@ -98,7 +116,7 @@ func (g Greeting) String() string { return nameOf(greetingNames[:], int(g), "Gre
 type Closing uint8
 
 const (
-	CloseNotify Closing = iota // as TLS wants it: close_notify, then FIN
+	CloseNotify Closing = iota // as in RFC 8446: close_notify, then FIN
 	FIN                        // without close_notify
 	RST
 	closingsEnd = iota
@@ -114,7 +132,7 @@ type Tickets uint8
 const (
 	TicketsAccepted  Tickets = iota
 	TicketsNotIssued         // none are sent, none are accepted
-	TicketsRefused           // sent, but the handshake is a full one nevertheless
+	TicketsRefused           // sent, but each handshake is a full one
 	TicketsFatal             // sent, but a TLS 1.3 handshake with one fails
 	ticketsEnd       = iota
 )
@@ -123,7 +141,7 @@ var ticketNames = [ticketsEnd]string{"accepted", "not-issued", "refused", "fatal
 
 func (t Tickets) String() string { return nameOf(ticketNames[:], int(t), "Tickets") }
 
-// Mangle is a set of things that can be wrong with an answer.
+// Mangle is a set of ways in which an answer is wrong.
 type Mangle uint16
 
 const (
@@ -138,8 +156,8 @@ const (
 	LengthZero                       // a length prefix of zero, and nothing else
 	Duplicate                        // sent twice
 	CutRecord                        // the connection ends within the TLS record that holds the answer
-	Foreign                          // the answer section has a record of another name, too
-	Stray                            // the additional section has
+	Foreign                          // the answer section has a record of another name only
+	Stray                            // the additional section has one, too
 	manglesEnd    = iota
 )
 
@@ -163,7 +181,7 @@ func nameOf(names []string, i int, kind string) string {
 	return fmt.Sprintf("%s(%d)", kind, i)
 }
 
-// The names are also how a script spells the values.
+// Scripts use these names.
 
 func (g *Greeting) UnmarshalText(text []byte) error { return parse(g, greetingNames[:], text) }
 func (c *Closing) UnmarshalText(text []byte) error  { return parse(c, closingNames[:], text) }
@@ -193,13 +211,17 @@ func parse[T ~uint8](dst *T, names []string, text []byte) error {
 	return fmt.Errorf("%q is none of %s", text, strings.Join(names, ", "))
 }
 
-// and returns what f and g do together. Delays are not its business.
+// and returns what f and g do together. It leaves delays alone.
 func (f Fault) and(g Fault) Fault {
+	f.Handshake = cmp.Or(g.Handshake, f.Handshake)
 	f.Greeting = cmp.Or(g.Greeting, f.Greeting)
 	f.MaxConnections = cmp.Or(g.MaxConnections, f.MaxConnections)
 	f.MinVersion = cmp.Or(g.MinVersion, f.MinVersion)
 	f.MaxVersion = cmp.Or(g.MaxVersion, f.MaxVersion)
 	f.Tickets = cmp.Or(g.Tickets, f.Tickets)
+	f.Protocols = cmp.Or(g.Protocols, f.Protocols)
+	f.Nagle = f.Nagle || g.Nagle
+	f.MTU = cmp.Or(g.MTU, f.MTU)
 	f.ClientCAs = cmp.Or(g.ClientCAs, f.ClientCAs)
 	f.CloseAfter = cmp.Or(g.CloseAfter, f.CloseAfter)
 	f.CloseIdle = cmp.Or(g.CloseIdle, f.CloseIdle)
@@ -214,7 +236,7 @@ func (f Fault) and(g Fault) Fault {
 	return f
 }
 
-// delay is how late f makes an answer, so long after it was set.
+// delay returns how late f makes an answer at a time after it was set.
 func (f Fault) delay(since time.Duration) time.Duration {
 	switch {
 	case f.Over <= 0:
@@ -225,18 +247,33 @@ func (f Fault) delay(since time.Duration) time.Duration {
 	return f.Delay + time.Duration(float64(f.DelayTo-f.Delay)*float64(since)/float64(f.Over))
 }
 
-// calm reports whether f leaves answers alone.
+// calm reports whether f changes no answers.
 func (f Fault) calm() bool {
 	return !f.Never && f.Delay == 0 && f.Over == 0 && f.RCode == 0 && f.Mangle == 0 && f.Drip == 0
 }
 
-// A plan is what a server does wrong from one Set to the next. It never
-// changes.
+// A plan has the faults of a server from one Set to the next. Except for its count of
+// queries, it never changes.
 type plan struct {
 	faults []Fault
 	set    time.Duration // when, on the server's clock
 	calm   bool          // no fault is about answers
-	conn   Fault         // all together, for the fields that know no share
+	conn   Fault         // all together, for the fields that ignore Share
+
+	mu      sync.Mutex // guards the fields below
+	second  int64      // since set
+	queries int        // in it
+}
+
+// count returns how many queries there were in this second, with this one.
+func (p *plan) count(now time.Duration) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if second := int64((now - p.set) / time.Second); second != p.second {
+		p.second, p.queries = second, 0
+	}
+	p.queries++
+	return p.queries
 }
 
 func newPlan(faults []Fault, now time.Duration) *plan {
@@ -251,11 +288,19 @@ func newPlan(faults []Fault, now time.Duration) *plan {
 	return p
 }
 
-// strike draws the faults that a query or a new connection meets, in one with
-// their delays.
-func (p *plan) strike(now time.Duration, d *dice) Fault {
+// draw draws the faults that apply to a query, or to a new connection if there is no
+// query, and combines them, with their delays.
+func (p *plan) draw(now time.Duration, d *dice, query []byte) Fault {
 	var struck Fault
 	for _, f := range p.faults {
+		if query != nil && f.Only != 0 {
+			if q, _ := parseQuestion(query); q.qtype != uint16(f.Only) {
+				continue
+			}
+		}
+		if query != nil && f.PerSecond > 0 && p.count(now) <= f.PerSecond {
+			continue
+		}
 		if f.Share == 0 || f.Share == 1 || d.float() < f.Share {
 			delay := struck.Delay + f.delay(now-p.set)
 			struck = struck.and(f)
@@ -265,7 +310,7 @@ func (p *plan) strike(now time.Duration, d *dice) Fault {
 	return struck
 }
 
-// dice are random numbers that a seed repeats, for many goroutines.
+// dice are reproducible random numbers for many goroutines.
 type dice struct {
 	mu  sync.Mutex // guards rng
 	rng *rand.Rand

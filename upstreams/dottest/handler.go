@@ -11,9 +11,9 @@ import (
 )
 
 // A Handler answers queries, as raw messages without a length prefix. It
-// appends the response to dst, or nothing if there is to be none, and says how
-// long the answer takes. It is called by many goroutines and must neither wait
-// nor keep dst or query.
+// appends the response to dst, or nothing to leave the query unanswered, and returns
+// how long the answer takes. It is called by many goroutines, and must neither block nor
+// keep dst or query.
 //
 // query is at least a header long and otherwise as it came. The response is at
 // most wire.MaxSize octets long.
@@ -51,13 +51,13 @@ func Answer(dst, query []byte) ([]byte, time.Duration) {
 	return appendResponse(dst, q, do.rcode, do.section), do.delay
 }
 
-// Address is what Answer answers to a query of type A for name, with or
+// Address is the answer of Answer to a query of type A for name, with or
 // without its final dot: a hash of the name within 192.0.2.0/24.
 func Address(name string) netip.Addr {
 	return netip.AddrFrom4(address4(hashName(name)))
 }
 
-// Address6 is what Answer answers to a query of type AAAA: 64 bits of hash
+// Address6 is the answer of Answer to a query of type AAAA: 64 bits of hash
 // within 2001:db8::/64.
 func Address6(name string) netip.Addr {
 	return netip.AddrFrom16(address6(hashName(name)))
@@ -73,7 +73,7 @@ func address6(hash uint64) (a [16]byte) {
 	return a
 }
 
-// FNV-1a. It need not resist anyone, it has to be the same everywhere.
+// FNV-1a. It need not resist attacks, but be the same everywhere.
 const (
 	hashStart uint64 = 14695981039346656037
 	hashPrime uint64 = 1099511628211
@@ -121,7 +121,7 @@ const (
 	edeBogus   = 6 // RFC 8914 section 4.7
 )
 
-// A question is a query and what its question says.
+// A question is a query with its parsed question.
 type question struct {
 	message []byte
 	end     int    // of the question
@@ -169,16 +169,16 @@ func parseQuestion(query []byte) (_ question, ok bool) {
 	return q, true
 }
 
-// hasOPT knows queries only, in which OPT is the first record after the question.
+// hasOPT is for queries only, in which OPT is the first record after the question.
 func hasOPT(query []byte, at int) bool {
 	return binary.BigEndian.Uint16(query[10:]) > 0 && at+optLen <= len(query) &&
 		query[at] == 0 && binary.BigEndian.Uint16(query[at+1:]) == typeOPT
 }
 
-// A section is what a response holds besides the question.
+// A section describes what a response has besides the question.
 type section struct {
 	flags   uint16
-	records bool // what was asked for
+	records bool // of the name and type in the question
 	size    int  // with records: fill the message up to this size
 	soa     bool
 	ttl     uint32
@@ -233,13 +233,18 @@ func (do *instructions) obey(label []byte) {
 	case "tc":
 		do.records, do.flags = false, flagTC
 	default:
-		if n, ok := number(word, "d"); ok {
-			do.delay = time.Duration(n) * time.Millisecond
-		} else if n, ok := number(word, "big"); ok {
-			do.size = int(min(n, wire.MaxSize))
-		} else if n, ok := number(word, "ttl"); ok {
-			do.ttl = n
-		}
+		do.obeyNumber(word)
+	}
+}
+
+// obeyNumber follows an instruction with a number.
+func (do *instructions) obeyNumber(word string) {
+	if n, ok := number(word, "d"); ok {
+		do.delay = time.Duration(n) * time.Millisecond
+	} else if n, ok := number(word, "big"); ok {
+		do.size = int(min(n, wire.MaxSize))
+	} else if n, ok := number(word, "ttl"); ok {
+		do.ttl = n
 	}
 }
 
@@ -294,7 +299,7 @@ func appendResponse(dst []byte, q question, rcode wire.RCode, s section) []byte 
 	return dst
 }
 
-// stray is an address that nobody asks for.
+// stray is an address of a name that was not asked for.
 const stray = "\x05stray\x07invalid\x00\x00\x01\x00\x01\x00\x00\x00\x3c\x00\x04\xc0\x00\x02\x42"
 
 // appendRecords appends one record, or as many as have room. The first is

@@ -18,7 +18,7 @@ type port struct {
 	fillers  []net.Conn   // see ignore
 }
 
-// refuse makes the port one at which nobody listens.
+// refuse makes the port refuse connections.
 func (p *port) refuse(addr netip.AddrPort) error {
 	p.release()
 	holder, err := bind(addr)
@@ -26,8 +26,8 @@ func (p *port) refuse(addr netip.AddrPort) error {
 	return err
 }
 
-// ignore makes the port drop what it is sent: a socket that listens and of
-// which the queue of connections to accept is full.
+// ignore makes the port drop packets: a socket listens whose queue of connections to
+// accept is full.
 func (p *port) ignore(addr netip.AddrPort) error {
 	if err := p.refuse(addr); err != nil {
 		return err
@@ -35,18 +35,23 @@ func (p *port) ignore(addr netip.AddrPort) error {
 	if err := syscall.Listen(int(p.holder.Fd()), 0); err != nil {
 		return fmt.Errorf("listen without serving: %w", err)
 	}
-	for range 16 { // two fill the queue on Linux
-		const patience = 50 * time.Millisecond // far more than loopback needs
-		filler, err := net.DialTimeout("tcp", addr.String(), patience)
-		if err != nil {
+	for range 16 { // one or two fill the queue on Linux
+		full, known := queueIsFull(int(p.holder.Fd()))
+		if full {
 			return nil
 		}
-		p.fillers = append(p.fillers, filler)
+		const patience = 50 * time.Millisecond // far more than loopback needs, unless the machine is busy
+		filler, err := net.DialTimeout("tcp", addr.String(), patience)
+		if err == nil {
+			p.fillers = append(p.fillers, filler)
+		} else if !known {
+			return nil
+		}
 	}
 	return fmt.Errorf("the queue of %s takes any number of connections", addr)
 }
 
-// release gives the port up.
+// release frees the port.
 func (p *port) release() {
 	if p.listener != nil {
 		p.listener.Close()

@@ -1,25 +1,28 @@
 package dottest
 
 import (
+	"encoding/binary"
 	"errors"
 	"net"
 	"sync/atomic"
 )
 
-// A rawConn is what TLS runs over: TCP, and what can go wrong below TLS.
+// A rawConn is the TCP connection below TLS, with faults.
 type rawConn struct {
 	*net.TCPConn
-	state state
+	state  state
+	mtu    int  // how long the first flight of the client may be, or 0
+	pieces bool // each write is sent in two segments
 }
 
-// state is how far a rawConn has come. It only ever grows.
+// state is the state of a rawConn. It only grows.
 type state struct{ n atomic.Int32 }
 
 const (
 	whole    = iota
 	stalling // half of the next flight leaves, then it is frozen
 	cutting  // half of the next record leaves, then writing fails
-	frozen   // what is sent and received vanishes
+	frozen   // what is sent and received is lost
 	finished // a FIN has been sent; what is received gets a RST, as from a closed socket
 )
 
@@ -47,7 +50,10 @@ func (r *rawConn) Read(p []byte) (int, error) {
 		case r.state.load() == finished:
 			r.reset()
 			return 0, errFinished
+		case r.mtu > 0 && n >= 5 && 5+int(binary.BigEndian.Uint16(p[3:])) > r.mtu: // by its record
+			r.freeze() // the client retransmits it in vain
 		case r.state.load() != frozen:
+			r.mtu = 0
 			return n, nil
 		}
 	}
@@ -66,13 +72,20 @@ func (r *rawConn) Write(p []byte) (int, error) {
 		r.TCPConn.Write(p[:len(p)/2])
 		return 0, errCut
 	}
+	if r.pieces && len(p) > 1 {
+		if _, err := r.TCPConn.Write(p[:1]); err != nil {
+			return 0, err
+		}
+		n, err := r.TCPConn.Write(p[1:])
+		return 1 + n, err
+	}
 	return r.TCPConn.Write(p)
 }
 
 func (r *rawConn) freeze() { r.state.raise(frozen) }
 
 // finish sends a FIN, even if r is frozen. Closing instead would send a RST if
-// something has arrived that nobody has read.
+// received octets have not been read.
 func (r *rawConn) finish() {
 	r.CloseWrite()
 	r.state.raise(finished)
@@ -84,7 +97,7 @@ func (r *rawConn) reset() {
 	r.Close()
 }
 
-// drain reads until the client has had enough.
+// drain reads until the client closes the connection.
 func (r *rawConn) drain() {
 	var octets [1 << 10]byte
 	for {

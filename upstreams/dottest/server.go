@@ -1,10 +1,9 @@
 // Package dottest is a DNS-over-TLS server for tests that misbehaves on
 // request, after net/http/httptest.
 //
-// A Server answers well until it is told, by Set, what to do wrong, and it can
-// be told at any time and under load. It is cheap enough to be the upstream of
-// a load test. It never refuses a query for being odd: whether clients are any
-// good is told by its Stats.
+// A Server answers correctly until Set gives it faults, at any time and under load. It is
+// cheap enough to be the upstream of a load test. It answers unusual queries, too: Stats
+// show whether clients behave.
 package dottest
 
 import (
@@ -16,13 +15,14 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 )
 
-// ServerName is the name in the certificate of a Server that was given none.
+// ServerName is the name in the default certificate of a Server.
 const ServerName = "dns.example.com"
 
 // Options of a Server. A zero field means its default.
@@ -31,17 +31,19 @@ type Options struct {
 	Addr string
 	// CA issues the default certificate. Default: a new one.
 	CA *CA
-	// Certificate is what the server shows. Default: one issued by CA for
+	// Certificate is the certificate of the server. Default: one issued by CA for
 	// ServerName and for the address of Addr.
 	Certificate tls.Certificate
 	// Handler answers. Default: Answer.
 	Handler Handler
-	// RTT is how far away the server is: every answer takes so long, and a
-	// handshake twice as long, as if the TCP handshake had its share.
+	// RTT is the round-trip time: every answer takes so long, and a handshake twice as
+	// long, as if the TCP handshake took its part.
 	RTT time.Duration
-	// Faults are what the server does wrong from the start, as with Set.
+	// Handshake is how much longer than that each handshake takes.
+	Handshake time.Duration
+	// Faults are active from the start, as with Set.
 	Faults []Fault
-	// Seed repeats the draws of all shares.
+	// Seed makes the draws of all shares reproducible.
 	Seed uint64
 	// CountNames fills Stats.Names. It costs memory for each name.
 	CountNames bool
@@ -64,13 +66,13 @@ type Server struct {
 	controlling sync.Mutex // guards port: one of Stop, Blackhole, Restart and Close at a time
 	port        port
 
-	mu     sync.Mutex // guards what follows; nothing waits under it
+	mu     sync.Mutex // guards the fields below; nothing blocks under it
 	conns  map[*conn]struct{}
 	open   int // those of conns that have not been closed from here
 	closed bool
 }
 
-// identity is what of a server changes when its certificate does.
+// identity is the part of a server that changes with its certificate.
 type identity struct {
 	certificate tls.Certificate
 	ticketKey   [32]byte
@@ -122,44 +124,42 @@ func Start(o Options) (*Server, error) {
 	return s, nil
 }
 
-// Addr returns where the server listens. It stays the same, whatever happens.
+// Addr returns where the server listens. It never changes.
 func (s *Server) Addr() netip.AddrPort { return s.addr }
 
 // CA returns the authority that issued the default certificate.
 func (s *Server) CA() *CA { return s.options.CA }
 
-// Set makes faults what the server does wrong from now on, in place of what it
-// did before; without any, it behaves. Fields about established connections
-// take effect on those as well, fields about new ones do not undo what has
-// happened to others, and an answer that is already delayed stays so.
+// Set replaces the faults of the server; without any, it behaves. Fields about established
+// connections apply to those that are open, too. Fields about new connections change
+// nothing about others, and an answer that is already delayed stays delayed.
 //
 // Set panics if a Share is not between 0 and 1.
 func (s *Server) Set(faults ...Fault) {
 	s.plan.Store(newPlan(faults, s.clock()))
 	for _, c := range s.established() {
-		c.nudge()
+		c.wakeWriter()
 	}
 }
 
-// SetCertificate makes certificate what new connections are shown. Tickets
-// issued before are not accepted any more.
+// SetCertificate sets the certificate for new connections. Tickets that were issued before
+// are no longer accepted.
 func (s *Server) SetCertificate(certificate tls.Certificate) {
 	id := &identity{certificate: certificate}
 	rand.Read(id.ticketKey[:])
 	s.identity.Store(id)
 }
 
-// CloseConnections closes all connections there are. With RST, this has
-// happened when it returns. Nothing but RST ends those that are frozen.
+// CloseConnections closes all open connections. With RST, they are closed when it returns.
+// Only RST ends those that are frozen.
 func (s *Server) CloseConnections(how Closing) {
 	for _, c := range s.established() {
 		c.closeBy(how)
 	}
 }
 
-// FreezeConnections makes all connections there are silently dead: they accept
-// what they are sent, and nothing ever comes back, not even their end. New
-// connections work.
+// FreezeConnections makes all open connections silently dead: they accept queries, and
+// nothing comes back, not even their end. New connections work.
 func (s *Server) FreezeConnections() {
 	for _, c := range s.established() {
 		c.raw.freeze()
@@ -245,7 +245,7 @@ func (s *Server) acceptLoop(listener net.Listener) {
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return
-		case err != nil: // no descriptors left, say; that passes
+		case err != nil: // for example no descriptors left, which passes
 			select {
 			case <-s.done:
 				return
@@ -259,8 +259,11 @@ func (s *Server) acceptLoop(listener net.Listener) {
 
 func (s *Server) begin(accepted *net.TCPConn) {
 	p := s.plan.Load()
-	struck := p.strike(s.clock(), s.dice)
+	struck := p.draw(s.clock(), s.dice, nil)
 	c := newConn(s, accepted, struck.Greeting)
+	c.raw.mtu = s.plan.Load().conn.MTU
+	c.raw.pieces = s.plan.Load().conn.Nagle
+	accepted.SetNoDelay(!c.raw.pieces)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tally.accepted.Add(1)
@@ -297,7 +300,7 @@ func (s *Server) forget(c *conn) {
 	delete(s.conns, c)
 }
 
-// tlsConfig returns what c is to meet in its handshake.
+// tlsConfig returns the configuration for the handshake of c.
 func (s *Server) tlsConfig(c *conn) *tls.Config {
 	return &tls.Config{GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		s.tally.sawHello(hello)
@@ -318,6 +321,9 @@ func (s *Server) tlsConfig(c *conn) *tls.Config {
 		}
 		if fault.MaxVersion != 0 && fault.MaxVersion < tls.VersionTLS12 && fault.MinVersion == 0 {
 			config.MinVersion = tls.VersionTLS10 // the default would leave no version at all
+		}
+		if fault.Protocols != "" {
+			config.NextProtos = strings.Split(fault.Protocols, ",")
 		}
 		if fault.ClientCAs != nil {
 			config.ClientAuth = tls.RequireAndVerifyClientCert

@@ -8,7 +8,7 @@ import (
 	"sync/atomic"
 )
 
-// Stats are what a server has seen since it was started.
+// Stats are the counts of a server since it was started.
 type Stats struct {
 	Accepted   int // connections
 	TurnedAway int // of these, closed as soon as they were accepted
@@ -26,7 +26,7 @@ type Stats struct {
 	ClientCertificates int // completed handshakes with one
 
 	Queries int
-	Answers int // queries of which the answer, or what was to pass for it, has been handed to TLS
+	Answers int // queries whose answer, right or wrong, was passed to TLS
 	// MaxOutstanding is the most queries that had no answer yet, at once, on
 	// one connection.
 	MaxOutstanding int
@@ -40,7 +40,7 @@ type Stats struct {
 	Names map[string]int
 }
 
-// Stats returns what the server has seen.
+// Stats returns the counts so far.
 func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	open := s.open
@@ -76,7 +76,7 @@ type tally struct {
 	queries, answers                       atomic.Int64
 	maxOutstanding, duplicateIDs, unpadded atomic.Int64
 
-	mu                               sync.Mutex // guards what follows
+	mu                               sync.Mutex // guards the fields below
 	serverNames, protocols, versions map[string]int
 	names                            map[string]int // or nil
 }

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// A writer is the write loop of a connection. It is also the connection's
-// clock: whatever is to happen after a while, it waits for.
+// A writer is the write loop of a connection. It also waits for all that happens after a
+// time on the connection.
 type writer struct {
 	*conn
 	timer    *time.Timer
@@ -36,7 +36,7 @@ func (c *conn) writeLoop() {
 	}
 }
 
-// todo is what the write loop has to do next.
+// todo is the next work of the write loop.
 type todo struct {
 	closing *Closing // close the connection thus; or nil
 	answers []answer // send these; or none
@@ -88,8 +88,8 @@ func (w *writer) next(sent []answer) todo {
 	return todo{wait: wait}
 }
 
-// pause waits until d has passed or there is something to look at. It reports
-// whether the connection is still there.
+// pause waits until d has passed or the write loop is woken. It reports whether the
+// connection is still open.
 func (w *writer) pause(d time.Duration) bool {
 	w.timer.Reset(d)
 	select {
@@ -147,8 +147,8 @@ func (w *writer) sendAlone(a answer) bool {
 	return err == nil
 }
 
-// dripped sends a octet by octet and returns what is left of it when that is to
-// end: the last octet, or more after Set or for an end of the connection.
+// dripped sends a octet by octet, and returns the rest: the last octet, or more after Set
+// or at the end of the connection.
 func (w *writer) dripped(a answer) []byte {
 	p, rest := w.server.plan.Load(), a.frames
 	for len(rest) > 1 {
@@ -175,8 +175,8 @@ func (c *conn) isClosing() bool {
 	return c.closing != nil
 }
 
-// shut closes the connection from here, unless it is frozen: then the client
-// must not notice. The read loop ends when the client has closed it as well.
+// shut closes this side of the connection, unless it is frozen: then the client must not
+// notice. The read loop ends when the client has closed it as well.
 func (c *conn) shut(how Closing) {
 	if c.raw.state.load() == frozen {
 		return

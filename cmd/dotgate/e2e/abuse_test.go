@@ -22,11 +22,10 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// long is whether abuse goes on for as long as it takes to be sure: E2E_LONG=1, as
-// make e2e-long has it.
+// long selects the long form of the abuse tests: E2E_LONG=1, set by make e2e-long.
 var long = os.Getenv("E2E_LONG") != ""
 
-// either returns what there is to do in the short form, or in the long one.
+// either returns its first argument in the short form, its second one in the long form.
 func either[T any](short, full T) T {
 	if long {
 		return full
@@ -34,20 +33,21 @@ func either[T any](short, full T) T {
 	return short
 }
 
-// noise is by how much a latency may grow although nobody harms it: clients, gateway
-// and upstreams share two processors.
+// noise is the difference of latencies without any abuse: clients, gateway and upstreams
+// share two processors.
 const noise = 5 * time.Millisecond
 
-// complain is for figures that are not as promised. In the short form, which others
-// may run on a busy machine, they are told; in the long one, they fail.
+// complain reports a figure over its limit. In the short form, which runs on busy
+// machines, it is logged; in the long form it fails the test.
 func complain(t *testing.T, format string, args ...any) {
 	t.Helper()
-	either(t.Logf, t.Errorf)("NOT AS PROMISED: "+format, args...)
+	either(t.Logf, t.Errorf)("OVER THE LIMIT: "+format, args...)
 }
 
-// endures has somebody else ask, 200 times a second, before the abuse, while it goes on,
-// and from one second after its end: nothing is lost, and the p99 at most doubles.
-func endures(t *testing.T, g *gateway, second func(run string) load, abuse func()) {
+// otherClientsUnharmed has another client send 200 queries a second before the abuse,
+// during it, and from one second after its end. No query may be lost, and p99 may at most
+// double.
+func otherClientsUnharmed(t *testing.T, g *gateway, second func(run string) load, abuse func()) {
 	t.Helper()
 	ask := func(run string) outcome { return second(run).run(t) }
 	var before, during, after outcome
@@ -89,7 +89,7 @@ func endures(t *testing.T, g *gateway, second func(run string) load, abuse func(
 	}
 }
 
-// newNames returns what makes a second's queries for names that nobody has asked for.
+// newNames returns a function that makes the load of one second, of new names.
 func newNames(to netip.AddrPort, network string) func(run string) load {
 	return func(run string) load {
 		l := dottestLoad(to, run, 200, 200)
@@ -98,8 +98,8 @@ func newNames(to netip.AddrPort, network string) func(run string) load {
 	}
 }
 
-// grows checks how much memory the gateway takes on top while f runs, at its worst.
-func grows(t *testing.T, g *gateway, most int, f func()) {
+// memoryGrowth checks the maximum growth of the gateway's memory while f runs.
+func memoryGrowth(t *testing.T, g *gateway, most int, f func()) {
 	t.Helper()
 	before, worst := g.memory(t), 0
 	over := make(chan struct{})
@@ -123,9 +123,9 @@ func grows(t *testing.T, g *gateway, most int, f func()) {
 	}
 }
 
-// accounted checks that each packet that came in has had one outcome, and none a panic,
-// and returns the outcomes.
-func accounted(t *testing.T, socket string) map[string]uint64 {
+// checkOutcomes checks that each received packet has one outcome, and that none is a
+// panic. It returns the outcomes.
+func checkOutcomes(t *testing.T, socket string) map[string]uint64 {
 	t.Helper()
 	var status struct {
 		Clients struct {
@@ -147,8 +147,8 @@ func accounted(t *testing.T, socket string) map[string]uint64 {
 	return status.Clients.Outcomes
 }
 
-// abused starts a gateway with fast upstreams, and one's socket for operators.
-func abused(t *testing.T, more ...string) (g *gateway, servers []*dottest.Server, socket string) {
+// startAbused starts a gateway with fast upstreams, and returns its control socket, too.
+func startAbused(t *testing.T, more ...string) (g *gateway, servers []*dottest.Server, socket string) {
 	t.Helper()
 	servers, urls := startUpstreams(t, 5*time.Millisecond, 8*time.Millisecond, 10*time.Millisecond)
 	socket = filepath.Join(t.TempDir(), "control.sock")
@@ -157,19 +157,19 @@ func abused(t *testing.T, more ...string) (g *gateway, servers []*dottest.Server
 	return g, servers, socket
 }
 
-// TestAStormOfMutatedPackets checks that nothing but well-formed queries gets an
-// answer, nobody else notices, and every packet is accounted for.
-func TestAStormOfMutatedPackets(t *testing.T) {
-	g, _, socket := abused(t)
-	storm(t, g.addr, 20_000, mutations(1)) // so that buffers are as large as they get
-	grows(t, g, 30<<20, func() {
-		endures(t, g, newNames(g.addr, "udp"), func() { storm(t, g.addr, either(100_000, 1_000_000), mutations(2)) })
+// TestMutatedPacketsAtAHighRate checks that only well-formed queries get an answer, that
+// other clients are unharmed, and that each packet has an outcome.
+func TestMutatedPacketsAtAHighRate(t *testing.T) {
+	g, _, socket := startAbused(t)
+	sendPackets(t, g.addr, 20_000, mutations(1)) // so that buffers have their full size
+	memoryGrowth(t, g, 30<<20, func() {
+		otherClientsUnharmed(t, g, newNames(g.addr, "udp"), func() { sendPackets(t, g.addr, either(100_000, 1_000_000), mutations(2)) })
 	})
-	accounted(t, socket)
+	checkOutcomes(t, socket)
 }
 
-// storm sends packets almost as fast as it can.
-func storm(t *testing.T, to netip.AddrPort, packets int, packet func() []byte) {
+// sendPackets sends packets almost as fast as it can.
+func sendPackets(t *testing.T, to netip.AddrPort, packets int, packet func() []byte) {
 	t.Helper()
 	d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(dottest.Loopback(), 0))}
 	c, err := d.Dial("udp", to.String())
@@ -181,12 +181,12 @@ func storm(t *testing.T, to netip.AddrPort, packets int, packet func() []byte) {
 	for i := range packets {
 		_, _ = c.Write(packet())
 		if i%1000 == 999 {
-			time.Sleep(2 * time.Millisecond) // for the sockets' buffers
+			time.Sleep(2 * time.Millisecond) // so that socket buffers do not overflow
 		}
 	}
 }
 
-// mutations returns what makes a query with some octets changed.
+// mutations returns a function that makes queries with some octets changed.
 func mutations(seed uint64) func() []byte {
 	random := rand.New(rand.NewPCG(1, seed))
 	query := newQuery(4711, "www.storm.example.org")
@@ -209,38 +209,38 @@ func mutations(seed uint64) func() []byte {
 	}
 }
 
-// TestAFloodFromThoseWhoMayNotAsk checks that they get a few refusals, and nobody else
-// notices.
-func TestAFloodFromThoseWhoMayNotAsk(t *testing.T) {
-	g, _, socket := abused(t, "DOTGATE_GATEWAY_ALLOW=127.0.0.1/32")
+// TestAFloodFromClientsThatAreNotAllowed checks that they get a few refusals, and that other
+// clients are unharmed.
+func TestAFloodFromClientsThatAreNotAllowed(t *testing.T) {
+	g, _, socket := startAbused(t, "DOTGATE_GATEWAY_ALLOW=127.0.0.1/32")
 	packets := either(100_000, 1_000_000)
 	query := newQuery(4711, "www.example.com")
-	endures(t, g, newNames(g.addr, "udp"), func() {
-		storm(t, g.addr, packets, func() []byte { return query })
+	otherClientsUnharmed(t, g, newNames(g.addr, "udp"), func() {
+		sendPackets(t, g.addr, packets, func() []byte { return query })
 	})
-	outcomes := accounted(t, socket)
+	outcomes := checkOutcomes(t, socket)
 	if refused, ignored := outcomes["refused_client"], outcomes["ignored_client"]; refused == 0 || refused > 200 || ignored < uint64(packets)*9/10 {
 		t.Errorf("of %d packets, %d were refused and %d ignored", packets, refused, ignored)
 	}
 }
 
 // TestRandomNamesBelowSilentServers asks for new names below a domain whose servers
-// are silent, and for others beside.
+// are silent, and for other names.
 func TestRandomNamesBelowSilentServers(t *testing.T) {
 	rate, lasts := either(2000, 10_000), either(10*time.Second, 60*time.Second)
-	g, servers, socket := abused(t)
+	g, servers, socket := startAbused(t)
 	asked := queries(servers)
 	attack := load{
 		to: g.addr, network: "udp", sockets: 64, queries: int(lasts.Seconds()) * rate, rate: rate, patience: 100 * time.Millisecond,
 		name:    func(i int) string { return fmt.Sprintf("n%d.never.victim.example", i) },
 		address: dottest.Address,
 	}
-	grows(t, g, 100<<20, func() {
-		endures(t, g, newNames(g.addr, "udp"), func() { t.Log("the attack:", attack.run(t)) })
+	memoryGrowth(t, g, 100<<20, func() {
+		otherClientsUnharmed(t, g, newNames(g.addr, "udp"), func() { t.Log("the attack:", attack.run(t)) })
 	})
 	asked = queries(servers) - asked
 	t.Logf("upstreams were asked %d times", asked)
-	// A second's worth before it is noticed, and then as many as may wait.
+	// The names of one second before it is detected, and then as many as may be pending.
 	steady := 200 * int(lasts/time.Second+8)
 	if most := steady + 3*(rate+150*int(lasts/time.Second)); asked > most {
 		t.Errorf("upstreams were asked %d times, more than %d", asked, most)
@@ -248,11 +248,11 @@ func TestRandomNamesBelowSilentServers(t *testing.T) {
 	if g.output.contains("is down") {
 		t.Error("an upstream was taken out")
 	}
-	accounted(t, socket)
+	checkOutcomes(t, socket)
 }
 
-// TestAnUpstreamThatTakesFiveSeconds asks for more than can wait for it: what is known
-// is answered as before, and the rest gets SERVFAIL at once or when its time is up.
+// TestAnUpstreamThatTakesFiveSeconds sends more queries than can be pending: those in the
+// cache are answered as before, the others get SERVFAIL at once or after the timeout.
 func TestAnUpstreamThatTakesFiveSeconds(t *testing.T) {
 	const rate = 5000
 	lasts := either(12*time.Second, 60*time.Second)
@@ -267,28 +267,28 @@ func TestAnUpstreamThatTakesFiveSeconds(t *testing.T) {
 		address: dottest.Address,
 	}
 	var o outcome
-	grows(t, g, 100<<20, func() {
-		endures(t, g, hits, func() { o = attack.run(t) })
+	memoryGrowth(t, g, 100<<20, func() {
+		otherClientsUnharmed(t, g, hits, func() { o = attack.run(t) })
 	})
 	t.Logf("the attack: %v", o)
-	// Those who get SERVFAIL for want of room have not waited; others have, for seconds.
+	// SERVFAIL because of overload comes at once, SERVFAIL after the timeout after seconds.
 	waited, _ := slices.BinarySearch(o.refused, time.Second)
 	atOnce := o.refused[:waited]
 	t.Logf("%d were refused at once, with a p99 of %v", len(atOnce), quantile(atOnce, 0.99))
 	if len(atOnce) == 0 {
-		t.Error("nobody was refused")
+		t.Error("no query was refused")
 	}
 	if p99 := quantile(atOnce, 0.99); p99 > 5*time.Millisecond {
-		complain(t, "who was one too many was told so after %v", p99)
+		complain(t, "SERVFAIL because of overload took %v", p99)
 	}
-	accounted(t, socket)
+	checkOutcomes(t, socket)
 }
 
-// TestACrowdOfIdleConnections opens 10 000 connections from one address and says nothing.
-// Others who come by TCP meanwhile have their answer within 100 ms.
-func TestACrowdOfIdleConnections(t *testing.T) {
-	g, _, socket := abused(t)
-	endures(t, g, newNames(g.addr, "tcp"), func() {
+// TestTenThousandIdleConnections opens 10,000 connections from one address and sends
+// nothing. Other TCP clients get their answers within 100 ms.
+func TestTenThousandIdleConnections(t *testing.T) {
+	g, _, socket := startAbused(t)
+	otherClientsUnharmed(t, g, newNames(g.addr, "tcp"), func() {
 		var crowd []net.Conn
 		defer func() {
 			for _, c := range crowd {
@@ -309,40 +309,40 @@ func TestACrowdOfIdleConnections(t *testing.T) {
 				l := dottestLoad(g.addr, fmt.Sprintf("comes%d", i), 1, 0)
 				l.network, l.sockets = "tcp", 1
 				if o := l.run(t); o.failed() > 0 {
-					t.Errorf("who came meanwhile has no answer: %v", o)
+					t.Errorf("another client got no answer: %v", o)
 				}
 				worst = max(worst, time.Since(began))
 			}
 		}
-		t.Logf("who came meanwhile had an answer after %v at worst", worst)
+		t.Logf("other clients got their answers after at most %v", worst)
 		if worst > 100*time.Millisecond {
-			complain(t, "who came meanwhile waited for %v", worst)
+			complain(t, "another client waited for %v", worst)
 		}
 	})
-	accounted(t, socket)
+	checkOutcomes(t, socket)
 }
 
 // TestClientsThatDoNotRead asks for long answers on many connections and reads none.
 func TestClientsThatDoNotRead(t *testing.T) {
-	g, _, socket := abused(t)
+	g, _, socket := startAbused(t)
 	lasts := either(8*time.Second, 30*time.Second)
 	query := newQuery(1, "big60000.example.com")
 	query = append([]byte{byte(len(query) >> 8), byte(len(query))}, query...)
-	grows(t, g, 100<<20, func() {
-		endures(t, g, newNames(g.addr, "tcp"), func() {
+	memoryGrowth(t, g, 100<<20, func() {
+		otherClientsUnharmed(t, g, newNames(g.addr, "tcp"), func() {
 			d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(dottest.Loopback(), 0)), Timeout: startLimit}
 			var clients sync.WaitGroup
 			for range 200 {
-				clients.Go(func() { deaf(t, d, g.addr, query, time.Now().Add(lasts)) })
+				clients.Go(func() { requestWithoutReading(t, d, g.addr, query, time.Now().Add(lasts)) })
 			}
 			clients.Wait()
 		})
 	})
-	accounted(t, socket)
+	checkOutcomes(t, socket)
 }
 
-// deaf asks, on one connection after the other, until the time is up.
-func deaf(t *testing.T, d net.Dialer, to netip.AddrPort, query []byte, end time.Time) {
+// requestWithoutReading sends queries on one connection after the other, until a time.
+func requestWithoutReading(t *testing.T, d net.Dialer, to netip.AddrPort, query []byte, end time.Time) {
 	for time.Now().Before(end) {
 		c, err := d.Dial("tcp", to.String())
 		if err != nil {
@@ -359,16 +359,15 @@ func deaf(t *testing.T, d net.Dialer, to netip.AddrPort, query []byte, end time.
 	}
 }
 
-// TestNewNamesLeaveTheHotOnesInTheCache asks for several times as many new names as the
-// cache has room for, with 200 others each second: upstreams are asked for each of
-// those once, and no more.
-func TestNewNamesLeaveTheHotOnesInTheCache(t *testing.T) {
+// TestNewNamesDoNotEvictNamesInUse asks for several times the new names that fit into
+// the cache, and for 200 names each second: upstreams are asked for each of those once.
+func TestNewNamesDoNotEvictNamesInUse(t *testing.T) {
 	const hot, span = 200, 5 // names, and seconds of a round
 	rounds, rate, size := either(1, 120), either(8000, 2000), either("1MiB", "16MiB")
 	s := startUpstream(t, dottest.Options{RTT: time.Millisecond, CountNames: true})
 	g := startGateway(t, []string{url(s.Addr())}, "DOTGATE_CACHE_SIZE="+size)
 	warmUp(t, g.addr)
-	// As popular as they are when it begins: asked for every second, for a while.
+	// First they become popular: they are asked for each second, for some time.
 	popular := dottestLoad(g.addr, "", hot*span, hot)
 	popular.name = func(i int) string { return fmt.Sprintf("n%d.ttl86400.hot.example.com", i%hot) }
 	popular.run(t).mustBeWhole(t)
@@ -385,21 +384,21 @@ func TestNewNamesLeaveTheHotOnesInTheCache(t *testing.T) {
 		}
 	}
 	t.Logf("the upstream was asked %d times for %d hot names, among %d", asked, hot, len(names))
-	// One that is slow to answer for once may be asked again.
+	// A name whose answer was slow once may be asked for again.
 	if asked < hot || asked > hot+hot/50 || len(names) < rounds*span*rate {
 		t.Errorf("the upstream was asked %d times for %d hot names, and for %d in all", asked, hot, len(names))
 	}
 }
 
-// TestSoak asks 2000 times a second, 60 % of it for names that are known, for as
-// long as SOAK says: nothing is lost, and nothing grows.
+// TestSoak sends 2000 queries a second, 60 % of them for names in the cache, for the
+// duration SOAK: no query is lost, and memory, files and goroutines do not grow.
 func TestSoak(t *testing.T) {
 	lasts, err := time.ParseDuration(os.Getenv("SOAK"))
 	if err != nil {
 		t.Skip("make soak runs it, with SOAK=30m")
 	}
 	_, urls := startUpstreams(t, 5*time.Millisecond, 8*time.Millisecond, 10*time.Millisecond)
-	// A cache that is full after two minutes, so that memory has its size by then.
+	// The cache is full after two minutes, and memory has its final size.
 	operators := netip.AddrPortFrom(dottest.Loopback(), 8053)
 	g := startGateway(t, urls, "DOTGATE_CACHE_SIZE=8MiB", "DOTGATE_ADMIN_LISTEN="+operators.String())
 	warmUp(t, g.addr)
@@ -420,8 +419,8 @@ func TestSoak(t *testing.T) {
 			memory, files, routines = append(memory, now), append(files, open), append(routines, running)
 		}
 	}
-	// A burst of a busy machine, and how far the collector is, are worth some MiB: what
-	// counts is where the middle of the first minutes is, and that of the last.
+	// Bursts of a busy machine and the garbage collector make some MiB of difference, so
+	// the medians of the first and of the last minutes are compared.
 	flat(t, "octets of memory", memory, 4<<20)
 	flat(t, "files", files, 2)
 	flat(t, "goroutines", routines, 4)
@@ -442,7 +441,7 @@ func flat(t *testing.T, what string, series []int, noise int) {
 	}
 }
 
-// goroutines returns how many a gateway has, as it tells operators.
+// goroutines returns the number of goroutines of a gateway, by its metrics.
 func goroutines(t *testing.T, operators netip.AddrPort) (n int) {
 	t.Helper()
 	reply, err := http.Get("http://" + operators.String() + "/metrics")
@@ -460,8 +459,8 @@ func goroutines(t *testing.T, operators netip.AddrPort) (n int) {
 	return n
 }
 
-// starved returns for how long threads of p were ready to run, and did not: a latency
-// on a machine that others use says little without it.
+// starved returns the time that threads of p were runnable but did not run, to judge
+// latencies on a busy machine.
 func (p *process) starved(t *testing.T) (total time.Duration) {
 	t.Helper()
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.cmd.Process.Pid))
@@ -470,7 +469,7 @@ func (p *process) starved(t *testing.T) (total time.Duration) {
 	}
 	for _, thread := range threads {
 		var ran, waited int64
-		if text, err := os.ReadFile(thread); err == nil { // else it has ended
+		if text, err := os.ReadFile(thread); err == nil { // otherwise it has ended
 			_, _ = fmt.Sscan(string(text), &ran, &waited)
 		}
 		total += time.Duration(waited)
@@ -478,7 +477,7 @@ func (p *process) starved(t *testing.T) (total time.Duration) {
 	return total.Round(time.Millisecond)
 }
 
-// files returns how many files and sockets p has open.
+// files returns the number of open files and sockets of p.
 func (p *process) files(t *testing.T) int {
 	t.Helper()
 	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))

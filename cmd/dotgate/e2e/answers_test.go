@@ -52,7 +52,7 @@ func TestDigAndKdigGetTheAnswersOfUnbound(t *testing.T) {
 	if p := dig.ask(t, g.addr, "www.example.com", "+qid=4711"); p.id != "4711" {
 		t.Errorf("the reply to 4711 has the ID %s", p.id)
 	}
-	// The spelling is the client's, which may check it. Kdig has small letters only.
+	// The spelling is that of the client. Kdig sends lower case only.
 	if p := dig.ask(t, g.addr, "wWw.ExAmPlE.cOm"); p.question != "wWw.ExAmPlE.cOm." || !slices.Equal(p.answers, []string{"wWw.ExAmPlE.cOm. A 192.0.2.80"}) {
 		t.Errorf("the reply to wWw.ExAmPlE.cOm is spelt otherwise:\n%s", p.text)
 	}
@@ -60,7 +60,7 @@ func TestDigAndKdigGetTheAnswersOfUnbound(t *testing.T) {
 
 func sorted(texts []string) []string { return slices.Sorted(slices.Values(texts)) }
 
-func TestALongAnswerIsCutShortOverUDPAndWholeOverTCP(t *testing.T) {
+func TestALongAnswerIsTruncatedOverUDPAndWholeOverTCP(t *testing.T) {
 	_, urls := startUnbounds(t)
 	g := startGateway(t, urls)
 	const question = "big.example.com"
@@ -72,7 +72,7 @@ func TestALongAnswerIsCutShortOverUDPAndWholeOverTCP(t *testing.T) {
 		}
 	}
 	for _, c := range []client{dig, kdig} {
-		for _, args := range [][]string{{"+tcp"}, {}} { // without a word, they try TCP by themselves
+		for _, args := range [][]string{{"+tcp"}, {}} { // without +tcp, they retry over TCP themselves
 			p := c.ask(t, g.addr, append(args, question, "TXT")...)
 			if p.has("tc") || len(p.answers) != 1 || len(p.answers[0]) < 4000 || !strings.Contains(p.text, "TCP") {
 				t.Errorf("%s %v: flags %v, %d answers\n%s", c.name, args, p.flags, len(p.answers), p.text)
@@ -109,7 +109,7 @@ func TestTwoHundredQueriesOnOneConnectionAreAllAnswered(t *testing.T) {
 	})
 }
 
-func TestNothingIsAskedInClearText(t *testing.T) {
+func TestNoQueryIsSentInClearText(t *testing.T) {
 	all, urls := startUnbounds(t)
 	var heard []*atomic.Int64
 	for _, u := range all {
@@ -128,7 +128,7 @@ func TestNothingIsAskedInClearText(t *testing.T) {
 		u.kill()
 	}
 	if o := ask("all-are-dead-", 500); len(o.latencies) > 0 {
-		t.Errorf("%d answers from nobody", len(o.latencies))
+		t.Errorf("%d answers without an upstream", len(o.latencies))
 	}
 	for i, n := range heard {
 		if n := n.Load(); n > 0 {

@@ -11,18 +11,18 @@ import (
 	"time"
 )
 
-// A benchClient asks through a few links, as one thread that does nothing else.
+// A benchClient sends queries through several links, in one thread.
 type benchClient struct {
 	links    []*link
-	next     func() (number uint32, ok bool) // whom to ask about; false: no more
+	next     func() (number uint32, ok bool) // the next name; false: no more
 	begin    time.Time
-	waits    []uint32 // nanoseconds, of each proper answer
+	waits    []uint32 // nanoseconds, of each right answer
 	asked    int
 	lost     int // queries without a reply
 	problems map[string]int
 }
 
-// lossLimit is how long a query may go without a reply.
+// lossLimit is the time after which a query without a reply is lost.
 const lossLimit = 2 * time.Second
 
 func newClient(t *testing.T, to netip.AddrPort, network string, links int) *benchClient {
@@ -40,16 +40,10 @@ func (c *benchClient) close() {
 	}
 }
 
-// reset forgets what came of the queries so far.
-func (c *benchClient) reset() {
-	c.waits, c.asked, c.lost = c.waits[:0], 0, 0
-	clear(c.problems)
-}
-
 func (c *benchClient) now() int64 { return int64(time.Since(c.begin)) + 1 } // never 0
 
-// closed keeps a number of queries under way, a reply being followed by the
-// next query, until names or time run out.
+// closed keeps a number of queries pending (closed loop), until the end of the names or
+// of the time.
 func (c *benchClient) closed(outstanding int, limit time.Duration) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -73,7 +67,7 @@ func (c *benchClient) closed(outstanding int, limit time.Duration) {
 	}
 }
 
-// paced sends at an even rate, whether or not there are replies.
+// paced sends at a constant rate (open loop).
 func (c *benchClient) paced(t *testing.T, rate int, limit time.Duration) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -158,7 +152,7 @@ func (c *benchClient) take(l *link, reply []byte, now int64) {
 	l.open--
 }
 
-// expire gives up on queries that have waited long enough.
+// expire counts queries without a reply as lost after lossLimit.
 func (c *benchClient) expire() {
 	oldest := c.now() - int64(lossLimit)
 	for _, l := range c.links {
@@ -172,7 +166,7 @@ func (c *benchClient) expire() {
 	}
 }
 
-// wait returns how long the given share of the answers took at most.
+// wait returns a quantile of the latencies.
 func (c *benchClient) wait(share float64) time.Duration {
 	if len(c.waits) == 0 {
 		return 0

@@ -33,7 +33,7 @@ const (
 
 var gatewayAlone = []int{gatewayProcessor}
 
-// ourselves is dotgate with more variables in its environment.
+// ourselves is dotgate with further environment variables.
 func ourselves(more ...string) contender {
 	return contender{"dotgate", gatewayAlone, func(t *testing.T, listen, upstream netip.AddrPort) *process {
 		g := start(t, environment(listen, []string{url(upstream)}, more...), dotgate, "serve")
@@ -42,7 +42,7 @@ func ourselves(more ...string) contender {
 	}}
 }
 
-// peers are what dotgate is measured against.
+// peers are the programs that dotgate is compared with.
 func peers() []contender {
 	return []contender{{"Unbound", gatewayAlone, peerUnbound}, {"dnsdist", gatewayAlone, peerDnsdist}}
 }
@@ -76,7 +76,7 @@ func peerConfig(t *testing.T, name, text string, listen netip.AddrPort, upstream
 	return path
 }
 
-// A bench is a contender at work, and its upstream.
+// A bench is a running contender and its upstream.
 type bench struct {
 	gateway, upstream  *process
 	addr, upstreamAddr netip.AddrPort
@@ -99,7 +99,7 @@ func (b *bench) stop() {
 	b.upstream.kill()
 }
 
-// on has f run, and what it starts run for ever, on some processors.
+// on runs f, and the processes that it starts, on some processors.
 func on(t *testing.T, f func(), processors ...int) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -118,7 +118,7 @@ func on(t *testing.T, f func(), processors ...int) {
 	f()
 }
 
-// holdLoad keeps this process, and what it starts, on the processor of the
+// holdLoad keeps this process, and the processes that it starts, on the processor of the
 // load.
 func holdLoad(t *testing.T) {
 	t.Helper()

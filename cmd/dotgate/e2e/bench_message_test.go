@@ -8,7 +8,7 @@ import (
 )
 
 // The names of the bench are numbers, and so are their addresses: each side can
-// make up the one from the other without remembering anything. A name takes 30
+// compute one from the other without state. A name takes 30
 // octets: 8 hexadecimal digits below figures.example.com.
 const (
 	digitsAt    = 12 + 1 // in a message
@@ -29,7 +29,7 @@ func putNumber(to []byte, number uint32) {
 	}
 }
 
-// numberOf reads the name of a query; false is another kind of name.
+// numberOf reads the name of a query. It returns false for other names.
 func numberOf(query []byte) (number uint32, ok bool) {
 	if len(query) < questionEnd || !bytes.Equal(query[digitsAt+digits:questionEnd], numbered[digitsAt+digits:questionEnd]) {
 		return 0, false
@@ -47,8 +47,7 @@ func numberOf(query []byte) (number uint32, ok bool) {
 	return number, true
 }
 
-// problemOf tells what is wrong with the reply to the query for a name; "" is
-// nothing.
+// problemOf returns what is wrong with the reply to the query for a name, or "".
 func problemOf(reply []byte, number uint32) string {
 	if len(reply) < 12 || reply[2]&0x80 == 0 {
 		return "no reply came back"

@@ -12,48 +12,48 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A link is a client's socket, and the questions that were asked through it.
-// The kernel is asked directly, without Go's poller: the load must cost less
-// than what it measures.
+// A link is a client's socket, and the questions that were sent through it.
+// It makes system calls directly, without Go's poller: the load must cost less than the
+// gateway.
 type link struct {
 	fd     int
 	stream bool // TCP
 	asked  []question
 	id     uint16
-	open   int // how many questions wait for their reply
+	open   int // number of questions without a reply
 	out    []byte
 	sends  packets
 	in     inbox
 }
 
-// A question waits for its reply unless sent is 0.
+// A question has no reply yet, unless sent is 0.
 type question struct {
 	number uint32
 	sent   int64 // nanoseconds, on the clock of the client
 }
 
 const (
-	// How many datagrams one call of the kernel takes or gives.
+	// Number of datagrams of one system call.
 	batch       = 64
 	receiveRoom = 512
-	// How long a call waits for a reply before others have their turn.
+	// Longest time that a system call waits for a reply.
 	receiveLimit = 50 * time.Millisecond
 )
 
-// An inbox is where a link receives: datagrams, or a stream.
+// An inbox is the receive buffer of a link, for datagrams or a stream.
 type inbox struct {
 	packets
 	data   []byte
-	filled int // of a stream, what has come of a reply that is not whole
+	filled int // of a stream, octets of an incomplete reply
 }
 
-// packets are what the kernel wants to know about a batch of datagrams.
+// packets are the structures of the kernel for a batch of datagrams.
 type packets struct {
 	headers [batch]mmsghdr
 	vectors [batch]unix.Iovec
 }
 
-// set has packet i be of these octets.
+// set sets the octets of packet i.
 func (p *packets) set(i int, data []byte) {
 	p.vectors[i].Base = &data[0]
 	p.vectors[i].SetLen(len(data))
@@ -87,7 +87,7 @@ func newLink(t *testing.T, to netip.AddrPort, network string) *link {
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	}
 	if err == nil && !l.stream {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20) // as much as the system lets us
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<20) // as much as the system allows
 	}
 	if err == nil {
 		err = unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())})
@@ -117,8 +117,8 @@ func (l *link) close() {
 	}
 }
 
-// ask puts a query for a name with those that flush will send. It fails when
-// all IDs are taken.
+// ask adds a query for a name to those that flush will send. It fails when all IDs are
+// in use.
 func (l *link) ask(number uint32, now int64) bool {
 	if l.open == 1<<16 {
 		return false
@@ -139,8 +139,7 @@ func (l *link) ask(number uint32, now int64) bool {
 	return true
 }
 
-// flush sends what was asked. An error is not told: its queries will lack their
-// replies.
+// flush sends the added queries. Errors are ignored: their queries will have no replies.
 func (l *link) flush() {
 	for out := l.out; len(out) > 0; {
 		sent, err := l.send(out)
@@ -155,7 +154,7 @@ func (l *link) flush() {
 	l.out = l.out[:0]
 }
 
-// send sends a part of out and tells how much.
+// send sends a part of out and returns its length.
 func (l *link) send(out []byte) (int, unix.Errno) {
 	if l.stream {
 		n, _, err := unix.RawSyscall(unix.SYS_WRITE, uintptr(l.fd), uintptr(unsafe.Pointer(&out[0])), uintptr(len(out)))
@@ -170,8 +169,8 @@ func (l *link) send(out []byte) (int, unix.Errno) {
 	return int(n) * size, err
 }
 
-// receive hands each reply that has come to take. It waits for the first one,
-// a little, if it may.
+// receive calls take for each reply that has arrived. It may wait for the first one for
+// a short time.
 func (l *link) receive(wait bool, take func(reply []byte)) {
 	if l.stream {
 		l.receiveStream(wait, take)
@@ -183,7 +182,7 @@ func (l *link) receive(wait bool, take func(reply []byte)) {
 	}
 	n, _, err := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(l.fd), uintptr(unsafe.Pointer(&l.in.headers[0])), batch, flags, 0, 0)
 	if err != 0 {
-		return // nothing has come, or an ICMP message about a query
+		return // no reply, or an ICMP message about a query
 	}
 	for i := range int(n) {
 		take(l.in.data[i*receiveRoom:][:l.in.headers[i].length])
@@ -209,8 +208,8 @@ func (l *link) receiveStream(wait bool, take func(reply []byte)) {
 	l.in.filled = copy(l.in.data, data)
 }
 
-// An epoll tells which of a few files have something to read. It is precise to
-// the nanosecond, as far as the kernel is.
+// An epoll waits until some of its files are readable. Its timeouts have the precision of
+// the kernel's timers.
 type epoll struct {
 	fd     int
 	events [64]unix.EpollEvent
@@ -219,13 +218,13 @@ type epoll struct {
 func newEpoll() (*epoll, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err == nil {
-		// Not the 50 µs by which the kernel lets timers be late, of this thread.
+		// The default timer slack of a thread is 50 µs.
 		err = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 	}
 	return &epoll{fd: fd}, err
 }
 
-// add has e tell about fd by number.
+// add adds fd, which e reports by number.
 func (e *epoll) add(fd, number int) error {
 	return unix.EpollCtl(e.fd, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(number)})
 }

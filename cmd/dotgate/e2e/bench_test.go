@@ -21,22 +21,22 @@ var (
 	alone = flag.Bool("alone", false, "dotgate without the peers")
 )
 
-// A work is what a gateway is given to do.
+// A work is a load for a gateway.
 type work struct {
 	name        string
 	network     string
 	links       int
-	outstanding int // queries under way; or:
+	outstanding int // pending queries; or:
 	rate        int // queries a second
 	delay       time.Duration
 	names       func() func() (number uint32, ok bool)
 	against     string  // the peer to compare with
-	bound       float64 // dotgate's cost, in the peer's, at most
+	bound       float64 // limit of dotgate's cost as a multiple of the peer's
 }
 
 const hotNames = 100
 
-// Names that are new start here, clear of hot ones and of those that warm up.
+// New names start here, apart from hot ones and those of the warm-up.
 const (
 	firstNew  = 1 << 24
 	warmNames = 1 << 20
@@ -103,8 +103,8 @@ func drawZipf(names, draws int) []uint32 {
 	return sequence
 }
 
-// TestLoad measures what a query costs: the gateway alone on one processor, the
-// load and its upstream on the other, in turns with the peers.
+// TestLoad measures the cost of a query: the gateway alone on one processor, the load and
+// its upstream on the other, alternating with the peers.
 func TestLoad(t *testing.T) {
 	holdLoad(t)
 	contenders := []contender{ourselves("DOTGATE_CACHE_SIZE=1GiB")}
@@ -123,8 +123,8 @@ func TestLoad(t *testing.T) {
 // loadTable is the bench's result, in Markdown.
 type loadTable struct{ rows []string }
 
-// add adds a row. A bound of dotgate's figure that doesn't hold is a failure,
-// unless runs were so short that chance decides.
+// add adds a row. If dotgate's figure is over its bound, the test fails, unless the runs
+// were too short.
 func (table *loadTable) add(t *testing.T, what, format string, figures map[string]float64, bound string, limit float64) {
 	t.Helper()
 	cells := []string{what}
@@ -148,13 +148,13 @@ func (table *loadTable) add(t *testing.T, what, format string, figures map[strin
 	table.rows = append(table.rows, "| "+strings.Join(append(cells, bound, verdict), " | ")+" |")
 }
 
-// A figure is what a run of a work showed.
+// A figure has the measurements of a run.
 type figure struct {
 	cost                  float64 // microseconds of the gateway's processor a query
 	asked, answered, lost int
 	rate                  float64 // answers a second
 	p50, p99              time.Duration
-	// The shares of their processors.
+	// Shares of their processors.
 	gateway, client, upstream float64
 }
 
@@ -163,7 +163,7 @@ func (f figure) String() string {
 		f.cost, f.asked, f.lost, f.rate, f.p50.Round(time.Microsecond), f.p99.Round(time.Microsecond), 100*f.gateway, 100*f.client, 100*f.upstream)
 }
 
-// compare has each contender do the work five times, in turns.
+// compare runs the work five times with each contender, alternating.
 func (w work) compare(t *testing.T, rows *loadTable, contenders []contender) {
 	figures := make(map[string][]figure)
 	for range runs() {
@@ -214,7 +214,7 @@ func medians(figures map[string][]figure, of func(figure) float64) map[string]fl
 	return result
 }
 
-// lossesOf tells who lost queries.
+// lossesOf returns the contenders that lost queries.
 func lossesOf(figures map[string][]figure) string {
 	var losses []string
 	for name, all := range figures {
@@ -233,7 +233,7 @@ func lossesOf(figures map[string][]figure) string {
 	return " (" + strings.Join(losses, ", ") + ")"
 }
 
-// measure lets a contender do the work once.
+// measure runs the work once with a contender.
 func (w work) measure(t *testing.T, c contender) (f figure) {
 	t.Run(c.name, func(t *testing.T) {
 		b := startBench(t, c, w.delay)
@@ -249,7 +249,7 @@ func (w work) measure(t *testing.T, c contender) (f figure) {
 	return f
 }
 
-// direct has the upstream do the work, over UDP.
+// direct runs the work with the upstream alone, over UDP.
 func (w work) direct(t *testing.T) figure {
 	upstream, addr := startBenchUpstream(t, w.delay)
 	defer upstream.kill()
@@ -309,7 +309,7 @@ func warm(t *testing.T, to netip.AddrPort) {
 	}
 }
 
-// answers tells whether there is an answer within 100 ms.
+// answers reports whether there is an answer within 100 ms.
 func answers(at netip.AddrPort) bool {
 	c, err := net.Dial("udp", at.String())
 	if err != nil {
@@ -332,8 +332,8 @@ func ownProcessorTime(t *testing.T) time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// twoProcessors tells what a second processor, which it must share with the
-// load, costs dotgate.
+// twoProcessors measures dotgate's cost with two processors, one of them shared with the
+// load.
 func twoProcessors(t *testing.T, rows *loadTable) {
 	figures := make(map[string][]figure)
 	for range runs() {
@@ -351,7 +351,7 @@ func twoProcessors(t *testing.T, rows *loadTable) {
 		map[string]float64{"dotgate": costs["2"] / costs["1"]}, "1.15", 1.15)
 }
 
-// memory tells what an answer takes of the machine's memory while it is cached.
+// memory measures the memory for a cached answer.
 func memory(t *testing.T, rows *loadTable) {
 	names := 1_000_000
 	if *quick {
@@ -372,8 +372,7 @@ func memory(t *testing.T, rows *loadTable) {
 		map[string]float64{"dotgate": float64(grown) / (1 << 20)}, fmt.Sprint(1.1*limit), 1.1*limit)
 }
 
-// grow returns by how much a gateway has grown when it has been asked for some
-// names.
+// grow returns the growth of a gateway's memory after queries for some names.
 func grow(t *testing.T, c contender, names int) (growth int) {
 	t.Run(c.name, func(t *testing.T) {
 		b := startBench(t, c, 0)

@@ -24,9 +24,9 @@ import (
 
 // The bench's upstream is a process of its own, so that its share of the
 // processor is known: a DNS-over-TLS server of one thread, which reads in bulk,
-// answers all queries that it has read in one write, and can be precisely late.
-// The same port answers over UDP, in clear text, which tells how much of a delay
-// is its own and the client's.
+// answers all queries that it has read in one write, and can delay answers precisely.
+// The same port answers over UDP in clear text, to measure the share of the upstream and
+// the client in a delay.
 type benchUpstream struct {
 	poll     *epoll
 	listener int
@@ -34,7 +34,7 @@ type benchUpstream struct {
 	config   *tls.Config
 	conns    map[int]*benchConn
 	delay    time.Duration
-	late     []lateAnswer // from first on, in the order in which they are due
+	late     []lateAnswer // from first on, sorted by due time
 	first    int
 	buffer   []byte
 	begin    time.Time
@@ -90,7 +90,7 @@ func TestBenchUpstream(t *testing.T) {
 	}
 }
 
-// startBenchUpstream starts one on the processor of the load.
+// startBenchUpstream starts the upstream on the processor of the load.
 func startBenchUpstream(t *testing.T, delay time.Duration) (*process, netip.AddrPort) {
 	t.Helper()
 	dir := t.TempDir()
@@ -132,7 +132,7 @@ func (u *benchUpstream) listen(addr netip.AddrPort) (err error) {
 
 func (u *benchUpstream) now() int64 { return int64(time.Since(u.begin)) }
 
-// turn waits for something to happen and deals with all of it.
+// turn waits for events and handles all of them.
 func (u *benchUpstream) turn() {
 	limit := time.Second
 	if u.first < len(u.late) {
@@ -173,7 +173,7 @@ func (u *benchUpstream) accept() {
 	}
 	c.blocking = false
 	u.conns[fd] = c
-	if err := u.read(c); err != nil { // what came with the end of the handshake
+	if err := u.read(c); err != nil { // data that arrived with the end of the handshake
 		u.drop(c)
 		return
 	}
@@ -186,13 +186,12 @@ func (u *benchUpstream) drop(c *benchConn) {
 	c.fd = -1
 }
 
-// read reads and answers what there is.
+// read reads and answers the queries that have arrived.
 func (u *benchUpstream) read(c *benchConn) error {
 	c.drained = false
-	// The kernel would keep the acknowledgment until there is an answer to go with
-	// it, and a gateway that has not turned off Nagle's algorithm would keep its
-	// next queries until then: cheap, and 5 to 10 ms late. It reverts to that by
-	// itself, time and again.
+	// Without this the kernel delays the acknowledgement until there is an answer, and a
+	// gateway with Nagle's algorithm sends its next queries 5 to 10 ms later. The option
+	// must be set again after each read.
 	_ = unix.SetsockoptInt(c.fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1)
 	for {
 		n, err := c.tls.Read(u.buffer)
@@ -217,7 +216,7 @@ func (u *benchUpstream) read(c *benchConn) error {
 	return nil
 }
 
-// answer answers now or remembers to.
+// answer answers a query now, or adds it to the late ones.
 func (u *benchUpstream) answer(a lateAnswer, query []byte) {
 	data := appendAnswer(a.data[:0], query)
 	if len(data) > len(a.data) {
@@ -242,7 +241,7 @@ func (u *benchUpstream) send(a *lateAnswer) {
 	a.conn.answers = append(a.conn.answers, data...)
 }
 
-// overdue returns the connections that have answers which are due.
+// overdue returns the connections with answers that are due.
 func (u *benchUpstream) overdue() (writing []*benchConn) {
 	now := u.now()
 	for ; u.first < len(u.late) && u.late[u.first].due <= now; u.first++ {
@@ -282,8 +281,7 @@ func (u *benchUpstream) receive() {
 	}
 }
 
-// errNothingYet is temporary for crypto/tls, which then keeps what it has of a
-// record.
+// errNothingYet is temporary for crypto/tls, which then keeps an incomplete record.
 var errNothingYet net.Error = nothingYet{}
 
 type nothingYet struct{}
@@ -292,7 +290,7 @@ func (nothingYet) Error() string   { return "nothing has come yet" }
 func (nothingYet) Temporary() bool { return true }
 func (nothingYet) Timeout() bool   { return true }
 
-// Read gives TLS what has been received, up to 64 KiB by one call of the kernel.
+// Read returns received data to TLS, up to 64 KiB for each system call.
 func (c *benchConn) Read(to []byte) (int, error) {
 	for len(c.received) == 0 {
 		if c.drained {
@@ -336,8 +334,8 @@ func (c *benchConn) Write(data []byte) (int, error) {
 	return len(data), nil
 }
 
-// await waits until the kernel lets c read or write, but not for ever: nobody
-// else is served meanwhile.
+// await waits until c is readable or writable, for a limited time, as no other connection
+// is served meanwhile.
 func (c *benchConn) await(what int16) error {
 	n, err := unix.Poll([]unix.PollFd{{Fd: int32(c.fd), Events: what}}, 1000)
 	if n == 0 && err == nil {

@@ -9,10 +9,11 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// crowd is how many clients ask at the same moment, as when a network wakes up.
-func crowd() int {
+// burstSize is the number of clients that ask at the same moment, as after an outage of
+// the local network.
+func burstSize() int {
 	if raceDetector() {
-		return 1000 // it takes about ten times as long then
+		return 1000 // the race detector takes ten times as long
 	}
 	return 10_000
 }
@@ -23,7 +24,7 @@ func TestTenThousandQueriesAtOnceAreAllAnswered(t *testing.T) {
 			_, urls := startUnbounds(t)
 			g := startGateway(t, urls)
 			load{
-				to: g.addr, network: network, sockets: sockets, queries: crowd(), patience: 4 * time.Second,
+				to: g.addr, network: network, sockets: sockets, queries: burstSize(), patience: 4 * time.Second,
 				name: unboundName, address: unboundAddress,
 			}.run(t).mustBeWhole(t)
 		})
@@ -32,8 +33,8 @@ func TestTenThousandQueriesAtOnceAreAllAnswered(t *testing.T) {
 	f("over fifty TCP connections", "tcp", 50)
 }
 
-// Upstreams that take their time hold all of the queries under way at once.
-func TestTenThousandQueriesUnderWayAreAllAnswered(t *testing.T) {
+// With slow upstreams all queries are pending at once.
+func TestTenThousandPendingQueriesAreAllAnswered(t *testing.T) {
 	f := func(what, network string, sockets int) {
 		t.Run(what, func(t *testing.T) {
 			const rtt = 450 * time.Millisecond
@@ -41,11 +42,11 @@ func TestTenThousandQueriesUnderWayAreAllAnswered(t *testing.T) {
 			g := startGateway(t, urls)
 			warmUp(t, g.addr)
 			before := queries(servers)
-			l := dottestLoad(g.addr, "crowd", crowd(), 0)
+			l := dottestLoad(g.addr, "crowd", burstSize(), 0)
 			l.network, l.sockets, l.patience = network, sockets, 4*time.Second
 			o := l.run(t)
 			o.mustBeWhole(t)
-			if o.atOnce < crowd()*9/10 {
+			if o.atOnce < burstSize()*9/10 {
 				t.Errorf("only %d were under way at once: sending took %v", o.atOnce, o.sending)
 			}
 			t.Logf("%d were under way when the last was sent, after %v; upstreams got %d queries",

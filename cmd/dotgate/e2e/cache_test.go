@@ -18,7 +18,7 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// askedFor returns how many queries for a name the upstreams got.
+// askedFor returns the number of queries for a name that the upstreams got.
 func askedFor(servers []*dottest.Server, name string) (n int) {
 	for _, s := range servers {
 		n += s.Stats().Names[name]
@@ -26,8 +26,8 @@ func askedFor(servers []*dottest.Server, name string) (n int) {
 	return n
 }
 
-// farUpstreams returns two upstreams so far away that what happens at once has
-// happened before they answer, and a gateway that has connections to them.
+// farUpstreams returns two upstreams with long round trips, so that simultaneous queries
+// arrive before the answer, and a gateway that is connected to them.
 func farUpstreams(t *testing.T, more ...string) ([]*dottest.Server, *gateway) {
 	t.Helper()
 	var servers []*dottest.Server
@@ -55,8 +55,8 @@ func spelling(i int) string {
 }
 
 // A thousand clients ask for one cold name at once, half of them over TCP: the
-// upstreams get one query, and a hedge at most. Every client gets its own reply.
-func TestAThousandClientsWhoAskOneNameCostOneQuery(t *testing.T) {
+// upstreams get one query, and at most one hedge. Each client gets a reply of its own.
+func TestAThousandQueriesForOneNameCostOneUpstreamQuery(t *testing.T) {
 	servers, g := farUpstreams(t)
 	const n = 1000
 	var conns []*dns.Conn
@@ -64,7 +64,7 @@ func TestAThousandClientsWhoAskOneNameCostOneQuery(t *testing.T) {
 	for i := range n {
 		var from net.Dialer
 		network := "udp"
-		if i%2 == 1 { // from several addresses, as one may have so many connections only
+		if i%2 == 1 { // from several addresses, as connections are limited by address
 			network = "tcp"
 			from.LocalAddr = &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i%8))}
 		}
@@ -112,9 +112,9 @@ func TestAThousandClientsWhoAskOneNameCostOneQuery(t *testing.T) {
 	}
 }
 
-// Who asks first may leave: those who wait with it get their answers, and so do
-// those who come later.
-func TestALeaderWhoLeavesFailsNobody(t *testing.T) {
+// The client whose query started the upstream query closes its connection: others that
+// wait for the same answer get it, and so do later ones.
+func TestAClosedClientConnectionFailsNoOtherClient(t *testing.T) {
 	servers, g := farUpstreams(t)
 	leader, err := net.Dial("tcp", g.addr.String())
 	if err != nil {
@@ -125,7 +125,7 @@ func TestALeaderWhoLeavesFailsNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	within(t, time.Second, "the query reaches an upstream", func() bool { return askedFor(servers, "www.example.com.") > 0 })
-	leader.(*net.TCPConn).SetLinger(0) // it leaves with a reset
+	leader.(*net.TCPConn).SetLinger(0) // the connection is reset
 	leader.Close()
 	var clients sync.WaitGroup
 	for range 10 {
@@ -144,10 +144,9 @@ func TestALeaderWhoLeavesFailsNobody(t *testing.T) {
 	}
 }
 
-// RFC 8767: while upstreams answer, nothing stale; when they fall silent, the first
-// client waits for 400 ms, and none once that is known; when they are back,
-// nothing stale again.
-func TestStaleAnswersBridgeAnOutageAndNothingElse(t *testing.T) {
+// RFC 8767: while upstreams answer, no answer is stale. When they go silent, the first
+// client waits for 400 ms, later ones do not. When they are back, no answer is stale.
+func TestStaleAnswersAreSentInAnOutageOnly(t *testing.T) {
 	t.Parallel()
 	servers, urls := startUpstreams(t, 5*time.Millisecond, 10*time.Millisecond)
 	g := startGateway(t, urls, "DOTGATE_CACHE_MAX_TTL=1s")
@@ -167,7 +166,7 @@ func TestStaleAnswersBridgeAnOutageAndNothingElse(t *testing.T) {
 		}
 		return took
 	}
-	for range 2 { // the second time, what is stale is there, and nobody gets it
+	for range 2 { // the second time there is a stale answer, which is not sent
 		for i := range names {
 			mustBeFresh(i)
 		}
@@ -180,7 +179,7 @@ func TestStaleAnswersBridgeAnOutageAndNothingElse(t *testing.T) {
 		t.Errorf("the first stale answer took %v", took)
 	}
 	within(t, 5*time.Second, "a stale answer at once", func() bool { return mustBeStale(1) < 20*time.Millisecond })
-	time.Sleep(time.Second) // breakers are open for sure
+	time.Sleep(time.Second) // until all breakers are open
 	var took []string
 	slowest := time.Duration(0)
 	for i := range names {
@@ -191,7 +190,7 @@ func TestStaleAnswersBridgeAnOutageAndNothingElse(t *testing.T) {
 		t.Errorf("during the outage, stale answers took %s", strings.Join(took, " "))
 	}
 	if r, _ := ask(t, g.addr, "never-asked.example.com"); r.Rcode != dns.RcodeServerFailure {
-		t.Errorf("an answer from nobody:\n%v", r)
+		t.Errorf("an answer without an upstream:\n%v", r)
 	}
 	for _, s := range servers {
 		s.Set()
@@ -206,7 +205,7 @@ func TestStaleAnswersBridgeAnOutageAndNothingElse(t *testing.T) {
 	}
 }
 
-func TestWhatIsCachedAndWhatIsNot(t *testing.T) {
+func TestWhichAnswersAreCached(t *testing.T) {
 	s := startUpstream(t, dottest.Options{CountNames: true})
 	servers := []*dottest.Server{s}
 	g := startGateway(t, []string{url(s.Addr())}, "DOTGATE_CACHE_MIN_TTL=1h")
@@ -244,9 +243,9 @@ func TestWhatIsCachedAndWhatIsNot(t *testing.T) {
 	})
 }
 
-// Three hits make it popular; who comes in the last tenth has it renewed, and
-// nobody waits.
-func TestThePopularIsRenewedBeforeAnybodyHasToWait(t *testing.T) {
+// An answer is popular after three hits. A hit in the last tenth of its lifetime renews
+// it, and no client waits.
+func TestPopularAnswersAreRenewedBeforeTheyExpire(t *testing.T) {
 	t.Parallel()
 	const name = "ttl5.example.com"
 	servers, g := farUpstreams(t)
@@ -269,13 +268,13 @@ func TestThePopularIsRenewedBeforeAnybodyHasToWait(t *testing.T) {
 	}
 	first := askedFor(servers, name+".") // a hedge may have been one
 	f(4*time.Second, first)
-	f(4600*time.Millisecond, first, first+1) // it may have been quick to ask
+	f(4600*time.Millisecond, first, first+1) // the renewal may have been early
 	within(t, 250*time.Millisecond, "the renewal", func() bool { return askedFor(servers, name+".") == first+1 })
 	f(4900*time.Millisecond, first+1)
 	f(5200*time.Millisecond, first+1)
 }
 
-func TestTheCacheOutlivesTheProcess(t *testing.T) {
+func TestTheCacheIsKeptOverARestart(t *testing.T) {
 	t.Parallel()
 	s := startUpstream(t, dottest.Options{CountNames: true})
 	servers, urls := []*dottest.Server{s}, []string{url(s.Addr())}

@@ -16,7 +16,7 @@ func TestAnUpstreamWithAWrongCertificateGetsNoQuery(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			good, urls := startUpstreams(t, 10*time.Millisecond)
 			bad := startUpstream(t, dottest.Options{Certificate: issuer.Issue(certificate)})
-			// In the first place: it would be asked.
+			// It is the first one, so it would be asked.
 			g := startGateway(t, append([]string{url(bad.Addr())}, urls...), "DOTGATE_BALANCER_POLICY=ordered")
 			dottestLoad(g.addr, "certificate", 2000, 1000).run(t).mustBeWhole(t)
 			if s := bad.Stats(); s.Queries > 0 || s.Handshakes > 0 || s.Accepted == 0 {

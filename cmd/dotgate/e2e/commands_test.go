@@ -13,7 +13,7 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// command runs dotgate until it ends and returns its exit code and all it says.
+// command runs dotgate until it ends. It returns its exit code and its output.
 func command(t *testing.T, environ []string, args ...string) (code int, said string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), startLimit)
@@ -27,7 +27,7 @@ func command(t *testing.T, environ []string, args ...string) (code int, said str
 	return cmd.ProcessState.ExitCode(), string(out)
 }
 
-func TestHealthcheckTellsWhetherClientsAreServed(t *testing.T) {
+func TestHealthcheckExitCodes(t *testing.T) {
 	servers, urls := startUpstreams(t, 0)
 	g := startGateway(t, urls)
 	f := func(want int, what string, environ []string) {
@@ -38,12 +38,12 @@ func TestHealthcheckTellsWhetherClientsAreServed(t *testing.T) {
 		}
 	}
 	f(0, "all is well", environment(g.addr, urls))
-	f(1, "nobody listens there", environment(ownAddr(), urls))
+	f(1, "no process listens there", environment(ownAddr(), urls))
 	servers[0].Set(dottest.Fault{Never: true})
 	f(1, "the upstream is silent", environment(g.addr, urls, "DOTGATE_HEALTH_PROBE_NAME=other.example.com"))
 }
 
-func TestCheckTellsWhetherTheConfigurationCanBeUsed(t *testing.T) {
+func TestCheckExitCodes(t *testing.T) {
 	addr := ownAddr()
 	if code, said := command(t, environment(addr, []string{"tls://192.0.2.1#dns.example.com"}), "check"); code != 0 || !strings.Contains(said, addr.String()) {
 		t.Errorf("exit code %d: %s", code, said)
@@ -53,7 +53,7 @@ func TestCheckTellsWhetherTheConfigurationCanBeUsed(t *testing.T) {
 	}
 }
 
-func TestAPortInUseIsSaid(t *testing.T) {
+func TestAPortInUseIsReported(t *testing.T) {
 	_, urls := startUpstreams(t, 0)
 	g := startGateway(t, urls)
 	code, said := command(t, environment(g.addr, urls), "serve")
@@ -65,7 +65,7 @@ func TestAPortInUseIsSaid(t *testing.T) {
 	}
 }
 
-func TestQueriesUnderWayAreAnsweredBeforeTheEnd(t *testing.T) {
+func TestPendingQueriesAreAnsweredBeforeTheEnd(t *testing.T) {
 	t.Parallel()
 	for _, network := range []string{"udp", "tcp"} {
 		t.Run(network, func(t *testing.T) {
@@ -93,11 +93,11 @@ func TestQueriesUnderWayAreAnsweredBeforeTheEnd(t *testing.T) {
 	}
 }
 
-func TestQueriesThatNobodyAnswersDoNotDelayTheEnd(t *testing.T) {
+func TestUnansweredQueriesDoNotDelayTheEnd(t *testing.T) {
 	servers, urls := startUpstreams(t, 0, 0)
 	g := startGateway(t, urls)
 	const n = 20
-	l := dottestLoad(g.addr, "never", n, 0) // a word to dottest, too
+	l := dottestLoad(g.addr, "never", n, 0) // an instruction to dottest
 	l.patience = 4 * time.Second
 	var o outcome
 	var clients sync.WaitGroup
@@ -111,9 +111,9 @@ func TestQueriesThatNobodyAnswersDoNotDelayTheEnd(t *testing.T) {
 	}
 }
 
-func TestTheFirstAnswerIsThereSoonAfterTheStart(t *testing.T) {
+func TestTheFirstAnswerComesSoonAfterTheStart(t *testing.T) {
 	_, urls := startUpstreams(t, 0)
-	// Ten times what it takes on a quiet machine: one that is tested on is not.
+	// Ten times the usual value, for busy machines.
 	if median := firstAnswers(t, urls, 10); median > 500*time.Millisecond {
 		t.Errorf("it takes %v", median)
 	}

@@ -84,8 +84,8 @@ func TestTheGatewayAndItsUpstreamAgree(t *testing.T) {
 	t.Logf("%d questions", names*len(types))
 }
 
-// essence is what two replies must have in common: TTLs count down, records may be in
-// any order, and AA is for those who own the data.
+// essence is the part of a reply that must be equal in both: TTLs count down, records may
+// be in any order, and AA is set by authoritative servers only.
 func essence(m *dns.Msg) string {
 	m = m.Copy()
 	m.Id, m.Authoritative = 0, false
@@ -95,7 +95,7 @@ func essence(m *dns.Msg) string {
 		var records []string
 		for _, rr := range section {
 			if rr.Header().Rrtype == dns.TypeOPT {
-				continue // it is each hop's own
+				continue // it is hop by hop
 			}
 			rr.Header().Ttl = 0
 			records = append(records, rr.String())

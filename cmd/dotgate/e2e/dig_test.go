@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// A client is a program that asks.
+// A client is a program that sends queries.
 type client struct{ name, debianPackage string }
 
 var (
@@ -19,7 +19,7 @@ var (
 	kdig = client{"kdig", "knot-dnsutils"}
 )
 
-// A printed is what a client has printed about a reply.
+// A printed is the printed output of a client for a reply.
 type printed struct {
 	text     string
 	status   string   // as in NOERROR
@@ -29,7 +29,7 @@ type printed struct {
 	answers  []string // "owner type data" in order, without TTL
 }
 
-// ask runs a client against a gateway: once, without a second try.
+// ask runs a client against a gateway, without retries.
 func (c client) ask(t *testing.T, addr netip.AddrPort, args ...string) printed {
 	t.Helper()
 	text := c.run(t, addr, args...)
@@ -60,8 +60,8 @@ func (c client) ask(t *testing.T, addr netip.AddrPort, args ...string) printed {
 	return p
 }
 
-// run returns all that the client prints. Its exit code says only whether there
-// was a reply.
+// run returns the output of the client. Its exit code tells only whether there was a
+// reply.
 func (c client) run(t *testing.T, addr netip.AddrPort, args ...string) string {
 	t.Helper()
 	path := program(t, c.name, c.debianPackage)
@@ -72,7 +72,7 @@ func (c client) run(t *testing.T, addr netip.AddrPort, args ...string) string {
 		from = append(from, "+retry=0", "+timeout=3")
 	}
 	cmd := exec.Command(path, append(from, args...)...)
-	cmd.Env = []string{"HOME=" + t.TempDir(), "LC_ALL=C"} // nobody's .digrc
+	cmd.Env = []string{"HOME=" + t.TempDir(), "LC_ALL=C"} // without a .digrc
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("%s %s: %v\n%s", c.name, strings.Join(args, " "), err, out)

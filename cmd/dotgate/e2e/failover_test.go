@@ -15,7 +15,7 @@ func TestNoQueryFailsWhenAnUpstreamIsKilled(t *testing.T) {
 	losesOne(t, urls, all[1].kill)
 }
 
-func TestNoQueryFailsWhenAnUpstreamFallsSilent(t *testing.T) {
+func TestNoQueryFailsWhenAnUpstreamGoesSilent(t *testing.T) {
 	all, urls := startUnbounds(t)
 	losesOne(t, urls, all[1].freeze)
 }
@@ -28,7 +28,7 @@ func losesOne(t *testing.T, urls []string, lose func()) {
 	l.run(t).mustBeWhole(t)
 }
 
-func TestNoQueryFailsWhenAnUpstreamComesAndGoes(t *testing.T) {
+func TestNoQueryFailsWhenAnUpstreamIsFlapping(t *testing.T) {
 	all, urls := startUnbounds(t)
 	g := startGateway(t, urls)
 	const turns = 3
@@ -41,9 +41,9 @@ func TestNoQueryFailsWhenAnUpstreamComesAndGoes(t *testing.T) {
 	}
 }
 
-// A busy machine, a garbage collector or a lost segment holds up an upstream for
-// a moment. That there is no other one must not cost a query.
-func TestNoQueryFailsWhenTheOnlyUpstreamHiccups(t *testing.T) {
+// A busy machine, a garbage collector or a lost segment delays an upstream for a moment.
+// No query may fail although there is no other upstream.
+func TestNoQueryFailsWhenTheOnlyUpstreamStalls(t *testing.T) {
 	for _, pause := range []time.Duration{50 * time.Millisecond, 150 * time.Millisecond, 400 * time.Millisecond} {
 		t.Run(pause.String(), func(t *testing.T) {
 			u := newUnbound(t, unboundAddrs[0])
@@ -59,7 +59,7 @@ func TestNoQueryFailsWhenTheOnlyUpstreamHiccups(t *testing.T) {
 	}
 }
 
-func TestThatNobodyIsThereIsToldSoon(t *testing.T) {
+func TestAnOutageIsReportedAtOnce(t *testing.T) {
 	for what, lose := range map[string]func(*unbound){"killed": (*unbound).kill, "silent": (*unbound).freeze} {
 		t.Run(what, func(t *testing.T) {
 			all, urls := startUnbounds(t)

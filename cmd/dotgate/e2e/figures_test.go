@@ -12,8 +12,8 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// TestFigures measures dotgate on this machine, of which the upstreams and the
-// clients take their share, and prints a table.
+// TestFigures measures dotgate on this machine, beside the upstreams and the clients, and
+// prints a table.
 func TestFigures(t *testing.T) {
 	var rows table
 	rows.add("what", "figure", "bound")
@@ -51,7 +51,7 @@ func (t *table) String() string {
 	return out.String()
 }
 
-// loss adds what no figure may hide: queries that went wrong.
+// loss adds the number of failed queries.
 func (t *table) loss(test *testing.T, what string, o outcome) {
 	test.Helper()
 	test.Log(o)

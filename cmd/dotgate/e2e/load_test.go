@@ -23,36 +23,35 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// A load is a number of queries of type A, each for another name, sent whether
-// or not those before are answered (open loop). None is sent twice.
+// A load is a number of queries of type A, each for another name, sent at a fixed rate
+// whether or not earlier ones are answered (open loop). None is sent twice.
 type load struct {
 	to       netip.AddrPort
 	network  string // udp or tcp
 	sockets  int
 	queries  int
 	rate     int           // queries per second; 0 is all at once
-	patience time.Duration // for an answer; past it a query has failed
+	patience time.Duration // time for an answer; after it a query has failed
 
 	name    func(i int) string           // of query i
-	address func(name string) netip.Addr // what its answer must hold
+	address func(name string) netip.Addr // the address in the right answer
 	halfway func()                       // called when half of the queries have been sent, or nil
 }
 
-// An outcome is what became of a load.
+// An outcome is the result of a load.
 type outcome struct {
 	queries    int
-	latencies  []time.Duration // of the proper answers, sorted
-	refused    []time.Duration // of those that were SERVFAIL, sorted
+	latencies  []time.Duration // of the right answers, sorted
+	refused    []time.Duration // of SERVFAIL replies, sorted
 	problems   map[string]int
-	mismatched int // replies with another question, another address, or to nothing that was asked
+	mismatched int // replies with another question or another address, and unsolicited ones
 	atOnce     int // queries without a reply when the last one was sent
 	sending    time.Duration
 	elapsed    time.Duration
 }
 
-// A loadRun is a load under way. Query i leaves through socket i%sockets, where
-// its ID is i/sockets: so each reply tells what it replies to, and readers share
-// nothing.
+// A loadRun is a running load. Query i is sent through socket i%sockets with the ID
+// i/sockets, so that a reply identifies its query, and readers share no state.
 type loadRun struct {
 	load
 	conns    []net.Conn
@@ -61,13 +60,12 @@ type loadRun struct {
 	sent     []atomic.Int64  // instants, from begin; 0 is not yet
 	took     []time.Duration // 0 is no reply
 	problem  []string
-	stray    atomic.Int64  // replies to nothing that was asked
-	waiting  atomic.Int64  // replies that are missing
-	complete chan struct{} // closed when none is
+	stray    atomic.Int64  // unsolicited replies
+	waiting  atomic.Int64  // number of missing replies
+	complete chan struct{} // closed when none is missing
 }
 
-// run sends the load and returns when every query has its reply or has waited
-// long enough.
+// run sends the load and returns when each query has its reply, or after patience.
 func (l load) run(t *testing.T) outcome {
 	t.Helper()
 	r := &loadRun{
@@ -115,7 +113,7 @@ func (r *loadRun) connect(t *testing.T) {
 			t.Fatal(err)
 		}
 		if u, ok := c.(*net.UDPConn); ok {
-			_ = u.SetReadBuffer(4 << 20) // as much as the system lets us
+			_ = u.SetReadBuffer(4 << 20) // as much as the system allows
 		}
 		r.conns = append(r.conns, c)
 	}
@@ -141,7 +139,7 @@ func (r *loadRun) paced() {
 	}
 }
 
-// atOnce sends all that a socket has to send, over TCP in one write.
+// atOnce sends all queries of a socket, over TCP in one write.
 func (r *loadRun) atOnce() {
 	var senders sync.WaitGroup
 	for s, c := range r.conns {
@@ -170,8 +168,8 @@ func (r *loadRun) frame(i int) []byte {
 	return append(binary.BigEndian.AppendUint16(nil, uint16(len(r.packets[i]))), r.packets[i]...)
 }
 
-// send writes data, which holds the given queries. One that can't be written
-// will lack its reply.
+// send writes data, which has the given queries. If the write fails, they will have no
+// replies.
 func (r *loadRun) send(c net.Conn, data []byte, which ...int) {
 	now := int64(max(time.Since(r.begin), 1))
 	for _, i := range which {
@@ -180,7 +178,7 @@ func (r *loadRun) send(c net.Conn, data []byte, which ...int) {
 	_, _ = c.Write(data)
 }
 
-// read takes replies until the connection ends or its deadline comes.
+// read reads replies until the end of the connection or its deadline.
 func (r *loadRun) read(s int) {
 	next := datagrams(r.conns[s])
 	if r.network == "tcp" {
@@ -235,7 +233,7 @@ func (r *loadRun) receive(s int, reply []byte) {
 	}
 }
 
-// verify tells what is wrong with a reply; "" is nothing.
+// verify returns what is wrong with a reply, or "".
 func (r *loadRun) verify(i int, reply []byte) string {
 	question := r.packets[i][12 : len(r.packets[i])-optLen]
 	rest, same := bytes.CutPrefix(reply[12:], question)
@@ -294,7 +292,7 @@ func (r *loadRun) judge(o *outcome) {
 
 const servFail = "RCODE 2"
 
-// quantile returns how long the given share of the answers took at most.
+// quantile returns a quantile of the latencies.
 func (o outcome) quantile(share float64) time.Duration { return quantile(o.latencies, share) }
 
 func quantile(sorted []time.Duration, share float64) time.Duration {
@@ -305,7 +303,7 @@ func quantile(sorted []time.Duration, share float64) time.Duration {
 	return sorted[i].Round(10 * time.Microsecond)
 }
 
-// add adds what became of another load.
+// add adds the outcome of another load.
 func (o *outcome) add(other outcome) {
 	o.queries += other.queries
 	o.mismatched += other.mismatched
@@ -331,7 +329,7 @@ func (o outcome) String() string {
 	return text
 }
 
-// mustBeWhole fails unless every query has its answer, and nothing else came.
+// mustBeWhole fails unless each query has its answer, and no other reply came.
 func (o outcome) mustBeWhole(t *testing.T) {
 	t.Helper()
 	t.Log(o)
@@ -340,13 +338,13 @@ func (o outcome) mustBeWhole(t *testing.T) {
 	}
 }
 
-// distinct names queries so that no two runs share a name, and dottest.Address
-// has their answers.
+// distinct makes names that are different in each run, and that dottest.Address has
+// answers for.
 func distinct(run string) func(i int) string {
 	return func(i int) string { return fmt.Sprintf("n%d.%s.example.com", i, run) }
 }
 
-// dottestLoad is a load that upstreams of dottest answer.
+// dottestLoad is a load for upstreams of dottest.
 func dottestLoad(to netip.AddrPort, run string, queries, rate int) load {
 	return load{
 		to: to, network: "udp", sockets: 8, queries: queries, rate: rate, patience: 2 * time.Second,
@@ -354,8 +352,7 @@ func dottestLoad(to netip.AddrPort, run string, queries, rate int) load {
 	}
 }
 
-// warmUp lets dotgate connect to upstreams of dottest and learn how far away they
-// are.
+// warmUp lets dotgate connect to upstreams of dottest and learn their latencies.
 func warmUp(t *testing.T, to netip.AddrPort) {
 	t.Helper()
 	const rounds = 20

@@ -3,13 +3,12 @@
 // Package e2e runs dotgate as a process of its own on loopback, between real
 // clients and real resolvers.
 //
-//	go test -tags e2e -v ./cmd/dotgate/e2e                      stories, with Unbound, dig and kdig
-//	go test -tags figures -run TestFigures -v ./cmd/dotgate/e2e what it measures
-//	go test -tags load -run TestLoad -v ./cmd/dotgate/e2e       what a query costs, next to Unbound and dnsdist
+//	go test -tags e2e -v ./cmd/dotgate/e2e                      tests with Unbound, dig and kdig
+//	go test -tags figures -run TestFigures -v ./cmd/dotgate/e2e the figures of the README
+//	go test -tags load -run TestLoad -v ./cmd/dotgate/e2e       the cost of a query, beside Unbound and dnsdist
 //
-// A program that is missing is a failure: a test that quietly doesn't run
-// proves nothing. E2E_RACE=1 has the race detector watch dotgate. DOTGATE_BIN is
-// a dotgate to test instead of the one that would be built.
+// A missing program is a failure. With E2E_RACE=1, dotgate is built with the race
+// detector. DOTGATE_BIN is the path of a dotgate to test instead of building one.
 package e2e
 
 import (
@@ -23,10 +22,10 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// What all tests share. TestMain sets it.
+// Set by TestMain, for all tests.
 var (
-	dotgate string      // the dotgate that is tested
-	ca      *dottest.CA // whom dotgate trusts, and nobody else
+	dotgate string      // path of the program under test
+	ca      *dottest.CA // the only authority that dotgate trusts
 	caFile  string
 	noCerts string // an empty directory, in place of the system's authorities
 )
@@ -38,7 +37,7 @@ func TestMain(m *testing.M) {
 
 func run(m *testing.M) int {
 	if os.Getenv(upstreamEnv) != "" {
-		return m.Run() // a process of its own that a test has started
+		return m.Run() // a process that a test has started
 	}
 	dir, err := os.MkdirTemp("", "dotgate-e2e-")
 	if err == nil {
@@ -76,9 +75,9 @@ func prepare(dir string) (err error) {
 	return nil
 }
 
-// upstreamEnv tells a process that it is the bench's upstream: address, delay,
+// upstreamEnv is the variable that makes a process the bench's upstream: address, delay,
 // files of certificate and key.
 const upstreamEnv = "E2E_BENCH_UPSTREAM"
 
-// raceDetector tells whether it watches dotgate.
+// raceDetector reports whether dotgate is built with the race detector.
 func raceDetector() bool { return os.Getenv("E2E_RACE") != "" }

@@ -18,8 +18,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// TestUnderAServiceManager hands over sockets as systemd does, and listens to what
-// dotgate tells it.
+// TestUnderAServiceManager passes sockets as systemd does, and reads the notifications
+// of dotgate.
 func TestUnderAServiceManager(t *testing.T) {
 	_, urls := startUpstreams(t, time.Millisecond)
 	addr := ownAddr()
@@ -31,7 +31,7 @@ func TestUnderAServiceManager(t *testing.T) {
 	}
 	defer manager.Close()
 
-	// LISTEN_PID has to be the program's own.
+	// LISTEN_PID must be the PID of the program.
 	cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ WATCHDOG_PID=$$ exec "$0" serve`, dotgate)
 	cmd.Env = environment(ownAddr(), urls, "LISTEN_FDS=2", "NOTIFY_SOCKET="+socket, "WATCHDOG_USEC=300000")
 	cmd.ExtraFiles = []*os.File{udp, tcp}
@@ -65,18 +65,20 @@ func TestUnderAServiceManager(t *testing.T) {
 		}
 	}
 	await("WATCHDOG=1", 3)
-	// Who is stopped tells nothing, and would be started again.
+	// A frozen gateway sends no notification, and the manager would restart it.
 	_ = cmd.Process.Signal(syscall.SIGSTOP)
 	time.Sleep(50 * time.Millisecond)
-	_ = manager.SetReadDeadline(time.Now().Add(400 * time.Millisecond))
-	silent := 0
-	for buffer := make([]byte, 512); ; silent++ {
-		if _, err := manager.Read(buffer); err != nil {
-			break
+	read := func(limit time.Duration) (n int) {
+		_ = manager.SetReadDeadline(time.Now().Add(limit))
+		for buffer := make([]byte, 512); ; n++ {
+			if _, err := manager.Read(buffer); err != nil {
+				return n
+			}
 		}
 	}
-	if silent > 1 { // what it had told before
-		t.Errorf("who is stopped tells %d times that it is well", silent)
+	read(50 * time.Millisecond) // earlier notifications
+	if silent := read(400 * time.Millisecond); silent > 0 {
+		t.Errorf("a stopped gateway tells %d times that it is well", silent)
 	}
 	_ = cmd.Process.Signal(syscall.SIGCONT)
 	_ = cmd.Process.Signal(syscall.SIGTERM)
@@ -86,9 +88,9 @@ func TestUnderAServiceManager(t *testing.T) {
 	}
 }
 
-// TestSocketsOfAServiceManagerOutliveAGateway hands the same sockets, as systemd
-// does, to one gateway after the other: one that takes over, and one that is started
-// when the former has stopped.
+// TestSocketsOfAServiceManagerOutliveAGateway passes the same sockets, as systemd
+// does, to several gateways: one that takes over, and one that is started after the end of
+// the former.
 func TestSocketsOfAServiceManagerOutliveAGateway(t *testing.T) {
 	t.Parallel()
 	_, urls := startUpstreams(t, time.Millisecond)
@@ -97,7 +99,7 @@ func TestSocketsOfAServiceManagerOutliveAGateway(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "control.sock")
 	next := func(args string) *process {
 		t.Helper()
-		// LISTEN_PID has to be the program's own.
+		// LISTEN_PID must be the PID of the program.
 		p := unstarted("/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" serve `+args, dotgate)
 		p.cmd.Env = environment(ownAddr(), urls, "LISTEN_FDS=2", "DOTGATE_CONTROL_SOCKET="+socket)
 		p.cmd.ExtraFiles = []*os.File{udp, tcp}
@@ -149,7 +151,7 @@ func TestSocketsOfAServiceManagerOutliveAGateway(t *testing.T) {
 	serving.exitCode(t, stopLimit)
 }
 
-// socketsAt opens what a service manager would hand over.
+// socketsAt opens the sockets that a service manager would pass.
 func socketsAt(t *testing.T, addr netip.AddrPort) (udp, tcp *os.File) {
 	t.Helper()
 	ln, err := net.Listen("tcp", addr.String())
@@ -172,8 +174,8 @@ func socketsAt(t *testing.T, addr netip.AddrPort) (udp, tcp *os.File) {
 	return udp, tcp
 }
 
-// TestTheUnitIsSound has systemd look at the unit, where it is installed.
-func TestTheUnitIsSound(t *testing.T) {
+// TestTheSystemdUnitIsValid runs systemd-analyze verify, where it is installed.
+func TestTheSystemdUnitIsValid(t *testing.T) {
 	text, err := os.ReadFile("../../../docker/dotgate.service")
 	if err != nil {
 		t.Fatal(err)

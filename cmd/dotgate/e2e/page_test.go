@@ -22,13 +22,13 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// screenshots is where TestThePage leaves what it saw: -args -screenshots DIR.
+// screenshots is the directory for the screenshots of the page: -args -screenshots DIR.
 var screenshots = flag.String("screenshots", "", "a directory for screenshots of the page")
 
 const pageToken = "0123456789abcdef"
 
-// TestThePageShowsAnUpstreamThatFails looks at the page in Chromium while an
-// upstream fails, and presses its buttons.
+// TestThePageShowsAnUpstreamThatFails opens the page in Chromium while an upstream
+// fails, and clicks its buttons.
 func TestThePageShowsAnUpstreamThatFails(t *testing.T) {
 	t.Parallel()
 	var servers []*dottest.Server
@@ -66,7 +66,7 @@ func TestThePageShowsAnUpstreamThatFails(t *testing.T) {
 	go func() {
 		l := dottestLoad(g.addr, "page", 6000, 150)
 		names := l.name
-		l.name = func(i int) string { // a third of it is cached
+		l.name = func(i int) string { // a third of the names are cached
 			if i%3 == 0 && i > 600 {
 				return names(i - 599)
 			}
@@ -112,13 +112,13 @@ func TestThePageShowsAnUpstreamThatFails(t *testing.T) {
 	do(chromedp.EmulateViewport(1100, 900), chromedp.Navigate("http://"+operators.String()+"/"))
 	shows("#numbers", "3 / 3")
 	shows("#numbers", "p99")
-	time.Sleep(8 * time.Second) // for the lines to have something to show
+	time.Sleep(8 * time.Second) // so that the charts have values
 	shoot("page")
 
-	// One fails while the page is open: the page says so, and that clients are fine.
+	// An upstream fails: the page shows that, and that no client is affected.
 	servers[1].Set(dottest.Fault{Never: true})
 	shows(`[data-name="quad9"] .badge`, "down")
-	shows("#verdict", "Clients are fine; 1 of 3 upstreams is not")
+	shows("#verdict", "Clients get answers; 1 of 3 upstreams is not up")
 	shows("#timeline", "quad9")
 	shoot("page-one-down")
 	do(emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "dark"}}),
@@ -143,7 +143,7 @@ func TestThePageShowsAnUpstreamThatFails(t *testing.T) {
 			`[...document.querySelectorAll('[data-name="%s"] button')].find(b => b.textContent === %q).click()`, name, button), nil))
 	}
 	press("google", "Drain")
-	shows("#message", "The token is needed")
+	shows("#message", "Enter the token first")
 	do(chromedp.SetValue("#token", "not the token at all", chromedp.ByQuery), chromedp.Click("#login button", chromedp.ByQuery))
 	press("google", "Drain")
 	shows("#message", "admin.token")
@@ -162,10 +162,10 @@ func TestThePageShowsAnUpstreamThatFails(t *testing.T) {
 
 	metricsAreClean(t, operators.String())
 	g.stop(t)
-	shows("#lost", "No news from the gateway")
+	shows("#lost", "The connection to the gateway is lost")
 }
 
-// metricsAreClean asks promtool about the metrics of a gateway at work.
+// metricsAreClean checks the metrics of a running gateway with promtool.
 func metricsAreClean(t *testing.T, at string) {
 	t.Helper()
 	r, err := http.Get("http://" + at + "/metrics")

@@ -24,8 +24,8 @@ func pemOf(t *testing.T, c tls.Certificate) (chain, key []byte) {
 	return chain, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
 
-// program finds a program, also where only root usually looks. One that is
-// missing is a failure, not a reason to skip.
+// program returns the path of a program, also in the sbin directories. A missing program
+// fails the test.
 func program(t *testing.T, name, debianPackage string) string {
 	t.Helper()
 	if path, err := exec.LookPath(name); err == nil {

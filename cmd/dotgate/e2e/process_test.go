@@ -19,15 +19,15 @@ import (
 )
 
 const (
-	startLimit = 10 * time.Second // for a program to be ready, on a busy machine
-	stopLimit  = 5 * time.Second  // for dotgate to be gone
+	startLimit = 10 * time.Second // until a program is ready, on a busy machine
+	stopLimit  = 5 * time.Second  // until dotgate has ended
 )
 
 // A process is a program that a test has started and that ends with it.
 type process struct {
 	cmd    *exec.Cmd
 	output output        // both streams
-	ended  chan struct{} // closed when it has, after its output
+	ended  chan struct{} // closed after the end of the process and of its output
 }
 
 func start(t *testing.T, environ []string, program string, args ...string) *process {
@@ -38,7 +38,7 @@ func start(t *testing.T, environ []string, program string, args ...string) *proc
 	return p
 }
 
-// unstarted returns a process that was not started yet.
+// unstarted returns a process that is not started.
 func unstarted(program string, args ...string) *process {
 	return &process{cmd: exec.Command(program, args...), ended: make(chan struct{})}
 }
@@ -47,13 +47,13 @@ func unstarted(program string, args ...string) *process {
 func (p *process) begin(t *testing.T) {
 	t.Helper()
 	p.cmd.Stdout, p.cmd.Stderr = &p.output, &p.output
-	// Should the tests be killed, nothing lingers.
+	// It ends if the tests are killed.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
-		_ = p.cmd.Wait() // the state tells
+		_ = p.cmd.Wait() // its state has the exit code
 		close(p.ended)
 	}()
 	t.Cleanup(func() {
@@ -64,10 +64,9 @@ func (p *process) begin(t *testing.T) {
 	})
 }
 
-func (p *process) signal(s os.Signal) { _ = p.cmd.Process.Signal(s) } // who has ended needs none
+func (p *process) signal(s os.Signal) { _ = p.cmd.Process.Signal(s) } // fails if it has ended
 
-// kill ends p at once and returns when it is gone. SIGKILL ends those that are
-// stopped, too.
+// kill ends p with SIGKILL, even if it is stopped, and waits for its end.
 func (p *process) kill() {
 	p.signal(syscall.SIGKILL)
 	<-p.ended
@@ -85,7 +84,7 @@ func (p *process) exitCode(t *testing.T, limit time.Duration) int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
-// await returns when p has said text.
+// await waits until the output of p has text.
 func (p *process) await(t *testing.T, text string) {
 	t.Helper()
 	deadline := time.After(startLimit)
@@ -106,7 +105,7 @@ func (p *process) await(t *testing.T, text string) {
 	}
 }
 
-// processorTime returns what p has used, in user and system mode.
+// processorTime returns the CPU time of p, in user and system mode.
 func (p *process) processorTime(t *testing.T) time.Duration {
 	t.Helper()
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
@@ -127,7 +126,7 @@ func (p *process) processorTime(t *testing.T) time.Duration {
 	return time.Duration(ticks) * time.Second / 100
 }
 
-// memory returns what p has of the machine's memory, in octets.
+// memory returns the resident memory of p, in octets.
 func (p *process) memory(t *testing.T) int {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.cmd.Process.Pid))
@@ -141,7 +140,7 @@ func (p *process) memory(t *testing.T) int {
 	return resident * os.Getpagesize()
 }
 
-// An output keeps what a process says.
+// An output stores the output of a process.
 type output struct {
 	mu      sync.Mutex
 	text    []byte
@@ -159,7 +158,7 @@ func (o *output) Write(data []byte) (int, error) {
 	return len(data), nil
 }
 
-// news returns what is closed when there is more.
+// news returns a channel that is closed when there is more output.
 func (o *output) news() <-chan struct{} {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -183,14 +182,13 @@ func (o *output) tail(n int) string {
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
-// A gateway is a dotgate that serves.
+// A gateway is a dotgate process that serves.
 type gateway struct {
 	*process
 	addr netip.AddrPort
 }
 
-// environment configures dotgate by nothing but variables, more on top of what
-// every test needs.
+// environment returns the variables that configure dotgate: those of all tests, and more.
 func environment(listen netip.AddrPort, upstreams []string, more ...string) []string {
 	return append([]string{
 		"SSL_CERT_FILE=" + caFile,
@@ -205,8 +203,8 @@ func environment(listen netip.AddrPort, upstreams []string, more ...string) []st
 	}, more...)
 }
 
-// launch executes dotgate and does not wait for it. When the test ends, it must
-// still be well enough to stop as asked.
+// launch starts dotgate and does not wait for it. At the end of the test it must stop on
+// SIGTERM.
 func launch(t *testing.T, upstreams []string, more ...string) *gateway {
 	t.Helper()
 	g := &gateway{addr: ownAddr()}
@@ -230,7 +228,7 @@ func startGateway(t *testing.T, upstreams []string, more ...string) *gateway {
 	return g
 }
 
-// stop asks g to end and tells how long that took. It may be called twice.
+// stop sends SIGTERM to g and returns the time until its end. It may be called twice.
 func (g *gateway) stop(t *testing.T) time.Duration {
 	t.Helper()
 	begin := time.Now()
@@ -241,11 +239,10 @@ func (g *gateway) stop(t *testing.T) time.Duration {
 	return time.Since(begin)
 }
 
-// url is how dotgate is told about an upstream.
+// url returns the URL of an upstream.
 func url(addr netip.AddrPort) string { return fmt.Sprintf("tls://%s#%s", addr, dottest.ServerName) }
 
-// startUpstream starts an upstream in this process, which misbehaves on request
-// and knows what it was asked.
+// startUpstream starts an upstream of dottest in this process.
 func startUpstream(t *testing.T, o dottest.Options) *dottest.Server {
 	t.Helper()
 	o.CA = ca
@@ -262,10 +259,10 @@ func startUpstreams(t *testing.T, rtts ...time.Duration) (servers []*dottest.Ser
 	return servers, urls
 }
 
-// ownAddr returns an address at which nobody else listens, or ever will.
+// ownAddr returns an address that no other process or test uses.
 func ownAddr() netip.AddrPort { return netip.AddrPortFrom(dottest.Loopback(), 5300) }
 
-// within waits until condition holds, looking every ten milliseconds.
+// within waits until condition is true, and checks it every ten milliseconds.
 func within(t *testing.T, limit time.Duration, what string, condition func() bool) {
 	t.Helper()
 	look := time.NewTicker(10 * time.Millisecond)

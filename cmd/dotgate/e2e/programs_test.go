@@ -15,8 +15,8 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// TestDnsperfLosesNothing has dnsperf ask as fast as it can, over UDP and TCP.
-func TestDnsperfLosesNothing(t *testing.T) {
+// TestDnsperfLosesNoQueries runs dnsperf at its maximum rate, over UDP and TCP.
+func TestDnsperfLosesNoQueries(t *testing.T) {
 	_, urls := startUnbounds(t)
 	g := startGateway(t, urls)
 	const names, rounds = 1000, 20
@@ -45,12 +45,12 @@ func TestDnsperfLosesNothing(t *testing.T) {
 	}
 }
 
-// TestStubbyAsks has Stubby, which is getdns, ask the gateway over each transport: it
-// sends cookies, padding and keepalive as it sees fit.
-func TestStubbyAsks(t *testing.T) {
+// TestStubby has Stubby (getdns) ask the gateway over each transport. It sends cookies,
+// padding and keepalive.
+func TestStubby(t *testing.T) {
 	_, urls := startUnbounds(t)
 	g := startGateway(t, urls)
-	for _, networks := range [][]string{{"UDP", "TCP"}, {"TCP"}} { // over TCP what is truncated, or all
+	for _, networks := range [][]string{{"UDP", "TCP"}, {"TCP"}} { // over TCP only truncated answers, or all
 		listen := netip.AddrPortFrom(dottest.Loopback(), 5353)
 		config := writeFile(t, "stubby.yml", fmt.Sprintf(`resolution_type: GETDNS_RESOLUTION_STUB
 dns_transport_list: [GETDNS_TRANSPORT_%s]
@@ -68,10 +68,9 @@ upstream_recursive_servers:
 	}
 }
 
-// TestResolvedAsks has systemd-resolved ask the gateway. Installing it would take over
-// this host's resolv.conf, so its package is only unpacked, and it runs with files of
-// its own, in a mount namespace.
-func TestResolvedAsks(t *testing.T) {
+// TestSystemdResolved has systemd-resolved ask the gateway. Installing it would change the
+// host's resolv.conf, so its package is only unpacked, and it runs in a mount namespace.
+func TestSystemdResolved(t *testing.T) {
 	t.Parallel()
 	_, urls := startUnbounds(t)
 	g := startGateway(t, urls)
@@ -89,8 +88,8 @@ func TestResolvedAsks(t *testing.T) {
 	getsAnswers(t, "systemd-resolved", listen)
 }
 
-// TestGlibcAsks has the C library ask the gateway. It asks at port 53 only.
-func TestGlibcAsks(t *testing.T) {
+// TestGlibc has the C library ask the gateway. It asks at port 53 only.
+func TestGlibc(t *testing.T) {
 	_, urls := startUnbounds(t)
 	addr := netip.AddrPortFrom(dottest.Loopback(), 53)
 	if ln, err := net.Listen("tcp", addr.String()); err != nil {
@@ -120,8 +119,8 @@ func TestGlibcAsks(t *testing.T) {
 	}
 }
 
-// getsAnswers checks that who listens there gets answers from the gateway.
-func getsAnswers(t *testing.T, who string, listen netip.AddrPort) {
+// getsAnswers checks that the resolver that listens there gets answers of the gateway.
+func getsAnswers(t *testing.T, resolver string, listen netip.AddrPort) {
 	t.Helper()
 	for question, want := range map[string]string{
 		"www.example.com A": "www.example.com. A 192.0.2.80", "www.example.com AAAA": "www.example.com. AAAA 2001:db8::80",
@@ -129,18 +128,18 @@ func getsAnswers(t *testing.T, who string, listen netip.AddrPort) {
 	} {
 		p := dig.ask(t, listen, strings.Fields(question)...)
 		if p.status != "NOERROR" || len(p.answers) != 1 || p.answers[0] != want {
-			t.Errorf("%s: %s is %s %q, not %q\n%s", who, question, p.status, p.answers, want, p.text)
+			t.Errorf("%s: %s is %s %q, not %q\n%s", resolver, question, p.status, p.answers, want, p.text)
 		}
 	}
 	if p := dig.ask(t, listen, "missing.example.com"); p.status != "NXDOMAIN" {
-		t.Errorf("%s: a name that does not exist is %s\n%s", who, p.status, p.text)
+		t.Errorf("%s: a name that does not exist is %s\n%s", resolver, p.status, p.text)
 	}
 	if p := dig.ask(t, listen, "big.example.com", "TXT", "+tcp"); len(p.answers) != 1 || len(p.answers[0]) < 4000 {
-		t.Errorf("%s: a long answer has %d records\n%s", who, len(p.answers), p.text)
+		t.Errorf("%s: a long answer has %d records\n%s", resolver, len(p.answers), p.text)
 	}
 }
 
-// inside starts a program in a mount namespace in which these files are as given.
+// inside starts a program in a mount namespace with these files.
 func inside(t *testing.T, files map[string]string, program string, args ...string) *process {
 	t.Helper()
 	script, dir, made := "set -e\n", t.TempDir(), make(map[string]bool)
@@ -153,7 +152,7 @@ func inside(t *testing.T, files map[string]string, program string, args ...strin
 			script += fmt.Sprintf("mount --bind %s %s\n", own, path)
 			continue
 		}
-		// What is below the first two directories is only ours.
+		// Changes below the first two directories are visible in the namespace only.
 		top := strings.Join(strings.SplitN(path, "/", 4)[:3], "/")
 		if !made[top] {
 			script += fmt.Sprintf("mkdir -p %[1]s; mount -t tmpfs none %[1]s\n", top)

@@ -19,10 +19,10 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// rulesDir has what Prometheus is given beside the pair.
+// rulesDir has the Prometheus configuration of the pair.
 const rulesDir = "../../../docker/prometheus"
 
-func TestPrometheusTakesTheRules(t *testing.T) {
+func TestPrometheusAcceptsTheRules(t *testing.T) {
 	for _, args := range [][]string{
 		{"check", "config", "prometheus.yml"},
 		{"check", "rules", "alerts.yml"},
@@ -36,8 +36,8 @@ func TestPrometheusTakesTheRules(t *testing.T) {
 	}
 }
 
-// A real Prometheus, with the rules, notices that an upstream is gone.
-func TestPrometheusSeesARealGateway(t *testing.T) {
+// Prometheus with the rules alerts when an upstream is down.
+func TestPrometheusAlerts(t *testing.T) {
 	servers, upstreams := startUpstreams(t, time.Millisecond, time.Millisecond)
 	operators := netip.AddrPortFrom(dottest.Loopback(), 8053)
 	startGateway(t, upstreams, "DOTGATE_ADMIN_LISTEN="+operators.String(), "DOTGATE_HEALTH_INTERVAL=1s")
@@ -70,7 +70,7 @@ func TestPrometheusSeesARealGateway(t *testing.T) {
 	within(t, 10*time.Second, "both upstreams are up", is(`dotgate_redundancy{route=""}`, "2"))
 	servers[1].Close()
 	within(t, 20*time.Second, "an upstream is missed", is(`dotgate_redundancy{route=""}`, "1"))
-	within(t, 10*time.Second, "somebody is about to be told", is(`count(ALERTS{alertname="DotgateRedundancyLost",alertstate="pending"})`, "1"))
+	within(t, 10*time.Second, "an alert is pending", is(`count(ALERTS{alertname="DotgateRedundancyLost",alertstate="pending"})`, "1"))
 }
 
 // value returns the value of a query's first result, "" if it has none.

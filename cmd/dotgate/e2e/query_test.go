@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// mismatch begins what is told of a reply that is not the queried one's.
+// mismatch is the prefix of the problem of a reply to another query.
 const mismatch = "mismatch: "
 
 // optLen is the length of the OPT record at the end of each query.

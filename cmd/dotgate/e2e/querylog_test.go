@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// TestARealReaderDecodesDnstap has dnstap-ldns read what dotgate wrote, to a file
-// and through fstrm_capture's socket.
+// TestARealReaderDecodesDnstap has dnstap-ldns read the query log of dotgate, from a file and
+// through the socket of fstrm_capture.
 func TestARealReaderDecodesDnstap(t *testing.T) {
 	_, urls := startUpstreams(t, time.Millisecond)
 	for _, way := range []string{"file", "socket"} {

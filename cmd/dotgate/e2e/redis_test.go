@@ -17,7 +17,7 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// A redisServer is a real one, at an address of its own.
+// A redisServer is a Redis process at an address of its own.
 type redisServer struct {
 	*process
 	addr netip.AddrPort
@@ -43,7 +43,7 @@ func (r *redisServer) start(t *testing.T) {
 
 func (r *redisServer) url() string { return "redis://" + r.addr.String() }
 
-// do sends one command, and returns the first line of what comes back.
+// do sends one command, and returns the first line of its reply.
 func (r *redisServer) do(t *testing.T, words ...string) string {
 	t.Helper()
 	conn, err := net.Dial("tcp", r.addr.String())
@@ -63,15 +63,15 @@ func (r *redisServer) do(t *testing.T, words ...string) string {
 	return strings.TrimSpace(line)
 }
 
-// withRedis returns a gateway that has this server for a second cache, and has
-// found it.
+// withRedis returns a gateway with this server as its second cache, and waits until it is
+// connected.
 func withRedis(t *testing.T, urls []string, redis string, more ...string) *node {
 	t.Helper()
 	n := &node{urls: urls, environ: append([]string{
 		"DOTGATE_CACHE_REDIS_URL=" + redis, "DOTGATE_CONTROL_SOCKET=" + filepath.Join(t.TempDir(), "socket"),
 	}, more...)}
 	n.gateway = startGateway(t, urls, n.environ...)
-	n.await(t, "the shared cache is there")
+	n.await(t, "the shared cache answered")
 	return n
 }
 
@@ -82,7 +82,7 @@ func TestGatewaysShareTheirAnswersThroughRedis(t *testing.T) {
 	const names = 1000
 	a := withRedis(t, urls, r.url())
 	dottestLoad(a.addr, "shared", names, 500).run(t).mustBeWhole(t)
-	// On a busy machine some take longer than 5 ms, and it is left alone for a moment.
+	// On a busy machine some requests take more than 5 ms, and Redis is bypassed for a while.
 	var stored int
 	within(t, 5*time.Second, "most answers are written", func() bool {
 		_, err := fmt.Sscanf(r.do(t, "DBSIZE"), ":%d", &stored)
@@ -99,7 +99,7 @@ func TestGatewaysShareTheirAnswersThroughRedis(t *testing.T) {
 	if missed > most {
 		t.Errorf("%d of %d queries went to upstreams", missed, names)
 	}
-	// Another gateway whose answers may be others finds nothing there.
+	// A gateway whose answers may differ does not use them.
 	c := withRedis(t, urls[:1], r.url())
 	before := queries(servers)
 	dottestLoad(c.addr, "shared", 100, 500).run(t).mustBeWhole(t)
@@ -108,9 +108,9 @@ func TestGatewaysShareTheirAnswersThroughRedis(t *testing.T) {
 	}
 }
 
-// A server that is lost, or frozen, under load costs the first queries five
-// milliseconds, and then nothing; when it is back it is used again.
-func TestADeadRedisCostsNothing(t *testing.T) {
+// If the server is killed or frozen under load, the first queries take five milliseconds
+// longer, and later ones do not. When it is back it is used again.
+func TestADeadRedisDelaysNoQuery(t *testing.T) {
 	_, urls := startUpstreams(t, 2*time.Millisecond, 3*time.Millisecond)
 	for what, fate := range map[string]syscall.Signal{"killed": syscall.SIGKILL, "frozen": syscall.SIGSTOP} {
 		t.Run(what, func(t *testing.T) {
@@ -123,13 +123,13 @@ func TestADeadRedisCostsNothing(t *testing.T) {
 			l.halfway = func() { r.signal(fate) }
 			o := l.run(t)
 			o.mustBeWhole(t)
-			n.await(t, "the shared cache fails and is left alone")
+			n.await(t, "the shared cache failed and is bypassed")
 			failed := n.status(t).Redis.Reads["failed"]
 			after := dottestLoad(n.addr, "after-"+what, 1000, 1000).run(t)
 			after.mustBeWhole(t)
 			t.Logf("before: %v\nwhile it is %s: %v\nafter: %v", calm, what, o, after)
 			if s := n.status(t).Redis; s.Up || s.Reads["failed"] != failed {
-				t.Errorf("once it is left alone, queries wait for it all the same: %+v, before %d failed", s, failed)
+				t.Errorf("once it is bypassed, queries still wait for it: %+v, before %d failed", s, failed)
 			}
 			if fate == syscall.SIGSTOP {
 				r.signal(syscall.SIGCONT)
@@ -144,8 +144,8 @@ func TestADeadRedisCostsNothing(t *testing.T) {
 	}
 }
 
-// What somebody else wrote there is not taken for an answer.
-func TestRubbishInRedisIsNoAnswer(t *testing.T) {
+// Values that were not written by a gateway are not used as answers.
+func TestInvalidDataInRedisIsNoAnswer(t *testing.T) {
 	t.Parallel()
 	servers, urls := startUpstreams(t, 2*time.Millisecond)
 	r := startRedis(t)
@@ -154,7 +154,7 @@ func TestRubbishInRedisIsNoAnswer(t *testing.T) {
 	within(t, 5*time.Second, "the answer is written", func() bool { return r.do(t, "DBSIZE") == ":1" })
 	const spoil = "local k = redis.call('KEYS','*')[1]; local v = redis.call('GET',k); " +
 		"redis.call('SET', k, string.sub(v,1,12)..string.rep('x',#v-12)); return 'done'"
-	within(t, 10*time.Second, "rubbish is found and counted", func() bool { // a busy machine may be too late to read it
+	within(t, 10*time.Second, "invalid data is found and counted", func() bool { // a busy machine may be too late to read it
 		if got := r.do(t, "EVAL", spoil, "0"); got != "$4" {
 			t.Fatal(got)
 		}
@@ -167,7 +167,7 @@ func TestRubbishInRedisIsNoAnswer(t *testing.T) {
 	})
 }
 
-// The Sentinels tell which server is the one to ask.
+// The Sentinels name the server to use.
 func TestRedisIsFoundThroughSentinels(t *testing.T) {
 	t.Parallel()
 	_, urls := startUpstreams(t, 2*time.Millisecond)
@@ -186,9 +186,9 @@ func TestRedisIsFoundThroughSentinels(t *testing.T) {
 	within(t, 5*time.Second, "answers are written", func() bool { return main.do(t, "DBSIZE") == ":10" })
 }
 
-// The nodes of a Cluster share the answers among themselves; one that is lost costs
-// no query.
-func TestRedisMayBeACluster(t *testing.T) {
+// The answers are distributed over the nodes of a Cluster. The loss of a node fails no
+// query.
+func TestRedisCluster(t *testing.T) {
 	t.Parallel()
 	_, urls := startUpstreams(t, 2*time.Millisecond)
 	var nodes []*redisServer
@@ -208,7 +208,7 @@ func TestRedisMayBeACluster(t *testing.T) {
 			t.Fatal(got)
 		}
 	}
-	// Each says of a name that another has where that is, once they know each other.
+	// Each redirects to the node of a key, once they know each other.
 	within(t, 20*time.Second, "the nodes have met", func() bool {
 		for _, n := range nodes {
 			for _, key := range []string{"a", "b", "c", "d", "e"} {

@@ -56,15 +56,15 @@ func TestNoQueryFailsWhenTheGatewayIsRestarted(t *testing.T) {
 	serving.exitCode(t, stopLimit)
 }
 
-// A tcpClient asks over TCP, a connection for some queries, and tries each query
-// that fails once more on a fresh one.
+// A tcpClient sends queries over TCP, several on a connection, and repeats each failed
+// query once on a new one.
 type tcpClient struct {
 	stop               chan struct{}
 	done               sync.WaitGroup
 	asked, again, lost int
 }
 
-// askOverTCP asks so many queries a second until end.
+// askOverTCP sends queries at this rate until end.
 func askOverTCP(t *testing.T, addr netip.AddrPort, rate int) *tcpClient {
 	t.Helper()
 	c := &tcpClient{stop: make(chan struct{})}

@@ -12,8 +12,7 @@ import (
 	"time"
 )
 
-// firstAnswer executes dotgate and returns how long it took until its first
-// answer was there.
+// firstAnswer starts dotgate and returns the time until its first answer.
 func firstAnswer(t *testing.T, upstreams []string, name string) time.Duration {
 	t.Helper()
 	begin := time.Now()
@@ -24,7 +23,7 @@ func firstAnswer(t *testing.T, upstreams []string, name string) time.Duration {
 	}
 	defer c.Close()
 	_ = c.SetDeadline(begin.Add(startLimit))
-	// Until somebody listens, the system refuses each query at once.
+	// Until the gateway listens, the system refuses each query at once.
 	again := time.NewTicker(500 * time.Microsecond)
 	defer again.Stop()
 	err = firstReply(c, name)

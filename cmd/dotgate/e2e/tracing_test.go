@@ -25,7 +25,7 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// A collector takes traces over HTTP.
+// A collector receives traces over HTTP.
 type collector struct {
 	*httptest.Server
 
@@ -66,8 +66,8 @@ func startCollector(t *testing.T) *collector {
 	return c
 }
 
-// tree returns the span of the query for a name, the latest if there are several, and
-// those of its attempts in the order in which they began.
+// tree returns the span of the latest query for a name, and those of its attempts in the
+// order of their start.
 func (c *collector) tree(t *testing.T, name string) (root *tracepb.Span, attempts []*tracepb.Span) {
 	t.Helper()
 	c.mu.Lock()
@@ -115,9 +115,8 @@ func has(t *testing.T, s *tracepb.Span, failed bool, want ...string) {
 	}
 }
 
-// TestTracesTellWhatHappened has the real program send its traces to a real collector
-// of HTTP requests.
-func TestTracesTellWhatHappened(t *testing.T) {
+// TestTracesHaveTheAttempts has the program send its traces to a collector.
+func TestTracesHaveTheAttempts(t *testing.T) {
 	t.Parallel()
 	c := startCollector(t)
 	servers, urls := startUpstreams(t, time.Millisecond, time.Millisecond)
@@ -132,7 +131,7 @@ func TestTracesTellWhatHappened(t *testing.T) {
 	ask(t, g.addr, "retried.example.com")
 	servers[1].Set(dottest.Fault{Mangle: dottest.WrongQuestion})
 	ask(t, g.addr, "failed.example.com")
-	g.stop(t) // which sends what is there
+	g.stop(t) // it sends the pending spans
 
 	root, attempts := c.tree(t, "Known.example.com")
 	has(t, root, false, "dotgate.cache=hit", "dotgate.rcode=NOERROR", "network.transport=udp", "client.address=127.0.0.0")
@@ -175,7 +174,7 @@ func TestTracesTellWhatHappened(t *testing.T) {
 	}
 	for _, s := range c.spans {
 		if strings.Contains(s.String(), "127.0.0.1\"") {
-			t.Errorf("who asked is to be seen: %v", s)
+			t.Errorf("the client is visible: %v", s)
 		}
 	}
 	for _, h := range c.heads {
@@ -188,9 +187,9 @@ func TestTracesTellWhatHappened(t *testing.T) {
 	}
 }
 
-// Of a query that fails, it is told whom it was sent to and why that failed, although
-// it was not its turn: nobody took note of the steps.
-func TestWhatFailsIsTracedOutOfTurn(t *testing.T) {
+// A failed query has a span for each attempt, with its upstream and the reason of its
+// failure, although it was not sampled.
+func TestFailedQueriesAreAlwaysTraced(t *testing.T) {
 	t.Parallel()
 	c := startCollector(t)
 	servers, urls := startUpstreams(t, time.Millisecond, time.Millisecond)
@@ -214,9 +213,9 @@ func TestWhatFailsIsTracedOutOfTurn(t *testing.T) {
 	}
 }
 
-// A collector that is gone, or takes what it is sent and never answers, costs no query
-// and does not keep the gateway from ending.
-func TestADeadCollectorCostsNothing(t *testing.T) {
+// A collector that is down, or never answers, delays no query, nor the end of the
+// gateway.
+func TestADeadCollectorDelaysNoQuery(t *testing.T) {
 	t.Parallel()
 	_, urls := startUpstreams(t, 2*time.Millisecond, 3*time.Millisecond)
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
@@ -248,7 +247,7 @@ func TestADeadCollectorCostsNothing(t *testing.T) {
 	}
 }
 
-// metrics returns what Prometheus would get.
+// metrics returns the metrics page.
 func metrics(t *testing.T, operators netip.AddrPort) string {
 	t.Helper()
 	r, err := http.Get("http://" + operators.String() + "/metrics")
@@ -263,7 +262,7 @@ func metrics(t *testing.T, operators netip.AddrPort) string {
 	return string(text)
 }
 
-// Tracing begins and ends with the configuration.
+// A reload switches tracing on and off.
 func TestTracingIsReloaded(t *testing.T) {
 	t.Parallel()
 	c := startCollector(t)
@@ -279,11 +278,11 @@ func TestTracingIsReloaded(t *testing.T) {
 			t.Fatal(err)
 		}
 		if g != nil {
-			before := strings.Count(g.output.String(), "the configuration is reloaded")
-			within(t, 5*time.Second, "it is reloaded", func() bool { return strings.Count(g.output.String(), "the configuration is reloaded") > before })
+			before := strings.Count(g.output.String(), "the configuration was reloaded")
+			within(t, 5*time.Second, "it is reloaded", func() bool { return strings.Count(g.output.String(), "the configuration was reloaded") > before })
 		}
 	}
-	configure("")
+	configure("reload: {watch: true}\n")
 	g = startGateway(t, urls, "DOTGATE_CONFIG="+file)
 	ask(t, g.addr, "before.example.com")
 	configure("tracing: {endpoint: \"" + c.URL + "\", sample: 1, service: under-test}\n")
@@ -299,7 +298,7 @@ func TestTracingIsReloaded(t *testing.T) {
 		defer c.mu.Unlock()
 		return len(c.spans) > 0
 	})
-	configure("")
+	configure("reload: {watch: true}\n")
 	ask(t, g.addr, "after.example.com")
 	g.stop(t)
 	c.tree(t, "now.example.com")

@@ -17,15 +17,15 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// An unbound is a real resolver, which serves DNS over TLS on a loopback address
-// of its own and resolves example.com without asking anybody.
+// An unbound is an Unbound process that serves DNS over TLS on a loopback address of its
+// own. It has the zone example.com, and asks no other server.
 type unbound struct {
 	*process
 	addr   netip.AddrPort
 	config string // its file
 }
 
-// Each run has addresses of its own, so that several may go on at once.
+// Each run has addresses of its own, so that several may run at once.
 var unboundAddrs = []netip.Addr{dottest.Loopback(), dottest.Loopback(), dottest.Loopback()}
 
 //go:embed testdata/example.com.zone
@@ -34,7 +34,7 @@ var exampleZone []byte
 //go:embed testdata/unbound.conf
 var unboundConfig string
 
-// startUnbounds starts one on each address.
+// startUnbounds starts an Unbound on each address.
 func startUnbounds(t *testing.T) (all []*unbound, urls []string) {
 	t.Helper()
 	for _, addr := range unboundAddrs {
@@ -45,7 +45,7 @@ func startUnbounds(t *testing.T) (all []*unbound, urls []string) {
 	return all, urls
 }
 
-// newUnbound writes what Unbound needs into a directory.
+// newUnbound writes the files of an Unbound into a directory.
 func newUnbound(t *testing.T, addr netip.Addr) *unbound {
 	t.Helper()
 	dir := t.TempDir()
@@ -69,13 +69,13 @@ func (u *unbound) start(t *testing.T) {
 	u.await(t, "start of service")
 }
 
-// freeze makes u silent: its sockets are open, and nothing comes back.
+// freeze stops the process of u: its sockets stay open, and it does not reply.
 func (u *unbound) freeze() { u.signal(syscall.SIGSTOP) }
 
-// thaw ends that.
+// thaw continues the process.
 func (u *unbound) thaw() { u.signal(syscall.SIGCONT) }
 
-// portOf returns 853, or some free port of addr for those who may not have it.
+// portOf returns 853, or a free port of addr if 853 may not be used.
 func portOf(t *testing.T, addr netip.Addr) uint16 {
 	t.Helper()
 	ln, err := net.Listen("tcp", netip.AddrPortFrom(addr, 853).String())
@@ -89,8 +89,7 @@ func portOf(t *testing.T, addr netip.Addr) uint16 {
 	return ln.Addr().(*net.TCPAddr).AddrPort().Port()
 }
 
-// zones is how many wildcards there are below example.com, each with an address
-// of its own.
+// zones is the number of wildcards below example.com, each with an address of its own.
 const zones = 10
 
 // unboundName and unboundAddress are the names that testdata/example.com.zone

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// TestCraftedPackets has dnspython send what no client should.
+// TestCraftedPackets has dnspython send malformed packets.
 func TestCraftedPackets(t *testing.T) {
 	_, urls := startUnbounds(t)
 	g := startGateway(t, urls)
@@ -25,7 +25,7 @@ func TestCraftedPackets(t *testing.T) {
 		name, result, _ := strings.Cut(strings.TrimSpace(line), ": ")
 		got[name] = result
 	}
-	// A resolver may answer ANY with what it happens to have (RFC 8482 section 4.1).
+	// A resolver may answer ANY with any records (RFC 8482 section 4.1).
 	const minimal = "ANY (RFC 8482)"
 	got[minimal] = strings.TrimSuffix(got[minimal], " AAAA")
 	both := func(result string) string { return result + " / " + result }
@@ -39,12 +39,14 @@ func TestCraftedPackets(t *testing.T) {
 		"a pointer in the question":             both("FORMERR rd+ra"),
 		"a label of 64 octets":                  both("FORMERR rd+ra"),
 		"a name of 256 octets":                  both("FORMERR rd+ra"),
-		"OPT not at the root (RFC 6891 6.1.1)":  both("FORMERR rd+ra"),
+		"OPT not at the root (RFC 6891 6.1.1)":  both("FORMERR rd+ra edns=1232"),
 		"two OPT records (RFC 6891 6.1.1)":      both("FORMERR rd+ra edns=1232"),
 		"OPT in the answer section":             both("FORMERR rd+ra"),
 		"OPT in the authority section":          both("FORMERR rd+ra"),
-		"opcode STATUS":                         both("NOTIMP rd+ra"),
-		"opcode UPDATE":                         both("NOTIMP rd+ra"),
+		"opcode STATUS":                         both("NOTIMP -"),
+		"opcode UPDATE":                         both("NOTIMP -"),
+		"opcode 15 with all flags":              both("NOTIMP -"),
+		"no question but EDNS":                  both("FORMERR rd+ra edns=1232"),
 		"EDNS version 1 (RFC 6891 6.1.3)":       both("BADVERS rd+ra edns=1232"),
 		"AXFR":                                  both("REFUSED rd+ra"),
 		"IXFR":                                  both("REFUSED rd+ra"),
@@ -62,12 +64,12 @@ func TestCraftedPackets(t *testing.T) {
 		delete(got, name)
 	}
 	for name, result := range got {
-		t.Errorf("%s: nobody expected %s", name, result)
+		t.Errorf("%s: unexpected result %s", name, result)
 	}
 }
 
-// TestWhatDigAndKdigSee shows each behaviour to other people's programs.
-func TestWhatDigAndKdigSee(t *testing.T) {
+// TestRepliesToDigAndKdig checks each behaviour with dig and kdig.
+func TestRepliesToDigAndKdig(t *testing.T) {
 	_, urls := startUnbounds(t)
 	g := startGateway(t, urls, "DOTGATE_GATEWAY_NSID=ns1.example", "DOTGATE_GATEWAY_VERSION_BIND=dotgate",
 		"DOTGATE_GATEWAY_COOKIE_SECRET=e5e973e5a6b2a43f48e7dc849e37bfcf")
@@ -182,7 +184,7 @@ func sign(t *testing.T, dir string) (anchor string) {
 	return anchor
 }
 
-// startValidator starts an Unbound that validates what the gateway says.
+// startValidator starts an Unbound that validates the gateway's answers.
 func startValidator(t *testing.T, gateway netip.AddrPort, anchor string) netip.AddrPort {
 	t.Helper()
 	dir, addr := t.TempDir(), ownAddr()
@@ -212,10 +214,10 @@ remote-control:
 	return addr
 }
 
-// TestAnIPv6HomeIsOneClient asks from IPv6 addresses, in a network namespace: those of
-// one /56 share a limit, and who is not allowed is refused as often as an IPv4 address
-// would be.
-func TestAnIPv6HomeIsOneClient(t *testing.T) {
+// TestAnIPv6PrefixIsOneClient asks from IPv6 addresses, in a network namespace: those of
+// one /56 share a limit, and clients that are not allowed are refused as often as from an
+// IPv4 address.
+func TestAnIPv6PrefixIsOneClient(t *testing.T) {
 	const one, sameHome, otherHome, stranger = "2001:db8:0:100::1", "2001:db8:0:1ff::2", "2001:db8:0:200::1", "2001:db8:ffff::1"
 	script := "set -e\nip link set lo up\n"
 	for _, addr := range []string{one, sameHome, otherHome, stranger} {
@@ -225,8 +227,8 @@ func TestAnIPv6HomeIsOneClient(t *testing.T) {
 		t.Skipf("NOT TESTED: no network namespace can be had here: %s", out)
 	}
 	listen := netip.MustParseAddrPort("[::1]:5300")
-	nobody := netip.MustParseAddrPort("127.0.0.1:853")
-	environ := environment(listen, []string{url(nobody)}, "PATH="+os.Getenv("PATH"),
+	unused := netip.MustParseAddrPort("127.0.0.1:853")
+	environ := environment(listen, []string{url(unused)}, "PATH="+os.Getenv("PATH"),
 		"DOTGATE_GATEWAY_ALLOW=::1,2001:db8:0::/48", "DOTGATE_GATEWAY_RATE_LIMIT=1", "DOTGATE_GATEWAY_RATE_BURST=10")
 	g := start(t, environ, "unshare", "--net", "sh", "-c", script+`exec "$0" serve`, dotgate)
 	g.await(t, "dotgate is serving")
@@ -247,7 +249,7 @@ func TestAnIPv6HomeIsOneClient(t *testing.T) {
 		got[addr] = n
 	}
 	for addr, answered := range map[string]int{one: 10, sameHome: 0, otherHome: 10} {
-		// A token more comes each second. Of the others, every other one is told to come by TCP.
+		// One more token comes each second. Every other query without one gets a truncated reply.
 		n := got[addr]
 		if n[0] < answered || n[0] > answered+3 || n[1] < 20 || n[1] > 32 || n[2] != 0 {
 			t.Errorf("%s got %v answers, truncations and refusals", addr, n)

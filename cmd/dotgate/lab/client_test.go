@@ -20,17 +20,17 @@ import (
 	"dotgate/gateway/wire"
 )
 
-// patience is how long a client waits for a reply.
+// patience is the time that a client waits for a reply.
 const patience = 6 * time.Second
 
-// An outcome is what one query came to.
+// An outcome is the result of one query.
 type outcome struct {
-	at    time.Time // when it was sent
-	took  time.Duration
-	odd   bool // its name carried an instruction
-	rcode wire.RCode
-	why   bool  // there was an Extended DNS Error
-	err   error // no reply in time, or not the right one
+	at      time.Time // when it was sent
+	took    time.Duration
+	special bool // its name carries an instruction
+	rcode   wire.RCode
+	why     bool  // there was an Extended DNS Error
+	err     error // no reply in time, or not the right one
 }
 
 func (o outcome) failed() bool { return o.err != nil || o.rcode != wire.NoError }
@@ -39,8 +39,8 @@ func (o outcome) end() time.Time { return o.at.Add(o.took) }
 
 var errWrongAnswer = errors.New("a wrong answer reached a client")
 
-// A client sends queries at a steady pace, each for a name of its own, and waits
-// for each as long as a patient stub resolver does.
+// A client sends queries at a steady rate, each for another name, and waits for each as
+// long as a stub resolver does.
 type client struct {
 	conn  net.Conn
 	truth truth
@@ -50,7 +50,7 @@ type client struct {
 	outs  []outcome
 }
 
-// The truth is what the upstreams of a world answer when they are honest.
+// truth is the right answer of the upstreams of a world.
 type truth struct {
 	recordType string
 	address    func(name string) string
@@ -63,7 +63,7 @@ func newClient(t *testing.T, g *gateway, truth truth) *client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A burst of late replies must not be lost here while the machine is busy.
+	// The kernel must not drop a burst of late replies while the machine is busy.
 	if raw, err := conn.(syscall.Conn).SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20) })
 		if err != nil {
@@ -80,7 +80,7 @@ func (c *client) read() {
 	for {
 		n, err := c.conn.Read(buf)
 		if errors.Is(err, syscall.ECONNREFUSED) {
-			continue // the gateway is not there yet
+			continue // the gateway does not listen yet
 		}
 		if err != nil {
 			return
@@ -98,29 +98,34 @@ func (c *client) read() {
 	}
 }
 
-// run sends the queries of s until done is closed, and returns when all have
-// come to something.
+// run sends the queries of s until done is closed, and returns when all have an outcome.
 func (c *client) run(s scenario, done <-chan struct{}) {
+	other := c.truth
+	other.recordType, other.address = "A", addressA
 	c.repeat(s.interval, done, func(i int) {
-		odd := s.odd.share > 0 && rand.IntN(100) < s.odd.share
-		name := fmt.Sprintf("n%d.lab.example.com", i)
-		if odd {
-			name = s.odd.label + "." + name
+		truth := c.truth
+		if s.mixed && rand.IntN(2) == 0 {
+			truth = other
 		}
-		c.note(name, odd)
+		special := s.special.share > 0 && rand.IntN(100) < s.special.share
+		name := fmt.Sprintf("n%d.lab.example.com", i)
+		if special {
+			name = s.special.label + "." + name
+		}
+		c.note(truth, name, special)
 	})
 	c.wg.Wait()
 	c.conn.Close()
 }
 
-// runOdd sends n queries for one odd name, spread over d.
-func (c *client) runOdd(name string, n int, d time.Duration) {
+// runSpecial sends n queries for one special name, spread over d.
+func (c *client) runSpecial(name string, n int, d time.Duration) {
 	done := make(chan struct{})
 	timer := time.AfterFunc(d, func() { close(done) })
 	defer timer.Stop()
 	c.repeat(d*9/10/time.Duration(n), done, func(i int) {
 		if i < n {
-			c.note(name, true)
+			c.note(c.truth, name, true)
 		}
 	})
 }
@@ -131,8 +136,8 @@ func (c *client) repeat(interval time.Duration, done <-chan struct{}, f func(i i
 	for i := 0; ; i++ {
 		at := begin.Add(time.Duration(i) * interval)
 		if interval >= 20*time.Millisecond {
-			// Sweep over the instant at which something else may happen
-			// regularly, such as the end of an idle connection.
+			// Vary the interval, so that queries fall before and after regular
+			// events, such as the end of an idle connection.
 			at = at.Add(time.Duration(i%31-15) * time.Millisecond)
 		}
 		select {
@@ -144,18 +149,18 @@ func (c *client) repeat(interval time.Duration, done <-chan struct{}, f func(i i
 	}
 }
 
-func (c *client) note(name string, odd bool) {
-	o := c.ask(name, patience)
-	o.odd = odd
+func (c *client) note(truth truth, name string, special bool) {
+	o := c.ask(truth, name, patience)
+	o.special = special
 	c.mu.Lock()
 	c.outs = append(c.outs, o)
 	c.mu.Unlock()
 }
 
-func (c *client) ask(name string, limit time.Duration) (o outcome) {
+func (c *client) ask(truth truth, name string, limit time.Duration) (o outcome) {
 	o.at = time.Now()
 	defer func() { o.took = time.Since(o.at) }()
-	q, err := wire.NewQuery(name, c.truth.recordType)
+	q, err := wire.NewQuery(name, truth.recordType)
 	if err != nil {
 		o.err = err
 		return o
@@ -177,7 +182,7 @@ func (c *client) ask(name string, limit time.Duration) (o outcome) {
 	defer timer.Stop()
 	select {
 	case message := <-reply:
-		o.rcode, o.err = c.truth.verify(q, name, message)
+		o.rcode, o.err = truth.verify(q, name, message)
 		o.why = o.failed() && explains(message)
 	case <-timer.C:
 		o.err = fmt.Errorf("no reply within %v", limit)
@@ -200,7 +205,7 @@ func explains(message []byte) bool {
 // verify checks that message is the answer to q, and name's own.
 func (t truth) verify(q wire.Query, name string, message []byte) (wire.RCode, error) {
 	if t.mayCut && message[2]&2 != 0 {
-		return wire.NoError, nil // TC: the whole answer is there over TCP
+		return wire.NoError, nil // TC: the whole answer is available over TCP
 	}
 	a, err := wire.ParseAnswer(q, message)
 	if err != nil {

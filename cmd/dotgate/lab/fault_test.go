@@ -15,11 +15,11 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// A fault is what goes wrong with an upstream. It is written as words:
+// A fault of an upstream. It is written as words:
 //
-//	stop, blackhole    no new connections: refused, or no word at all
-//	freeze, reset      what is established goes silent, or away
-//	restart            away for 300 ms, with everything established
+//	stop, blackhole    no new connections: refused, or without a reply
+//	freeze, reset      established connections go silent, or are reset
+//	restart            down for 300 ms, with all connections reset
 //	blip               300 ms without any packet
 //	certificate=WHICH  expired, future, self, stranger, name or good
 //
@@ -28,17 +28,17 @@ import (
 //
 //	nft-refused        a TCP reset for every packet; nft-unreachable, nft-prohibited: the ICMP message
 //	nft-syn            no new connections: their packets are lost
-//	nft-established    nothing but new connections: the packets of others are lost
+//	nft-established    packets of established connections are lost
 //	loss=10            each packet is lost with that probability in percent, both ways
-//	forget=2s          packets of a flow that was idle for so long are lost
+//	forget=2s          packets of a flow that was idle for that time are lost
 //	no-route           no route to the upstream
 //	link-down          the gateway's end of the link is down; carrier-lost: the upstream's
-//	kill, pause        Unbound is killed, or stopped, until the fault is lifted
+//	kill, pause        Unbound is killed, or stopped, until the end of the fault
 //	restart            Unbound is killed and started again
 type fault struct {
 	words       []string
 	behaviour   dottest.Fault
-	behaves     bool // behaviour says something
+	behaves     bool // behaviour is set
 	certificate string
 	loss        int
 	forget      time.Duration
@@ -128,6 +128,15 @@ func setField(f *dottest.Fault, name, value string) error {
 		*p = map[string]uint16{"1.1": tls.VersionTLS11, "1.2": tls.VersionTLS12}[value]
 		if *p == 0 {
 			return fmt.Errorf("no TLS version that makes a difference")
+		}
+	case *wire.Type:
+		switch value {
+		case "A":
+			*p = wire.TypeA
+		case "AAAA":
+			*p = wire.TypeAAAA
+		default:
+			return fmt.Errorf("no type that clients ask for")
 		}
 	case *wire.RCode:
 		for r := range wire.RCode(16) {

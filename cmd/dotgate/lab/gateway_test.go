@@ -17,7 +17,7 @@ type gateway struct {
 	t    *testing.T
 	cmd  *exec.Cmd
 	addr netip.AddrPort
-	log  strings.Builder // may be read once the process has ended
+	log  strings.Builder // may be read after the end of the process
 	dial func(network, address string) (net.Conn, error)
 	done bool
 }
@@ -33,13 +33,13 @@ func newGateway(t *testing.T, addr netip.AddrPort, caFile string, urls []string)
 		"DOTGATE_HEALTH_PROBE_NAME=probe.lab.example.com", "DOTGATE_HEALTH_PROBE_TYPE=A",
 	}
 	g.cmd.Stderr = &g.log
-	// It must not outlive a lab that crashes.
+	// It ends if the lab crashes.
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	t.Cleanup(g.stop)
 	return g
 }
 
-// stop ends the gateway. It is there to be asked for its log then.
+// stop ends the gateway. Its log can be read then.
 func (g *gateway) stop() {
 	if g.done || g.cmd.Process == nil {
 		return
@@ -55,7 +55,7 @@ func (g *gateway) stop() {
 	}
 }
 
-// downs counts how often the log says that the upstream at addr is down.
+// downs returns how often the log reports the upstream at addr as down.
 func (g *gateway) downs(addr netip.AddrPort) (n int) {
 	for line := range strings.Lines(g.log.String()) {
 		if strings.Contains(line, `"upstream is down"`) && strings.Contains(line, "@"+addr.String()+" ") {

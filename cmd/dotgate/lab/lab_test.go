@@ -1,16 +1,17 @@
 //go:build linux && lab
 
-// Package lab rehearses everything that can go wrong with upstreams, against the
-// real program, and measures what clients see of it.
+// Package lab tests the real program with every fault that upstreams and networks can
+// have, and measures the effect on clients. The result is a table (RESULTS.md).
 //
-// There are two kinds of world. Most scenarios have three servers of
-// upstreams/dottest, which misbehave on request. Those of testdata/network.txt
-// have three real Unbound servers, each in a network namespace of its own, with
-// nftables and links that fail between them and the gateway. They need root and
-// the Debian packages iproute2, nftables and unbound, and fail without.
+// A scenario is a block of text in testdata: the upstreams it concerns, the fault, and
+// the limits if they are not the usual ones. Most scenarios have three servers of
+// upstreams/dottest. Those of testdata/network.txt have three Unbound servers, each in a
+// network namespace of its own, with nftables and links that fail between them and the
+// gateway. They need root and the Debian packages iproute2, nftables and unbound, and
+// fail without.
 //
-// Not run, and reported as such: the scenarios of testdata/network.txt where not
-// even root may create network namespaces, as in most containers.
+// The scenarios of testdata/network.txt are not run, and reported so, if network
+// namespaces can't be created, as in most containers.
 package lab
 
 import (
@@ -30,15 +31,15 @@ import (
 
 var (
 	long     = flag.Bool("long", false, "all scenarios and all their variants, with 10 s of fault, and time to recover")
-	keepLogs = flag.Bool("logs", false, "print what the gateways logged")
+	keepLogs = flag.Bool("logs", false, "print the logs of the gateways")
 )
 
 const (
-	clientLimit = time.Second           // a client that is less patient than most
-	p99Limit    = 80 * time.Millisecond // how much a fault may add
+	slowLimit = time.Second           // within the timeout of all common clients
+	p99Limit  = 80 * time.Millisecond // that a fault may add to p99
 )
 
-// program is what is under test.
+// program is the path of the program under test.
 var program string
 
 func TestMain(m *testing.M) {
@@ -54,7 +55,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "build the gateway:", err)
 		os.Exit(1)
 	}
-	go watchMachine()
+	go watchStalls()
 	go printWhenStopped(dir)
 	code := m.Run()
 	results.print()
@@ -62,8 +63,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// printWhenStopped prints what is known when somebody has had enough. What is
-// left of networks, the next run removes.
+// printWhenStopped prints the results so far on SIGINT or SIGTERM. The next run removes
+// network namespaces that are left.
 func printWhenStopped(dir string) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
@@ -75,12 +76,12 @@ func printWhenStopped(dir string) {
 
 func TestNoClientNoticesAFault(t *testing.T) {
 	if deadline, ok := t.Deadline(); ok {
-		// The testing package will end the process; what is known is worth having.
+		// Print the results before the testing package ends the process.
 		timer := time.AfterFunc(time.Until(deadline)-5*time.Second, results.print)
 		defer timer.Stop()
 	}
 	scenarios := readScenarios(t)
-	// The longest first, so that nothing is left to wait for in the end.
+	// The longest first, so that no long one runs alone at the end.
 	slices.SortStableFunc(scenarios, func(a, b scenario) int {
 		return int(b.phases().total() - a.phases().total())
 	})
@@ -89,38 +90,36 @@ func TestNoClientNoticesAFault(t *testing.T) {
 		total += s.phases().total()
 	}
 	fmt.Printf("%d scenarios in at least %v, %d at once\n", len(scenarios), (total / time.Duration(parallel())).Round(time.Second), parallel())
-	// Not t.Parallel, which starts subtests in no order.
+	// Not t.Parallel, which starts subtests in any order.
 	var group errgroup.Group
 	group.SetLimit(parallel())
 	for _, s := range scenarios {
 		group.Go(func() error {
-			t.Run(s.group+"/"+s.name, func(t *testing.T) { rehearse(t, s) })
+			t.Run(s.group+"/"+s.name, func(t *testing.T) { runScenario(t, s) })
 			return nil
 		})
 	}
 	_ = group.Wait()
 }
 
-// tries is how often a scenario is played before it has failed, unless it takes
-// longer than retryLimit, and stallLimit how late the machine itself must have
-// been for a try not to count.
+// tries is how often a scenario is run before it has failed, unless it takes longer than
+// retryLimit. stallLimit is the least stall of the machine for which it is run again.
 const (
 	tries      = 3
 	retryLimit = time.Minute
 	stallLimit = 50 * time.Millisecond
 )
 
-// rehearse plays a scenario and puts down what came of it, whatever that is. It
-// is played again if latencies are all that is wrong with it, and the machine
-// had some of its own: gateways can't be blamed for those.
-func rehearse(t *testing.T, s scenario) {
+// runScenario runs a scenario and adds its report to the results. It runs it again if only
+// latencies were over a limit and the machine itself stalled meanwhile.
+func runScenario(t *testing.T, s scenario) {
 	var r report
 	for n := range tries {
-		r = report{scenario: s, recovered: -1, absolute: true, problems: []string{"it was cut short"}}
+		r = report{scenario: s, recovered: -1, definite: true, problems: []string{"it did not end"}}
 		begin := time.Now()
-		t.Run(fmt.Sprintf("try %d", n+1), func(t *testing.T) { r = play(t, s) })
+		t.Run(fmt.Sprintf("try %d", n+1), func(t *testing.T) { r = runOnce(t, s) })
 		r.tries = n + 1
-		if why := results.skipped(); why != "" && s.network {
+		if why := results.notRunReason(); why != "" && s.network {
 			t.Skip(why)
 		}
 		stalled := longestStall(begin, time.Now())
@@ -128,7 +127,7 @@ func rehearse(t *testing.T, s scenario) {
 			t.Logf("%q, during %v, back after %v, %d dials; the machine itself was late by up to %v",
 				append(r.problems, r.figures...), r.during, r.recovered, r.dials, stalled.Round(time.Millisecond))
 		}
-		if len(r.problems)+len(r.figures) == 0 || r.absolute || stalled < stallLimit || s.phases().total() > retryLimit {
+		if len(r.problems)+len(r.figures) == 0 || r.definite || stalled < stallLimit || s.phases().total() > retryLimit {
 			break
 		}
 	}
@@ -136,13 +135,13 @@ func rehearse(t *testing.T, s scenario) {
 	for _, problem := range r.problems {
 		t.Error(problem)
 	}
-	// In the short form, a share of a second on whatever machine this is fails
-	// nothing. It is in the table, and the long form insists.
+	// In the short form, which runs on any machine, a broken limit of a figure is only
+	// logged. In the long form it fails the test.
 	for _, figure := range r.figures {
 		if *long {
 			t.Error(figure)
 		} else {
-			t.Log("not as promised: ", figure)
+			t.Log("over the limit: ", figure)
 		}
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// A stall is a time in which this process could not run although it wanted to.
+// A stall is a time in which this process was runnable but did not run.
 type stall struct {
 	at  time.Time
 	was time.Duration
@@ -18,9 +18,9 @@ var machine struct {
 	stalls []stall
 }
 
-// watchMachine notes when the machine itself is late, so that nobody looks for
-// the reason of a latency in the gateway when it isn't there.
-func watchMachine() {
+// watchStalls records stalls of the machine, which can be the reason of a latency
+// instead of the gateway.
+func watchStalls() {
 	const nap = 5 * time.Millisecond
 	for {
 		from := time.Now()
@@ -33,7 +33,7 @@ func watchMachine() {
 	}
 }
 
-// longestStall returns the longest between from and to.
+// longestStall returns the longest stall between from and to.
 func longestStall(from, to time.Time) (longest time.Duration) {
 	machine.mu.Lock()
 	defer machine.mu.Unlock()

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// dialCounter remembers the dials of the gateway: a SYN that is sent again has
-// the port that it had before.
+// dialCounter has the source ports of the gateway's dials: a repeated SYN has the same
+// port.
 const dialCounter = `
 table ip lab {
 	set dials { type ipv4_addr . inet_service; size 65535; flags dynamic; }
@@ -20,9 +20,8 @@ table ip lab {
 }
 `
 
-// middlebox returns what stands before an upstream from the start: chains for
-// what is to go wrong, and a memory of flows if they are to be forgotten. The
-// memory learns from what got through.
+// middlebox returns the rules of nftables before an upstream: chains for faults, and a
+// set of flows if they are to be forgotten. Packets that pass add their flow.
 func middlebox(forget time.Duration) string {
 	text := `
 table ip lab {
@@ -49,7 +48,7 @@ table ip lab {
 `, forget)
 }
 
-// breakage returns what a middlebox has to do for f.
+// breakage returns the rules for f.
 func breakage(f fault) string {
 	var b strings.Builder
 	in := func(rule string) { fmt.Fprintf(&b, "add rule ip lab in tcp dport 853 %s\n", rule) }
@@ -83,7 +82,7 @@ func breakage(f fault) string {
 	return b.String()
 }
 
-// repair undoes any breakage.
+// repair removes the rules of all faults.
 const repair = `
 flush chain ip lab in
 flush chain ip lab out

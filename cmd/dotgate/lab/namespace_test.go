@@ -17,31 +17,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// namespacePrefix is what the names of the lab's network namespaces begin with.
-// The process that made one follows, so that what a crashed run has left can be
-// told from what another run is using.
+// namespacePrefix is the prefix of the names of the lab's network namespaces. The process
+// ID follows, so that namespaces of a crashed run differ from those in use by another.
 const namespacePrefix = "dotgate-lab-"
 
-// A namespace is a network of its own.
+// A namespace is a network namespace.
 type namespace string
 
-// newNamespace makes one that ends with the test.
+// newNamespace makes a namespace that ends with the test.
 func newNamespace(t *testing.T, name string) namespace {
 	t.Helper()
 	n := namespace(fmt.Sprintf("%s%d-%s", namespacePrefix, os.Getpid(), name))
-	must(t, "", "ip", "netns", "add", string(n))
+	ip(t, "", "netns", "add", string(n))
 	t.Cleanup(func() {
 		if err := n.remove(); err != nil {
 			t.Error(err)
 		}
 	})
-	must(t, "", "ip", "-n", string(n), "link", "set", "lo", "up")
+	ip(t, "", "-n", string(n), "link", "set", "lo", "up")
 	return n
 }
 
 func (n namespace) remove() error { return run("", "ip", "netns", "del", string(n)) }
 
-// do runs f in n. Sockets that f opens and processes that it starts stay there.
+// do runs f in n. Its sockets and processes stay in n.
 func (n namespace) do(f func() error) error {
 	runtime.LockOSThread()
 	here, err := os.Open("/proc/thread-self/ns/net")
@@ -58,8 +57,8 @@ func (n namespace) do(f func() error) error {
 		return fmt.Errorf("enter %s: %w", n, err)
 	}
 	defer func() {
-		// Otherwise the thread stays locked, and so of no use to others. It must
-		// not end: processes that were started by it would end with it.
+		// Otherwise the thread stays locked to this goroutine. It must not end, as
+		// processes that it started would end with it.
 		if unix.Setns(int(here.Fd()), unix.CLONE_NEWNET) == nil {
 			runtime.UnlockOSThread()
 		}
@@ -67,9 +66,9 @@ func (n namespace) do(f func() error) error {
 	return f()
 }
 
-// run runs a program in n.
-func (n namespace) run(input, program string, args ...string) error {
-	return n.do(func() error { return run(input, program, args...) })
+// nft applies rules of nftables in n.
+func (n namespace) nft(rules string) error {
+	return n.do(func() error { return run(rules, "nft", "-f", "-") })
 }
 
 func run(input, program string, args ...string) error {
@@ -81,15 +80,16 @@ func run(input, program string, args ...string) error {
 	return nil
 }
 
-func must(t *testing.T, input, program string, args ...string) {
+// ip runs ip with these arguments, and input for -batch.
+func ip(t *testing.T, input string, args ...string) {
 	t.Helper()
-	if err := run(input, program, args...); err != nil {
+	if err := run(input, "ip", args...); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// networksPossible returns what keeps this machine from having networks: what is
-// missing, and can be installed, or what is forbidden, and can't be helped.
+// networksPossible returns why network namespaces can't be used: missing programs, which
+// can be installed, or missing permissions.
 var networksPossible = sync.OnceValues(func() (missing, forbidden error) {
 	var packages []string
 	for program, debianPackage := range map[string]string{"ip": "iproute2", "nft": "nftables", "unbound": "unbound"} {
@@ -108,14 +108,14 @@ var networksPossible = sync.OnceValues(func() (missing, forbidden error) {
 	if err := run("", "ip", "netns", "add", string(probe)); err != nil {
 		return nil, err
 	}
-	defer func() { _ = probe.remove() }() // the next run does
+	defer func() { _ = probe.remove() }() // the next run removes it
 	if err := run("", "ip", "-n", string(probe), "link", "add", "x", "type", "veth", "peer", "name", "y"); err != nil {
 		return nil, err
 	}
-	return nil, probe.run("add table ip lab", "nft", "-f", "-")
+	return nil, probe.nft("add table ip lab")
 })
 
-// removeStale removes what crashed runs have left.
+// removeStale removes namespaces of crashed runs.
 func removeStale() {
 	left, _ := filepath.Glob("/run/netns/" + namespacePrefix + "*")
 	for _, path := range left {
@@ -125,7 +125,7 @@ func removeStale() {
 		if err != nil || pid == os.Getpid() || strings.Contains(programOf(pid), ".test") {
 			continue
 		}
-		// Only what the lab has started can be in there.
+		// All processes in it were started by the lab.
 		inside, _ := exec.Command("ip", "netns", "pids", string(n)).Output()
 		for word := range strings.FieldsSeq(string(inside)) {
 			if pid, err := strconv.Atoi(word); err == nil {

@@ -46,13 +46,13 @@ func newNetwork(t *testing.T, s scenario) *network {
 	}
 	if forbidden != nil {
 		why := fmt.Sprintf("NOT RUN: the scenarios of networks, because this machine allows no network namespaces: %v", forbidden)
-		results.skip(why)
+		results.setNotRun(why)
 		t.Skip(why)
 	}
 	id := networks.Add(1)
 	w := &network{t: t, forget: max(s.fault.forget, s.start.forget)}
 	w.here = newNamespace(t, fmt.Sprintf("%d-gateway", id))
-	if err := w.here.run(dialCounter, "nft", "-f", "-"); err != nil {
+	if err := w.here.nft(dialCounter); err != nil {
 		t.Fatal(err)
 	}
 	ca := dottest.NewCA()
@@ -67,7 +67,7 @@ func newNetwork(t *testing.T, s scenario) *network {
 		u.waitUntilServing()
 	}
 	for _, i := range s.on {
-		w.strike(i, s.start)
+		w.startFault(i, s.start)
 	}
 	file, err := ca.WriteFile(t.TempDir())
 	if err != nil {
@@ -94,17 +94,17 @@ func newNetwork(t *testing.T, s scenario) *network {
 func (w *network) link(i int, n namespace) {
 	w.t.Helper()
 	near, far := netip.PrefixFrom(w.addr(i).Addr().Prev(), 30), netip.PrefixFrom(w.addr(i).Addr(), 30)
-	must(w.t, fmt.Sprintf(`link add %[1]s type veth peer name eth0 netns %[2]s
+	ip(w.t, fmt.Sprintf(`link add %[1]s type veth peer name eth0 netns %[2]s
 addr add %[3]s dev %[1]s
 link set %[1]s up
-`, linkName(i), n, near), "ip", "-n", string(w.here), "-batch", "-")
-	must(w.t, fmt.Sprintf("addr add %s dev eth0\nlink set eth0 up\n", far), "ip", "-n", string(n), "-batch", "-")
-	if err := n.run(middlebox(w.forget), "nft", "-f", "-"); err != nil {
+`, linkName(i), n, near), "-n", string(w.here), "-batch", "-")
+	ip(w.t, fmt.Sprintf("addr add %s dev eth0\nlink set eth0 up\n", far), "-n", string(n), "-batch", "-")
+	if err := n.nft(middlebox(w.forget)); err != nil {
 		w.t.Fatal(err)
 	}
 }
 
-// linkName is not just a, which ip takes for "address".
+// linkName has a prefix, as ip takes "a" for "address".
 func linkName(i int) string { return "to-" + string(rune('a'+i)) }
 
 func (w *network) gateway() *gateway { return w.g }
@@ -119,11 +119,11 @@ func (w *network) truth() truth {
 
 func (w *network) asked(string) int { return 0 }
 
-func (w *network) strike(i int, f fault) {
+func (w *network) startFault(i int, f fault) {
 	if f.empty() {
 		return
 	}
-	w.must(w.unbounds[i].namespace.run(breakage(f), "nft", "-f", "-"))
+	w.must(w.unbounds[i].namespace.nft(breakage(f)))
 	for _, word := range f.words {
 		switch word {
 		case "no-route":
@@ -131,7 +131,7 @@ func (w *network) strike(i int, f fault) {
 		case "link-down":
 			w.ip("link set %s down", linkName(i))
 		case "carrier-lost":
-			must(w.t, "", "ip", "-n", string(w.unbounds[i].namespace), "link", "set", "eth0", "down")
+			ip(w.t, "", "-n", string(w.unbounds[i].namespace), "link", "set", "eth0", "down")
 		case "kill":
 			w.unbounds[i].kill()
 		case "restart":
@@ -143,8 +143,8 @@ func (w *network) strike(i int, f fault) {
 	}
 }
 
-func (w *network) lift(i int, f fault) {
-	w.must(w.unbounds[i].namespace.run(repair, "nft", "-f", "-"))
+func (w *network) endFault(i int, f fault) {
+	w.must(w.unbounds[i].namespace.nft(repair))
 	for _, word := range f.words {
 		switch word {
 		case "no-route":
@@ -152,7 +152,7 @@ func (w *network) lift(i int, f fault) {
 		case "link-down":
 			w.ip("link set %s up", linkName(i))
 		case "carrier-lost":
-			must(w.t, "", "ip", "-n", string(w.unbounds[i].namespace), "link", "set", "eth0", "up")
+			ip(w.t, "", "-n", string(w.unbounds[i].namespace), "link", "set", "eth0", "up")
 		case "kill":
 			w.unbounds[i].start()
 			w.unbounds[i].waitUntilServing()
@@ -183,8 +183,8 @@ func (w *network) sample() sample {
 	return s
 }
 
-// countDials counts the dials that left the gateway. That takes a process, so it
-// happens once a second.
+// countDials counts the dials that left the gateway, once a second, as it starts a
+// process.
 func (w *network) countDials(now time.Time) [upstreams]int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -204,8 +204,8 @@ func (w *network) countDials(now time.Time) [upstreams]int {
 	return w.dials
 }
 
-// unroutable counts the packets that the gateway's kernel had no route for: first
-// those of connections that are dead but not known to be, and then dials.
+// unroutable counts the packets that the gateway's kernel had no route for: first those
+// of connections that are dead but not known to be, then dials.
 func (w *network) unroutable() (n int) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/snmp", w.g.cmd.Process.Pid))
 	if err != nil {

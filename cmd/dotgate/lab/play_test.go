@@ -12,23 +12,23 @@ import (
 	"dotgate/gateway/wire"
 )
 
-// A timeline is what happened in a scenario, and when.
+// A timeline has the events of a scenario.
 type timeline struct {
-	begin, strike, lift time.Time // of the scenario, and of its fault
-	spells              []spell
-	samples             []sample
-	outs                []outcome // by the time they were sent
+	begin, start, end time.Time // of the scenario, and of its fault
+	spells            []spell
+	samples           []sample
+	outcomes          []outcome // sorted by the time of sending
 }
 
-// A spell is a time in which an upstream was struck.
+// A spell is a time in which an upstream had a fault.
 type spell struct {
 	upstream int
 	from, to time.Time
 	fault    fault
 }
 
-// play runs a scenario and judges it.
-func play(t *testing.T, s scenario) report {
+// runOnce runs a scenario and returns its report.
+func runOnce(t *testing.T, s scenario) report {
 	w := newWorld(t, s)
 	g := w.gateway()
 	c := newClient(t, g, w.truth())
@@ -55,33 +55,33 @@ func play(t *testing.T, s scenario) report {
 	})
 
 	time.Sleep(p.before)
-	line.strike = time.Now()
+	line.start = time.Now()
 	var repeated sync.WaitGroup
-	oddName := s.odd.label + ".one.lab.example.com"
-	if s.odd.repeat > 0 {
-		repeated.Go(func() { c.runOdd(oddName, s.odd.repeat, p.during) })
+	specialName := s.special.label + ".one.lab.example.com"
+	if s.special.repeat > 0 {
+		repeated.Go(func() { c.runSpecial(specialName, s.special.repeat, p.during) })
 	}
-	var liftRest func()
-	line.spells, liftRest = strike(w, s, p.during, line.strike)
-	line.lift = time.Now()
+	var stopRest func()
+	line.spells, stopRest = runFault(w, s, p.during, line.start)
+	line.end = time.Now()
 	time.Sleep(p.after)
-	liftRest()
+	stopRest()
 	repeated.Wait()
 	close(stop)
 	background.Wait()
 	line.samples = append(line.samples, w.sample())
-	line.outs = c.outs
-	slices.SortFunc(line.outs, func(a, b outcome) int { return a.at.Compare(b.at) })
+	line.outcomes = c.outs
+	slices.SortFunc(line.outcomes, func(a, b outcome) int { return a.at.Compare(b.at) })
 	g.stop()
-	return judge(w, s, line, w.asked(oddName))
+	return judge(w, s, line, w.asked(specialName))
 }
 
-// waitUntilServing returns when the gateway has had the time to connect to all
-// of its upstreams, so that what is healthy can be told from what is cold.
+// waitUntilServing returns when the gateway has had time to connect to all upstreams, so
+// that the phase before the fault has established connections.
 func waitUntilServing(t *testing.T, c *client) {
 	t.Helper()
 	for range 50 {
-		o := c.ask("ready.lab.example.com", 100*time.Millisecond)
+		o := c.ask(c.truth, "ready.lab.example.com", 100*time.Millisecond)
 		if errors.Is(o.err, errWrongAnswer) {
 			t.Fatal(o.err)
 		}
@@ -93,19 +93,19 @@ func waitUntilServing(t *testing.T, c *client) {
 	t.Fatal("the gateway does not answer within 5 s of its start")
 }
 
-// strike runs the fault of s for d, and returns who was struck when, and what
-// lifts the fault from those who are not the first to return.
-func strike(w world, s scenario, d time.Duration, begin time.Time) (spells []spell, liftRest func()) {
+// runFault runs the fault of s for d. It returns which upstreams had it when, and a function
+// that ends the fault of those that are not the first to return.
+func runFault(w world, s scenario, d time.Duration, begin time.Time) (spells []spell, stopRest func()) {
 	end := begin.Add(d)
 	on := make(map[int]time.Time)
 	f := s.fault
-	hit := func(i int) {
+	start := func(i int) {
 		on[i] = time.Now()
-		w.strike(i, f)
+		w.startFault(i, f)
 	}
-	lift := func(i int) {
+	stop := func(i int) {
 		spells = append(spells, spell{i, on[i], time.Now(), f})
-		w.lift(i, f)
+		w.endFault(i, f)
 		delete(on, i)
 	}
 	switch {
@@ -117,40 +117,40 @@ func strike(w world, s scenario, d time.Duration, begin time.Time) (spells []spe
 	case f.empty():
 	case s.shape == rolling:
 		for n, i := range s.on {
-			hit(i)
+			start(i)
 			time.Sleep(time.Until(begin.Add(d * time.Duration(n+1) / time.Duration(len(s.on)))))
-			lift(i)
+			stop(i)
 		}
 	case s.shape == flapping:
 		for n := 0; time.Until(end) > 10*time.Millisecond; n++ {
 			for _, i := range s.on {
 				if n%2 == 0 {
-					hit(i)
+					start(i)
 				} else {
-					lift(i)
+					stop(i)
 				}
 			}
 			time.Sleep(min(time.Until(begin.Add(time.Duration(n+1)*time.Second)), time.Until(end)))
 		}
 	default:
 		for _, i := range s.on {
-			hit(i)
+			start(i)
 		}
 	}
 	time.Sleep(time.Until(end))
 	var rest []int
 	for _, i := range s.on {
-		_, struck := on[i]
+		_, active := on[i]
 		switch {
-		case struck && s.returns != nil && !slices.Contains(s.returns, i):
+		case active && s.returns != nil && !slices.Contains(s.returns, i):
 			rest = append(rest, i)
-		case struck:
-			lift(i)
+		case active:
+			stop(i)
 		}
 	}
 	return spells, func() {
 		for _, i := range rest {
-			lift(i)
+			stop(i)
 		}
 	}
 }

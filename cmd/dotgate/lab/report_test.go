@@ -7,31 +7,31 @@ import (
 	"time"
 )
 
-// A report is what clients saw of a scenario, and what it cost.
+// A report has the measurements of a scenario.
 type report struct {
 	scenario              scenario
 	before, during, after figures
-	late                  time.Duration // from the strike until no query was late any more
-	recovered             time.Duration // from the end of the fault to the usual share, or the first answer; -1 if not seen
+	late                  time.Duration // from the start of the fault until no query was late any more
+	recovered             time.Duration // from the end of the fault until the upstream had its usual share, or until the first answer; -1 if never
 	healthyCost           float64       // upstream queries per client query before
-	faultCost             float64       // the most in any 2 s of the fault after the first 2
-	dials                 int           // to struck upstreams during the fault
+	faultCost             float64       // the most in 2 s of the fault, after the first 2 s
+	dials                 int           // to upstreams with the fault, while it lasted
 	problems              []string
-	figures               []string // those that are not as promised, although nothing failed
-	absolute              bool     // not all problems are ones that a machine can make by being late
+	figures               []string // figures over a limit, although no query failed
+	definite              bool     // not all problems can be due to a stalled machine
 	tries                 int
 }
 
-// figures sum up the queries of a phase, those for odd names aside.
+// figures are statistics of the queries of a phase, except those for special names.
 type figures struct {
 	sent, failed, slow int
 	p50, p99, max      time.Duration
 }
 
-// between returns the outcomes of queries sent in a time.
-func (line timeline) between(from, to time.Time, odd bool) (some []outcome) {
-	for _, o := range line.outs {
-		if o.odd == odd && !o.at.Before(from) && o.at.Before(to) {
+// between returns the outcomes of queries that were sent from one time to another.
+func (line timeline) between(from, to time.Time, special bool) (some []outcome) {
+	for _, o := range line.outcomes {
+		if o.special == special && !o.at.Before(from) && o.at.Before(to) {
 			some = append(some, o)
 		}
 	}
@@ -39,15 +39,15 @@ func (line timeline) between(from, to time.Time, odd bool) (some []outcome) {
 }
 
 // parts returns the outcomes of queries before the fault, during it, and after
-// it. One that was still waiting when it struck, or began while it lasted, has
-// met it.
+// it. A query that was pending at its start, or was sent while it lasted, counts as
+// during.
 func (line timeline) parts() (before, during, after []outcome) {
-	for _, o := range line.outs {
+	for _, o := range line.outcomes {
 		switch {
-		case o.odd:
-		case o.at.Before(line.strike) && o.end().Before(line.strike):
+		case o.special:
+		case o.at.Before(line.start) && o.end().Before(line.start):
 			before = append(before, o)
-		case o.at.Before(line.lift):
+		case o.at.Before(line.end):
 			during = append(during, o)
 		default:
 			after = append(after, o)
@@ -66,7 +66,7 @@ func sum(outs []outcome) figures {
 		if o.failed() {
 			f.failed++
 		}
-		if o.took > clientLimit {
+		if o.took > slowLimit {
 			f.slow++
 		}
 		times = append(times, o.took)
@@ -76,7 +76,7 @@ func sum(outs []outcome) figures {
 	return f
 }
 
-// healthy returns the figures to hold those of the fault against.
+// healthy returns the figures without the fault.
 func (r report) healthy() figures {
 	if r.before.sent == 0 {
 		return r.after
@@ -84,30 +84,30 @@ func (r report) healthy() figures {
 	return r.before
 }
 
-// at returns the first sample at t or later.
+// at returns the first sample not before t.
 func (line timeline) at(t time.Time) sample {
 	i, _ := slices.BinarySearchFunc(line.samples, t, func(s sample, t time.Time) int { return s.at.Compare(t) })
 	return line.samples[min(i, len(line.samples)-1)]
 }
 
-// cost returns the upstream queries per client query in a time.
+// cost returns the upstream queries per client query from one time to another.
 func (line timeline) cost(from, to time.Time) float64 {
 	a, b := line.at(from), line.at(to)
 	n := len(line.between(a.at, b.at, false)) + len(line.between(a.at, b.at, true))
 	return float64(b.total()-a.total()) / float64(max(n, 1))
 }
 
-// worstCost returns the highest cost in any 2 s of the fault after the first 2.
+// worstCost returns the highest cost in 2 s of the fault, after the first 2 s.
 func (line timeline) worstCost() (worst float64) {
 	const window = 2 * time.Second
-	from := line.strike.Add(window)
-	for ; !from.Add(window).After(line.lift.Add(window / 10)); from = from.Add(window / 4) {
+	from := line.start.Add(window)
+	for ; !from.Add(window).After(line.end.Add(window / 10)); from = from.Add(window / 4) {
 		worst = max(worst, line.cost(from, from.Add(window)))
 	}
 	return worst
 }
 
-// dialled returns how many dials struck upstreams saw in a time.
+// dialled returns the number of dials to upstreams with the fault.
 func (line timeline) dialled(on []int, from, to time.Time) (n int) {
 	a, b := line.at(from), line.at(to)
 	for _, i := range on {
@@ -116,21 +116,21 @@ func (line timeline) dialled(on []int, from, to time.Time) (n int) {
 	return n
 }
 
-// recovery returns how long after the end of the fault upstream i had its share
-// of the queries again, -1 if it was not seen to or never had one worth counting.
+// recovery returns the time from the end of the fault until upstream i had its share of
+// the queries again, or -1 if it did not, or never had a tenth of them.
 func (line timeline) recovery(i int) time.Duration {
 	share := func(from, to time.Time) float64 {
 		a, b := line.at(from), line.at(to)
 		return float64(b.queries[i]-a.queries[i]) / float64(max(b.total()-a.total(), 1))
 	}
-	usual := share(line.begin, line.strike)
+	usual := share(line.begin, line.start)
 	if usual < 0.1 {
 		return -1
 	}
 	end := line.samples[len(line.samples)-1].at
-	for from := line.lift; from.Add(time.Second).Before(end); from = from.Add(100 * time.Millisecond) {
+	for from := line.end; from.Add(time.Second).Before(end); from = from.Add(100 * time.Millisecond) {
 		if share(from, from.Add(time.Second)) >= 0.8*usual {
-			return from.Sub(line.lift)
+			return from.Sub(line.end)
 		}
 	}
 	return -1

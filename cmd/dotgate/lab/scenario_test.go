@@ -13,27 +13,31 @@ import (
 	"time"
 )
 
-// A scenario is what the world does. It is written as text, in blocks:
+// A scenario is a fault and the limits for its effect on clients. It is written as a
+// block of text:
 //
 //	scenario: its name
-//	on: which upstreams of a, b and c it strikes
-//	fault: words, see fault
+//	on: the upstreams with the fault, of a, b and c
+//	fault: see fault
 //	also: variants of it, see variants; those with a ! are in the short form, too
-//	start: words that hold from before the gateway starts, instead of a fault
-//	rate: queries a second, if not 300, or a time between two such as 1.01s
-//	lasts: how long the fault does, if not as usual: in the short form, and in the long one
-//	names: names that carry an instruction: "5% never", or "1000 never" for so many
-//	    queries of the same name; with "at a", only a heeds the instruction
-//	returns: which upstreams come back first, in an outage; the others do when
-//	    the scenario is over
-//	single: "yes": the gateway knows upstream a only
-//	down: which upstreams the gateway's log has to call down, or "nobody"; but for
-//	    that, it is not for variants, which strike others, or not for long
+//	policy: of the balancer, if not latency
+//	policies: variants of it with another policy; those with a ! are in the short form
+//	types: "mixed": clients ask for A as often as for AAAA
+//	start: a fault from before the start of the gateway to the end
+//	rate: queries a second, if not 300, or the time between two, as 1.01s
+//	lasts: the duration of the fault, if not the usual one: in the short, in the long form
+//	names: names that carry an instruction: "5% never", or "1000 never" for 1000
+//	    queries of the same name; with "at a", only a follows the instruction
+//	returns: the upstreams whose fault ends first, in an outage; for the others it ends
+//	    with the scenario
+//	single: "yes": the gateway has upstream a only
+//	down: the upstreams that the gateway's log must report as down, or "none". Except for
+//	    "none", it does not apply to variants
 //	expect: see expectation
 //	only: "long"
-//	world: "network" instead of misbehaving servers
+//	world: "network" instead of servers of dottest
 //
-// A block without a scenario holds for all that follow in its file.
+// A block without a scenario has the defaults for all scenarios after it in its file.
 type scenario struct {
 	name, group string
 	order       int // in the table
@@ -43,18 +47,21 @@ type scenario struct {
 	fault       fault
 	start       fault
 	interval    time.Duration // between two queries
-	odd         odd
-	returns     []int // nil: all that are struck
+	special     specialNames
+	returns     []int // nil: all with the fault
 	single      bool
 	down        string
 	expect      expectation
 	onlyLong    bool
 	variant     bool // of another scenario
 	also        []string
+	policy      string
+	policies    []string
+	mixed       bool
 	lasts       [2]time.Duration
 }
 
-// A shape is how a fault goes through time.
+// A shape is the course of a fault over time.
 type shape string
 
 const (
@@ -63,26 +70,27 @@ const (
 	flapping shape = "flapping" // on and off every second
 )
 
-// An expectation is what clients may see, if it is not that nothing is wrong.
+// An expectation is the effect on clients that is allowed. The default is none.
 type expectation string
 
 const (
-	outage   expectation = "outage"   // errors, soon; and answers within a second of the end
+	outage   expectation = "outage"   // errors, at once; and answers within a second after the end
 	servfail expectation = "servfail" // errors of the upstreams
-	slower   expectation = "slower"   // all answers, within a second; nobody can give one for a while
+	slower   expectation = "slower"   // all queries are answered within a second; the latency may be high
+	distant  expectation = "distant"  // all queries are answered; the network is slow for all
 )
 
-// odd names carry an instruction to the servers.
-type odd struct {
+// specialNames carry an instruction to the servers.
+type specialNames struct {
 	label  string
 	share  int  // of all queries, in percent
 	repeat int  // queries for one such name
-	only   rune // the server that heeds it; 0 is all
+	only   rune // the server that follows it; 0 is all
 }
 
-func (o odd) at(i int) bool { return o.only == 0 || int(o.only-'a') == i }
+func (o specialNames) at(i int) bool { return o.only == 0 || int(o.only-'a') == i }
 
-// phases are how long the parts of a scenario last.
+// phases are the durations of the parts of a scenario.
 type phases struct{ before, during, after time.Duration }
 
 func (p phases) total() time.Duration { return p.before + p.during + p.after }
@@ -102,7 +110,7 @@ func (s scenario) phases() phases {
 	if s.lasts[form] > 0 {
 		p.during = s.lasts[form]
 	}
-	// A slow client has to be seen more than once.
+	// Each phase must have several queries.
 	p.before = max(p.before, 3*s.interval)
 	p.after = max(p.after, 2*s.interval)
 	if !s.start.empty() {
@@ -111,7 +119,7 @@ func (s scenario) phases() phases {
 	return p
 }
 
-// variants are what a line "also" can say.
+// variants are the words of a line "also".
 var variants = map[string]struct {
 	name  string
 	on    []int
@@ -123,7 +131,7 @@ var variants = map[string]struct {
 	"flapping":   {", flapping", nil, flapping},
 }
 
-// variations returns s and what its line "also" makes of it.
+// variations returns s and the variants of its lines "also" and "policies".
 func (s scenario) variations() (all []scenario, err error) {
 	all = []scenario{s}
 	for _, word := range s.also {
@@ -138,15 +146,22 @@ func (s scenario) variations() (all []scenario, err error) {
 		if v.on != nil {
 			other.on = v.on
 		}
-		if s.down != "nobody" {
+		if s.down != "none" {
 			other.down = ""
 		}
+		all = append(all, other)
+	}
+	for _, policy := range s.policies {
+		policy, inShort := strings.CutSuffix(policy, "!")
+		other := s
+		other.name, other.policy, other.variant = s.name+", "+policy, policy, true
+		other.onlyLong = s.onlyLong || !inShort
 		all = append(all, other)
 	}
 	return all, nil
 }
 
-// readScenarios returns the scenarios of testdata for the form that was asked for.
+// readScenarios returns the scenarios of testdata for the short or the long form.
 func readScenarios(t *testing.T) []scenario {
 	t.Helper()
 	files, err := filepath.Glob("testdata/*.txt")
@@ -210,6 +225,12 @@ func (s *scenario) set(key, value string) (err error) {
 		s.start, err = parseFault(value, s.network)
 	case "also":
 		s.also = strings.Fields(value)
+	case "policy":
+		s.policy = value
+	case "policies":
+		s.policies = strings.Fields(value)
+	case "types":
+		s.mixed = value == "mixed"
 	case "rate":
 		if s.interval, err = time.ParseDuration(value); err != nil {
 			var rate int
@@ -222,7 +243,7 @@ func (s *scenario) set(key, value string) (err error) {
 			s.lasts[1], err = time.ParseDuration(long)
 		}
 	case "names":
-		s.odd, err = parseOdd(value)
+		s.special, err = parseSpecialNames(value)
 	case "returns":
 		s.returns, err = parseUpstreams(value)
 	case "single":
@@ -251,7 +272,7 @@ func parseUpstreams(text string) (list []int, err error) {
 	return list, nil
 }
 
-func parseOdd(text string) (o odd, err error) {
+func parseSpecialNames(text string) (o specialNames, err error) {
 	words := strings.Fields(text)
 	if len(words) == 4 && words[2] == "at" {
 		o.only = rune(words[3][0])

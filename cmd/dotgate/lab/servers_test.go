@@ -14,17 +14,17 @@ import (
 	"dotgate/upstreams/dottest"
 )
 
-// roundTrips are how far away a, b and c are.
+// roundTrips are the round-trip times of a, b and c.
 var roundTrips = [upstreams]time.Duration{10 * time.Millisecond, 20 * time.Millisecond, 30 * time.Millisecond}
 
-// servers is a world of servers that misbehave on request.
+// servers is a world of servers of dottest, with faults on request.
 type servers struct {
 	t      *testing.T
 	ca     *dottest.CA
 	all    []*dottest.Server
 	g      *gateway
 	mayCut bool
-	late   sync.WaitGroup // what happens by itself, later
+	late   sync.WaitGroup // functions that run later
 }
 
 func newServers(t *testing.T, s scenario) *servers {
@@ -34,9 +34,9 @@ func newServers(t *testing.T, s scenario) *servers {
 	var urls []string
 	for i, rtt := range roundTrips {
 		o := dottest.Options{
-			CA: w.ca, RTT: rtt, Certificate: w.certificate("good"), Seed: uint64(i + 1), CountNames: s.odd.repeat > 0,
+			CA: w.ca, RTT: rtt, Certificate: w.certificate("good"), Seed: uint64(i + 1), CountNames: s.special.repeat > 0,
 		}
-		if s.odd.label != "" && !s.odd.at(i) {
+		if s.special.label != "" && !s.special.at(i) {
 			o.Handler = plain
 		}
 		server := dottest.NewServer(t, o)
@@ -44,7 +44,7 @@ func newServers(t *testing.T, s scenario) *servers {
 		urls = append(urls, fmt.Sprintf("tls://%s#%s", server.Addr(), dottest.ServerName))
 	}
 	for _, i := range s.on {
-		w.strike(i, s.start)
+		w.startFault(i, s.start)
 	}
 	file, err := w.ca.WriteFile(t.TempDir())
 	if err != nil {
@@ -54,6 +54,9 @@ func newServers(t *testing.T, s scenario) *servers {
 		urls = urls[:1]
 	}
 	w.g = newGateway(t, netip.AddrPortFrom(dottest.Loopback(), 5300), file, urls)
+	if s.policy != "" {
+		w.g.cmd.Env = append(w.g.cmd.Env, "DOTGATE_BALANCER_POLICY="+s.policy)
+	}
 	if err := w.g.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -64,11 +67,13 @@ func (w *servers) gateway() *gateway         { return w.g }
 func (w *servers) addr(i int) netip.AddrPort { return w.all[i].Addr() }
 func (w *servers) pause() time.Duration      { return 100 * time.Millisecond }
 
-// truth asks for AAAA: the answers hold 64 bits of the name's hash, so that none
-// can be mistaken for another.
+// truth asks for AAAA: the answers have 64 bits of the name's hash, so that they differ.
 func (w *servers) truth() truth {
 	return truth{"AAAA", func(name string) string { return dottest.Address6(name).String() }, w.mayCut}
 }
+
+// addressA is the right answer to a query for A. It is the same for one name of 256.
+func addressA(name string) string { return dottest.Address(name).String() }
 
 func (w *servers) sample() sample {
 	s := sample{at: time.Now()}
@@ -104,7 +109,7 @@ func (w *servers) certificate(which string) tls.Certificate {
 	return w.ca.Issue(dottest.CertOptions{Names: name})
 }
 
-func (w *servers) strike(i int, f fault) {
+func (w *servers) startFault(i int, f fault) {
 	s := w.all[i]
 	if f.certificate != "" {
 		s.SetCertificate(w.certificate(f.certificate))
@@ -133,14 +138,14 @@ func (w *servers) strike(i int, f fault) {
 	}
 }
 
-// blip is how long what happens once lasts.
+// blip is the duration of faults that happen once.
 const blip = 300 * time.Millisecond
 
 func (w *servers) soon(f func()) {
 	w.late.Go(func() { time.Sleep(blip); f() })
 }
 
-func (w *servers) lift(i int, f fault) {
+func (w *servers) endFault(i int, f fault) {
 	s := w.all[i]
 	s.Set()
 	if f.certificate != "" {
@@ -157,7 +162,7 @@ func (w *servers) must(err error) {
 	}
 }
 
-// plain answers like dottest.Answer, but heeds no instructions in names.
+// plain answers like dottest.Answer, but ignores instructions in names.
 func plain(dst, query []byte) ([]byte, time.Duration) {
 	const header = 12
 	var name []byte

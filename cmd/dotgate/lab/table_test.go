@@ -11,36 +11,36 @@ import (
 )
 
 // results has the reports of all scenarios that ended.
-var results ledger
+var results reportTable
 
-type ledger struct {
+type reportTable struct {
 	mu      sync.Mutex
 	reports []report
 	notRun  string
 	printed bool
 }
 
-func (l *ledger) add(r report) {
+func (l *reportTable) add(r report) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.reports = append(l.reports, r)
 }
 
-// skip puts down why some scenarios were not run.
-func (l *ledger) skip(why string) {
+// setNotRun sets the reason why some scenarios were not run.
+func (l *reportTable) setNotRun(why string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.notRun = why
 }
 
-func (l *ledger) skipped() string {
+func (l *reportTable) notRunReason() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.notRun
 }
 
 // print prints the table, once.
-func (l *ledger) print() {
+func (l *reportTable) print() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.printed {
@@ -61,9 +61,9 @@ func table(reports []report) string {
 	var b strings.Builder
 	fmt.Fprint(&b, `
 Times in ms, as p50/p99/max. *Late*: until no query was late any more. *Back*: until
-the first struck upstream had its share again; in an outage, until the first answer.
-*Cost*: upstream queries per query, before, and at most in 2 s of the fault. *Try*: the machine itself was too late
-before. **(!)**: a limit was broken.
+the first upstream with the fault had its share again; in an outage, until the first
+answer. *Cost*: upstream queries per query, before the fault, and the most in 2 s of it.
+*Try*: it was run again, as the machine itself had stalled. **(!)**: a limit was broken.
 
 | scenario | failed | >1 s | before | during | after | late | back | cost | dials |
 |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|
@@ -104,7 +104,7 @@ func (f figures) String() string {
 	return ms(f.p50, true) + "/" + ms(f.p99, true) + "/" + ms(f.max, true)
 }
 
-// ms writes d, if it is known.
+// ms formats d, if it is known.
 func ms(d time.Duration, known bool) string {
 	if !known {
 		return "-"

@@ -35,12 +35,12 @@ type unbound struct {
 	namespace namespace
 	dir       string
 	cmd       *exec.Cmd
-	said      strings.Builder // may be read once the process has ended
+	said      strings.Builder // may be read after the end of the process
 
 	mu     sync.Mutex
 	paused bool
 	before int // queries of processes that were killed
-	count  int // queries of this one
+	count  int // queries of the current one
 }
 
 func newUnbound(t *testing.T, n namespace, addr netip.Addr, ca *dottest.CA) *unbound {
@@ -61,16 +61,16 @@ func newUnbound(t *testing.T, n namespace, addr netip.Addr, ca *dottest.CA) *unb
 func (u *unbound) start() {
 	u.cmd = exec.Command("unbound", "-d", "-p", "-c", filepath.Join(u.dir, "unbound.conf"))
 	u.said.Reset()
-	u.cmd.Stderr = &u.said // also when connections go as they do here
+	u.cmd.Stderr = &u.said // with messages about closed connections
 	u.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := u.namespace.do(u.cmd.Start); err != nil {
 		u.t.Error(err)
 	}
 }
 
-// kill ends Unbound without a word, even if it is paused.
+// kill ends Unbound with SIGKILL, even if it is paused.
 func (u *unbound) kill() {
-	u.queries() // for the last time
+	u.queries() // the count of this process
 	_ = u.cmd.Process.Kill()
 	_ = u.cmd.Wait()
 	u.mu.Lock()
@@ -116,7 +116,7 @@ func (u *unbound) waitUntilServing() {
 	}
 }
 
-// queries returns how many u has received, as far as it will tell.
+// queries returns the number of queries that u has received, as far as it is known.
 func (u *unbound) queries() int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -126,7 +126,7 @@ func (u *unbound) queries() int {
 	return u.before + u.count
 }
 
-// ask asks Unbound, as unbound-control does.
+// ask sends a command to Unbound, as unbound-control does.
 func (u *unbound) ask() (n int, ok bool) {
 	if u.paused {
 		return 0, false
@@ -136,7 +136,7 @@ func (u *unbound) ask() (n int, ok bool) {
 		return 0, false
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(200 * time.Millisecond)) // a socket has deadlines
+	_ = conn.SetDeadline(time.Now().Add(200 * time.Millisecond)) // never fails for a socket
 	if _, err := fmt.Fprint(conn, "UBCT1 stats_noreset\n"); err != nil {
 		return 0, false
 	}

@@ -8,26 +8,26 @@ import (
 	"time"
 )
 
-// upstreams is how many there are in a world: a, b and c.
+// upstreams is the number of upstreams in a world: a, b and c.
 const upstreams = 3
 
-// A world is three upstreams, the gateway before them, and what can go wrong.
+// A world is the gateway and its three upstreams, with faults on request.
 type world interface {
-	// strike makes upstream i go wrong, lift makes it behave again.
-	strike(i int, f fault)
-	lift(i int, f fault)
-	// sample returns what the upstreams have seen so far.
+	// startFault starts a fault of upstream i, endFault ends it.
+	startFault(i int, f fault)
+	endFault(i int, f fault)
+	// sample returns the counts of the upstreams.
 	sample() sample
-	// pause is how often it may be asked for.
+	// pause is the least time between two samples.
 	pause() time.Duration
-	// asked returns how often the upstreams were asked for name.
+	// asked returns the number of queries for name at all upstreams.
 	asked(name string) int
 	addr(i int) netip.AddrPort
 	gateway() *gateway
 	truth() truth
 }
 
-// newWorld returns a running world, in which what s says of the start is so.
+// newWorld returns a running world, with the fault that s has at the start.
 func newWorld(t *testing.T, s scenario) world {
 	t.Helper()
 	if s.network {
@@ -36,7 +36,7 @@ func newWorld(t *testing.T, s scenario) world {
 	return newServers(t, s)
 }
 
-// A sample is what the upstreams have seen by an instant.
+// A sample has the counts of the upstreams at a time.
 type sample struct {
 	at         time.Time
 	queries    [upstreams]int

@@ -70,6 +70,8 @@ CASES = {
     "OPT in the authority section": counts(HEADER, 1, 0, 1, 0) + QUESTION + OPT,
     "opcode STATUS": HEADER[:2] + b"\x11\x00" + HEADER[4:] + QUESTION,
     "opcode UPDATE": HEADER[:2] + b"\x29\x00" + HEADER[4:] + QUESTION,
+    "opcode 15 with all flags": HEADER[:2] + b"\x7f\xf0" + b"\x00" * 8,
+    "no question but EDNS": counts(HEADER, 0, 0, 0, 1) + OPT,
     "EDNS version 1 (RFC 6891 6.1.3)": counts(HEADER, 1, 0, 0, 1) + QUESTION + b"\x00\x00\x29\x04\xd0\x00\x01\x00\x00\x00\x00",
     "AXFR": query(rdtype="AXFR"),
     "IXFR": query(rdtype="IXFR"),
@@ -86,6 +88,7 @@ CASES = {
 def describe(reply):
     if reply is None:
         return "silence"
+    reply = reply[:2] + bytes([reply[2] & 0x87]) + reply[3:]  # dnspython does not know opcode 15
     m = dns.message.from_wire(reply, ignore_trailing=False, raise_on_truncation=False)
     words = [dns.rcode.to_text(m.rcode()), dns.flags.to_text(m.flags & ~dns.flags.QR).replace(" ", "+").lower() or "-"]
     if m.edns >= 0:

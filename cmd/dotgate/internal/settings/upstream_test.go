@@ -1,0 +1,193 @@
+package settings
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestPresets(t *testing.T) {
+	t.Parallel()
+	f := func(name, serverName string, idle time.Duration, addresses ...string) {
+		t.Helper()
+		u := mustParse(t, "upstreams: ["+name+"]").Upstreams[0]
+		var got []string
+		for _, a := range u.Addresses {
+			got = append(got, a.Addr().String())
+			if a.Port() != 853 {
+				t.Errorf("%s: %v", name, a)
+			}
+		}
+		if u.Name != name || u.ServerName != serverName || u.IdleTimeout != idle || !slices.Equal(got, addresses) {
+			t.Errorf("%s: got %+v", name, u)
+		}
+		if u.Weight != 1 || u.Tier != 0 || u.Connections != 4 || u.ConnectTimeout != 0 || u.Log != nil {
+			t.Errorf("%s: not the defaults: %+v", name, u)
+		}
+	}
+	f("cloudflare", "one.one.one.one", 8*time.Second, "1.1.1.1", "1.0.0.1", "2606:4700:4700::1111", "2606:4700:4700::1001")
+	f("quad9", "dns.quad9.net", 3500*time.Millisecond, "9.9.9.9", "149.112.112.112", "2620:fe::fe", "2620:fe::9")
+	f("google", "dns.google", 8*time.Second, "8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844")
+	f("quad9-unfiltered", "dns10.quad9.net", 3500*time.Millisecond, "9.9.9.10", "149.112.112.10", "2620:fe::10", "2620:fe::fe:10")
+}
+
+func TestAPresetIsNotShared(t *testing.T) {
+	t.Parallel()
+	mustParse(t, "").Upstreams[0].Addresses[0] = serverText0
+	if a := mustParse(t, "").Upstreams[0].Addresses[0]; a == serverText0 {
+		t.Error("a change to one configuration is in the next")
+	}
+}
+
+var serverText0 = servers("192.0.2.1")[0]
+
+// summary writes what tells upstreams apart.
+func summary(u Upstream) string {
+	text := fmt.Sprintf("%s: %v", u.Name, u.Addresses)
+	if u.Host != "" {
+		text = fmt.Sprintf("%s: %s:%d by %v", u.Name, u.Host, u.Port, u.Bootstrap)
+	}
+	return fmt.Sprintf("%s #%s w%d t%d", text, u.ServerName, u.Weight, u.Tier)
+}
+
+func TestUpstreamForms(t *testing.T) {
+	t.Parallel()
+	f := func(entry, want string) {
+		t.Helper()
+		c := mustParse(t, "bootstrap: [192.0.2.1]\nupstreams:\n  - "+entry+"\n")
+		if got := summary(c.Upstreams[0]); got != want {
+			t.Errorf("%s: got %s, want %s", entry, got, want)
+		}
+	}
+	f("tls://192.0.2.53:8853#dns.example", "dns.example: [192.0.2.53:8853] #dns.example w1 t0")
+	f("tls://192.0.2.53#dns.example.", "dns.example: [192.0.2.53:853] #dns.example w1 t0")
+	f("tls://192.0.2.53", "192.0.2.53: [192.0.2.53:853] # w1 t0")
+	f("tls://192.0.2.53:8853", "192.0.2.53:8853: [192.0.2.53:8853] # w1 t0")
+	f("tls://192.0.2.53#192.0.2.53", "192.0.2.53: [192.0.2.53:853] #192.0.2.53 w1 t0")
+	f("tls://[2001:db8::53]", "2001:db8::53: [[2001:db8::53]:853] # w1 t0")
+	f("tls://[2001:db8::53]:8853#dns.example", "dns.example: [[2001:db8::53]:8853] #dns.example w1 t0")
+	f("tls://dns.example", "dns.example: dns.example:853 by [192.0.2.1] #dns.example w1 t0")
+	f("tls://dns.example:8853#other.example", "other.example: dns.example:8853 by [192.0.2.1] #other.example w1 t0")
+
+	f("{preset: google}", "google: [8.8.8.8:853 8.8.4.4:853 [2001:4860:4860::8888]:853 [2001:4860:4860::8844]:853] #dns.google w1 t0")
+	f("{preset: google, weight: 3, tier: 2, addresses: [192.0.2.8], name: g}", "g: [192.0.2.8:853] #dns.google w3 t2")
+	f("{url: 'tls://192.0.2.53#dns.example', name: mine}", "mine: [192.0.2.53:853] #dns.example w1 t0")
+	f("{url: 'tls://192.0.2.53', server_name: dns.example}", "dns.example: [192.0.2.53:853] #dns.example w1 t0")
+	f("{url: 'tls://dns.example', bootstrap: [192.0.2.7, 'tls://192.0.2.9#dns.example']}",
+		"dns.example: dns.example:853 by [192.0.2.7 tls://192.0.2.9#dns.example] #dns.example w1 t0")
+	f("{host: dns.example, port: 8853}", "dns.example: dns.example:8853 by [192.0.2.1] #dns.example w1 t0")
+	f("{addresses: [192.0.2.53, '192.0.2.53:8853', '2001:db8::1', '[2001:db8::1]:854']}",
+		"192.0.2.53: [192.0.2.53:853 192.0.2.53:8853 [2001:db8::1]:853 [2001:db8::1]:854] # w1 t0")
+	f("{addresses: [192.0.2.53, '2001:db8::1', '192.0.2.53:5353'], protocol: udp}", "192.0.2.53: [192.0.2.53:53 [2001:db8::1]:53 192.0.2.53:5353] # w1 t0")
+	f("{protocol: tcp, addresses: [192.0.2.53]}", "192.0.2.53: [192.0.2.53:53] # w1 t0")
+	f("{protocol: tls, addresses: [192.0.2.53]}", "192.0.2.53: [192.0.2.53:853] # w1 t0")
+}
+
+func TestUnnamedUpstreamsAreToldApart(t *testing.T) {
+	t.Parallel()
+	f := func(urls string, want ...string) {
+		t.Helper()
+		if got := upstreamNames(mustParse(t, "", "DOTGATE_UPSTREAMS="+urls)); !slices.Equal(got, want) {
+			t.Errorf("%s: got %q, want %q", urls, got, want)
+		}
+	}
+	f("tls://192.0.2.1#dns.example,tls://192.0.2.2#dns.example", "dns.example@192.0.2.1", "dns.example@192.0.2.2")
+	f("tls://192.0.2.1#dns.example,tls://192.0.2.1:8853#dns.example", "dns.example@192.0.2.1", "dns.example@192.0.2.1:8853")
+	f("tls://192.0.2.1,tls://192.0.2.1:8853", "192.0.2.1", "192.0.2.1:8853")
+}
+
+func TestUpstreamProblems(t *testing.T) {
+	t.Parallel()
+	f := func(list string, want ...string) {
+		t.Helper()
+		got := problemsOf(t, "upstreams:\n"+list)
+		lines := strings.Split(strings.TrimSuffix(got, "\n"), "\n")
+		if len(lines) != len(want) {
+			t.Errorf("%s: %d problems, want %d:\n%s", list, len(lines), len(want), got)
+			return
+		}
+		for i, line := range lines {
+			if !strings.HasPrefix(line, "dotgate.yaml:"+want[i]) {
+				t.Errorf("%s: got\n%s\nwant\ndotgate.yaml:%s", list, line, want[i])
+			}
+		}
+	}
+	is := func(text, reason string) {
+		t.Helper()
+		f("- '"+text+"'", fmt.Sprintf("2: upstreams[0]: %q is not an upstream (%s", text, reason))
+	}
+	is("one.one", "it is neither a preset nor a URL); there are the presets cloudflare, google, quad9, quad9-unfiltered, and URLs: tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], udp://ADDRESS[:PORT]")
+	is("1.1.1.1", "write tls://1.1.1.1 or, for a server of one's own network without TLS, udp://1.1.1.1)")
+	is("10.0.0.1:53", "write tls://10.0.0.1:53 or")
+	is("2001:db8::1", "write tls://[2001:db8::1] or")
+	is("[2001:db8::1]:853", "write tls://[2001:db8::1]:853 or")
+	is("cloudflair", "did you mean cloudflare?)")
+	is("Quad9", "did you mean quad9?)")
+	is("quic://192.0.2.1", "quic is not supported; tls:// is, and udp:// and tcp:// for servers of your own network)")
+	is("https://dns.example/dns-query", "https is not supported")
+	is("TLS://192.0.2.1", "write tls in small letters)")
+	is("tls://user@192.0.2.1", "it must not have a user)")
+	is("tls://192.0.2.1/path", "it must not have a path or a query)")
+	is("tls://192.0.2.1/", "it must not have a path or a query)")
+	is("tls://192.0.2.1?x=y", "it must not have a path or a query)")
+	is("tls://", `"" is neither an address nor a host name)`)
+	is("tls://192.0.2.300", `"192.0.2.300" is neither`)
+	is("tls://dns_.exa mple", `"dns_.exa mple" is neither`)
+	is("tls://2001:db8::53", `"2001:db8::53" is not a host; an IPv6 address needs brackets)`)
+	is("tls://[2001:db8::53", `"[2001:db8::53" is not`)
+	is("tls://[192.0.2.1]", `"[192.0.2.1]" is not an IPv6 address in brackets)`)
+	is("tls://[2001:db8::53]853", `"853" is not a port)`)
+	is("tls://192.0.2.1:0", `"0" is not a port)`)
+	is("tls://192.0.2.1:", `"" is not a port)`)
+	is("tls://192.0.2.1:dot", `"dot" is not a port)`)
+	is("tls://192.0.2.1#", `"" is not a server name)`)
+	is("tls://192.0.2.1#a#b", `"a#b" is not a server name)`)
+
+	f("  cloudflare", `1: upstreams: is "cloudflare"; it takes a list, as in [cloudflare, quad9]`)
+	f("", "1: upstreams: is nothing; it takes a list")
+	f("-", "2: upstreams[0]: is nothing; it takes a preset, a URL or a mapping")
+	f("- [quad9]", "2: upstreams[0]: is a list; it takes")
+	f("- 0.0.0.0", "2: upstreams[0]: ")
+	f("- quad9\n- google\n- quad9", `4: upstreams[2]: is the same upstream as upstreams[0]; remove one of them`)
+	f("- tls://192.0.2.1\n- tls://192.0.2.1", `3: upstreams[1]: is the same upstream as upstreams[0]; remove one of them`)
+	f("- quad9\n- addresses: [192.0.2.1]\n  name: quad9", `4: upstreams[1].name: "quad9" is the name of`)
+
+	f("- weight: 2", `2: upstreams[0].addresses: is empty`)
+	f("- {}", `2: upstreams[0].addresses: is empty`)
+	f("- name: x\n  addresses: []", `3: upstreams[0].addresses: is empty`)
+	f("- addresses: [dns.example]", `2: upstreams[0].addresses: "dns.example" is not an address; write 192.0.2.1`)
+	f("- addresses: ['192.0.2.1:0', 0.0.0.0]", `2: upstreams[0].addresses: 192.0.2.1:0 is not`, `2: upstreams[0].addresses: 0.0.0.0:853 is not`)
+	f("- preset: quad9\n  weigth: 2\n  tier: -1\n  port: 70000\n  connections: 0\n  idle_timeout: 3",
+		`3: upstreams[0].weigth: does not exist; did you mean weight?`, `4: upstreams[0].tier: must be between 0 and 1000`,
+		`5: upstreams[0].port: 70000 is out of range`, `6: upstreams[0].connections: must be between 1 and 1000`, `7: upstreams[0].idle_timeout: "3" has no unit`)
+	f("- {preset: quad9, weight: 0}", "2: upstreams[0].weight: must be between 1 and 1000000")
+	f("- {preset: quad9, port: -1}", "2: upstreams[0].port: -1 must not be below 0")
+	f("- {preset: quad8}", `2: upstreams[0].preset: "quad8" is not a preset; there are cloudflare, `)
+	f("- {preset: [quad9]}", `2: upstreams[0].preset: a list is not a preset`)
+	f("- {preset: quad9, server_name: ''}", `2: upstreams[0].server_name: is empty; remove the key to have the default, dns.quad9.net`)
+	f("- preset: quad9\n  url: tls://192.0.2.1", `3: upstreams[0].url: is set, and preset too; remove one of them`)
+	f("- preset: quad9\n  host: dns.example", `3: upstreams[0].host: is not needed beside addresses`)
+	f("- {url: quad9}", `2: upstreams[0].url: "quad9" is not a URL`)
+	f("- {url: 'tls://x y'}", `2: upstreams[0].url: "tls://x y" is not an upstream`)
+	f("- url: tls://192.0.2.1#dns.example\n  server_name: a.example\n  addresses: [192.0.2.2]",
+		`3: upstreams[0].server_name: is set, and url has it too`, `4: upstreams[0].addresses: is set, and url has it too`)
+	f("- tls://dns.example", `2: upstreams[0].bootstrap: is empty, so "dns.example" could not be resolved`)
+	f("- url: tls://dns.example\n  bootstrap: [resolver]", `3: upstreams[0].bootstrap: "resolver" `)
+	f("- preset: quad9\n  key_file: /nowhere.pem", `3: upstreams[0].cert_file: cert_file and key_file need each other`)
+	f("- preset: quad9\n  ca_file: /nowhere.pem", `3: upstreams[0].ca_file: open /nowhere.pem`)
+	f("- preset: quad9\n  pins: [x]", `3: upstreams[0].pins: "x" is not`)
+}
+
+func TestBootstrapIsReportedOnce(t *testing.T) {
+	t.Parallel()
+	got := problemsOf(t, "upstreams: [tls://a.example, tls://b.example]\nbootstrap: [resolver]")
+	if strings.Count(got, "\n") != 1 || !strings.HasPrefix(got, `dotgate.yaml:2: bootstrap: "resolver" `) {
+		t.Errorf("got %s", got)
+	}
+	got = problemsOf(t, "upstreams: [tls://a.example]\nbootstrap:")
+	if strings.Count(got, "\n") != 1 || !strings.HasPrefix(got, `dotgate.yaml:2: bootstrap: has no value`) {
+		t.Errorf("got %s", got)
+	}
+}

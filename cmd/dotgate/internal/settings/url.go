@@ -1,0 +1,103 @@
+package settings
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"dotgate/configs"
+	"dotgate/upstreams"
+)
+
+// named returns the upstream that a text alone stands for: a preset or a URL.
+func named(text string) (upstreams.Options, error) {
+	if o, ok := preset(text); ok {
+		return o, nil
+	}
+	if text == "" {
+		return upstreams.Options{}, errors.New("is empty")
+	}
+	var reason string
+	switch scheme, _, isURL := strings.Cut(text, "://"); {
+	case isURL && isSupported(scheme):
+		o, err := parseURL(text)
+		if err == nil {
+			return o, nil
+		}
+		reason = err.Error()
+	case isURL && isSupported(strings.ToLower(scheme)):
+		reason = "write " + strings.ToLower(scheme) + " in small letters"
+	case isURL:
+		reason = fmt.Sprintf("%s is not supported; tls:// is, and udp:// and tcp:// for servers of your own network", scheme)
+	case strings.ContainsAny(text, " \t;"):
+		reason = "write commas between several"
+	case inURL(text) != "":
+		reason = fmt.Sprintf("write tls://%s or, for a server of one's own network without TLS, udp://%[1]s", inURL(text))
+	default:
+		reason = "it is neither a preset nor a URL"
+		if meant := configs.Nearest(text, Presets()); meant != "" {
+			reason = "did you mean " + meant + "?"
+		}
+	}
+	return upstreams.Options{}, fmt.Errorf("%q is not an upstream (%s); there are the presets %s, and URLs: tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], udp://ADDRESS[:PORT]",
+		text, reason, strings.Join(Presets(), ", "))
+}
+
+// inURL returns how the address of a server, with or without a port, stands in a URL, or
+// "" if text is none.
+func inURL(text string) string {
+	if a, err := netip.ParseAddr(text); err == nil && a.Is6() {
+		text = "[" + text + "]"
+	}
+	host, _, err := splitPort(text, dotPort)
+	if err != nil {
+		return ""
+	}
+	if _, err := netip.ParseAddr(host); err != nil {
+		return ""
+	}
+	return text
+}
+
+func isSupported(scheme string) bool {
+	return scheme == upstreams.TLS || scheme == upstreams.UDP || scheme == upstreams.TCP
+}
+
+// parseURL reads tls://192.0.2.53:853#dns.example: the server, and after the #
+// the name in its certificate.
+func parseURL(text string) (upstreams.Options, error) {
+	var o upstreams.Options
+	protocol, rest, _ := strings.Cut(text, "://")
+	authority, serverName, hasName := strings.Cut(rest, "#")
+	if strings.Contains(authority, "@") {
+		return o, errors.New("it must not have a user")
+	}
+	if strings.ContainsAny(authority, "/?") {
+		return o, errors.New("it must not have a path or a query")
+	}
+	if protocol != upstreams.TLS {
+		if o.Protocol = protocol; hasName {
+			return o, errors.New("a server in clear text has no certificate; remove the # and the name")
+		}
+	}
+	host, port, err := splitPort(authority, usualPort(protocol))
+	if err != nil {
+		return o, err
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		o.Addresses = []netip.AddrPort{netip.AddrPortFrom(a, port)}
+	} else if o.Protocol != "" {
+		return o, fmt.Errorf("%q is not an address; a server in clear text needs one", host)
+	} else if o.Host, o.Port = strings.TrimSuffix(host, "."), port; !isHostname(o.Host) {
+		return o, fmt.Errorf("%q is neither an address nor a host name", host)
+	}
+	if !hasName {
+		return o, nil
+	}
+	o.ServerName = strings.TrimSuffix(serverName, ".")
+	if _, err := netip.ParseAddr(o.ServerName); err != nil && !isHostname(o.ServerName) {
+		return o, fmt.Errorf("%q is not a server name", serverName)
+	}
+	return o, nil
+}

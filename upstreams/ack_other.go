@@ -1,7 +1,0 @@
-//go:build !linux
-
-package upstreams
-
-import "net"
-
-func acknowledgeAtOnce(net.Conn) {}

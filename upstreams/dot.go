@@ -1,0 +1,218 @@
+package upstreams
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+)
+
+// sessionPause is how long no session is resumed after one made a handshake fail.
+const sessionPause = 10 * time.Minute
+
+var (
+	errHandshake = errors.New("TLS handshake failed")
+	errPin       = errors.New("no certificate in the verified chain has a pinned key (setting pins)")
+)
+
+// dotTransport opens DNS-over-TLS connections (RFC 7858). Each has a verified certificate.
+// A handshake that fails for a reason that a plainer ClientHello may avoid is repeated with
+// one (see helloRace). Nothing of the verification is ever left out.
+type dotTransport struct {
+	tcp        *tcpTransport
+	log        *slog.Logger
+	config     *tls.Config // never used as it is: each endpoint gets a copy
+	handshake  stepLimit
+	noSessions limitation // resumption made a handshake fail
+	clock      certificateClock
+	notAfter   atomic.Int64 // end of the latest certificate, in Unix seconds, or 0
+
+	handshakes, resumed atomic.Uint64
+	// Handshakes that were completed with a plainer ClientHello, by what it left out.
+	withoutALPN, withoutKeyShare atomic.Uint64
+}
+
+func (t *dotTransport) init(o Options, tcp *tcpTransport, log *slog.Logger) error {
+	roots, err := o.roots()
+	if err != nil {
+		return err
+	}
+	certificates, err := o.certificates()
+	if err != nil {
+		return err
+	}
+	pins, err := o.pins()
+	if err != nil {
+		return err
+	}
+	t.tcp, t.log = tcp, log
+	t.handshake.set, t.handshake.usual, t.handshake.max = o.HandshakeTimeout, handshakeUsual, o.Patience
+	t.clock = certificateClock{built: o.Built, log: log, warned: &clockWarned}
+	t.config = &tls.Config{
+		Time:                        t.clock.now,
+		MinVersion:                  tls.VersionTLS12,
+		ServerName:                  o.ServerName,
+		RootCAs:                     roots,
+		Certificates:                certificates,
+		NextProtos:                  []string{"dot"}, // RFC 7858 names it; a server on port 443 needs it
+		ClientSessionCache:          tls.NewLRUClientSessionCache(0),
+		DynamicRecordSizingDisabled: true, // a burst of queries is one record
+	}
+	if len(pins) > 0 {
+		// Unlike VerifyPeerCertificate, this runs on resumed sessions too.
+		t.config.VerifyConnection = func(state tls.ConnectionState) error { return checkPins(state, pins) }
+	}
+	return nil
+}
+
+func checkPins(state tls.ConnectionState, pins map[[sha256.Size]byte]bool) error {
+	for _, chain := range state.VerifiedChains {
+		for _, certificate := range chain {
+			if pins[sha256.Sum256(certificate.RawSubjectPublicKeyInfo)] {
+				return nil
+			}
+		}
+	}
+	return errPin
+}
+
+func (t *dotTransport) limits() dialLimits {
+	return dialLimits{connect: t.tcp.connect.current(), handshake: t.handshake.current()}
+}
+
+func (t *dotTransport) longest() dialLimits {
+	return dialLimits{connect: t.tcp.connect.longest(), handshake: t.handshake.longest()}
+}
+
+// summary describes how l, which has no faults, was made.
+func (l link) summary(to *endpoint) string {
+	const digits = 10 * time.Microsecond
+	text := fmt.Sprintf("connected to %v: TCP in %v", to.addr, l.tcpTook.Round(digits))
+	conn, ok := l.Conn.(*tls.Conn)
+	if !ok {
+		return text
+	}
+	state := conn.ConnectionState()
+	kind := "full handshake"
+	if state.DidResume {
+		kind = "session resumed"
+	}
+	return fmt.Sprintf("%s, %s in %v (%s)", text, tls.VersionName(state.Version), l.tlsTook.Round(digits), kind)
+}
+
+func (t *dotTransport) configFor(addr netip.AddrPort) *tls.Config {
+	config := t.config.Clone()
+	if config.ServerName == "" {
+		config.ServerName = addr.Addr().WithZone("").String()
+	}
+	return config
+}
+
+// openOnce makes one connection, with a ClientHello that leaves out something or nothing. A
+// handshake that fails after a session was offered is repeated without one.
+func (t *dotTransport) openOnce(ctx context.Context, e *endpoint, without helloOmissions, limits dialLimits, p *helloProgress) (link, error) {
+	config := t.configFor(e.addr)
+	without.apply(config)
+	p.small = without&withoutKeyShare != 0
+	sessions := &offeredSessions{ClientSessionCache: config.ClientSessionCache}
+	config.ClientSessionCache = sessions
+	if t.noSessions.holds() {
+		config.ClientSessionCache = nil
+	}
+	for {
+		l, err := t.secure(ctx, e.addr, config, limits, p)
+		if err == nil {
+			t.count(without)
+			return l, nil
+		}
+		if !sessions.offered || !errors.Is(err, errHandshake) || refusedALPN(err) {
+			return l, err
+		}
+		// The next session would fail as well, so none is offered for a while.
+		sessions.Put(config.ServerName, nil)
+		t.noSessions.learn(sessionPause)
+		config.ClientSessionCache, sessions.offered = nil, false
+	}
+}
+
+// secure connects, and verifies the server. After a failure, the link says how long the
+// steps took.
+func (t *dotTransport) secure(ctx context.Context, addr netip.AddrPort, config *tls.Config, limits dialLimits, p *helloProgress) (link, error) {
+	l, err := t.tcp.openSocket(ctx, addr, limits.connect, p.small)
+	if err != nil {
+		return link{}, err
+	}
+	p.connected.Store(true)
+	began := time.Now()
+	ctx, cancel := context.WithTimeoutCause(ctx, limits.handshake,
+		&failure{TLSTimedOut, fmt.Errorf("no TLS handshake within %v (setting handshake_timeout)", limits.handshake)})
+	defer cancel()
+	conn := tls.Client(&firstReadConn{Conn: l.raw, progress: p, reached: t.tcp.progress}, config)
+	err = conn.HandshakeContext(ctx)
+	l.Conn, l.secure, l.tlsTook = conn, err == nil, time.Since(began)
+	if err != nil {
+		l.abort()
+		cause := context.Cause(ctx)
+		if cause == nil {
+			return l, t.clock.explain(err)
+		}
+		if OutcomeOf(cause) == TLSTimedOut {
+			t.handshake.timedOut()
+		}
+		return l, cause
+	}
+	t.handshakes.Add(1)
+	t.handshake.succeeded(l.tlsTook)
+	t.tcp.progress(tlsConnected)
+	state := conn.ConnectionState()
+	t.notAfter.Store(state.PeerCertificates[0].NotAfter.Unix())
+	if state.DidResume {
+		t.resumed.Add(1)
+	}
+	return l, nil
+}
+
+func (t *dotTransport) count(without helloOmissions) {
+	if without&withoutALPN != 0 {
+		t.withoutALPN.Add(1)
+	}
+	if without&withoutKeyShare != 0 {
+		t.withoutKeyShare.Add(1)
+	}
+}
+
+// offeredSessions notes whether a session was found to offer.
+type offeredSessions struct {
+	tls.ClientSessionCache
+	offered bool
+}
+
+func (s *offeredSessions) Get(key string) (*tls.ClientSessionState, bool) {
+	session, ok := s.ClientSessionCache.Get(key)
+	s.offered = s.offered || ok && session != nil
+	return session, ok
+}
+
+// A firstReadConn is a connection during its handshake. It notes the first octets that
+// the server sends.
+type firstReadConn struct {
+	net.Conn
+	progress *helloProgress // nil once they have come
+	reached  func(step int32)
+}
+
+func (c *firstReadConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && c.progress != nil {
+		c.progress.replied.Store(true)
+		c.reached(tlsAnswered)
+		c.progress = nil
+	}
+	return n, err
+}

@@ -1,0 +1,260 @@
+package upstreams
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"dotgate/gateway/latency"
+	"dotgate/gateway/wire"
+)
+
+const (
+	// probeQueries is how many queries measure the latency, and burst how many are sent at
+	// once to see whether a server answers them in parallel.
+	probeQueries = 20
+	burst        = 8
+	// probeAnswerLimit is how long an answer may take.
+	probeAnswerLimit = 3 * time.Second
+)
+
+// A ProbeReport describes one address of an upstream: whether it works, how fast, and what
+// it supports.
+type ProbeReport struct {
+	Address netip.AddrPort `json:"address,omitzero"`
+	// Err is the first error; the fields that are measured after it are not set.
+	Err error `json:"-"`
+
+	TCP              latency.Millis      `json:"tcp_ms"` // the time of the handshakes
+	TLS              latency.Millis      `json:"tls_ms"`
+	Version          string              `json:"tls_version,omitempty"`
+	Cipher           string              `json:"cipher,omitempty"`
+	ALPN             string              `json:"alpn,omitempty"`    // empty if none was agreed upon
+	Without          string              `json:"without,omitempty"` // what the ClientHello had to leave out: "alpn", "key_share" or both with a comma
+	Chain            []*x509.Certificate `json:"-"`                 // the server's certificate first; unverified if verification failed
+	Resumes          bool                `json:"resumes"`           // a second connection was resumed
+	Asked            int                 `json:"asked"`             // queries that were sent one after the other
+	Answered         int                 `json:"answered"`          // of these
+	P50              latency.Millis      `json:"p50_ms"`
+	P90              latency.Millis      `json:"p90_ms"`
+	P99              latency.Millis      `json:"p99_ms"`
+	Pipelined        int                 `json:"pipelined"`               // answers to queries that were sent at once
+	OutOfOrder       bool                `json:"out_of_order"`            // at least one of these answers overtook another
+	Padded           bool                `json:"padded"`                  // answers to padded queries are padded (RFC 8467)
+	Idle             latency.Millis      `json:"idle_ms,omitempty"`       // how long an idle connection stayed open
+	IdleLimitReached bool                `json:"idle_at_least,omitempty"` // it was still open then
+}
+
+// Probe examines each address of the upstream that o describes. It sends q there, and
+// waits for at most idle to see how long the server keeps idle connections. It blocks for
+// that long, and some seconds more.
+func Probe(ctx context.Context, o Options, q wire.Query, idle time.Duration) ([]ProbeReport, error) {
+	u, err := New(o)
+	if err != nil {
+		return nil, err
+	}
+	defer u.Close()
+	if err := u.dialer.resolve(ctx); err != nil {
+		return nil, named(o.Name, err)
+	}
+	addrs := u.Addresses()
+	all := make([]ProbeReport, len(addrs))
+	var probes sync.WaitGroup
+	for i, addr := range addrs {
+		probes.Go(func() { all[i] = u.dialer.dot.probe(ctx, addr, q, idle) })
+	}
+	probes.Wait()
+	return all, nil
+}
+
+func (t *dotTransport) probe(ctx context.Context, addr netip.AddrPort, q wire.Query, idle time.Duration) (x ProbeReport) {
+	x.Address = addr
+	config := t.configFor(addr)
+	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	conn := x.secure(ctx, t, config)
+	if x.Err != nil {
+		return x
+	}
+	defer conn.raw.Close()
+	var waiting sync.WaitGroup
+	again := config.Clone()
+	waiting.Go(func() { x.idle(ctx, addr, again, q, idle) })
+	defer waiting.Wait()
+	r := bufio.NewReaderSize(conn, 2+wire.MaxSize)
+	if x.Err = x.measure(conn, r, q); x.Err != nil {
+		return x
+	}
+	if x.Err = x.pipeline(conn, r, q); x.Err != nil {
+		return x
+	}
+	x.resume(ctx, addr, config)
+	return x
+}
+
+// A promptConn has the system acknowledge the next segments at once, as a stream does at
+// first: a server may delay its answer until then, and would seem to take 40 ms.
+type promptConn struct {
+	net.Conn
+	raw net.Conn
+}
+
+func (c *promptConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	acknowledgeAtOnce(c.raw)
+	return n, err
+}
+
+// secure makes a connection, with a plainer ClientHello where that is needed, and changes
+// config accordingly. On failure it sets x.Err.
+func (x *ProbeReport) secure(ctx context.Context, t *dotTransport, config *tls.Config) *promptConn {
+	var without helloOmissions
+	for {
+		p := helloProgress{small: without&withoutKeyShare != 0}
+		l, err := t.secure(ctx, x.Address, config, t.longest(), &p)
+		x.Err, x.TCP, x.TLS = err, latency.Millis(l.tcpTook), latency.Millis(l.tlsTook)
+		if err == nil {
+			state := l.Conn.(*tls.Conn).ConnectionState()
+			x.Version, x.Cipher, x.ALPN = tls.VersionName(state.Version), tls.CipherSuiteName(state.CipherSuite), state.NegotiatedProtocol
+			x.Chain = state.PeerCertificates
+			return &promptConn{l, l.raw}
+		}
+		var bad *tls.CertificateVerificationError
+		if errors.As(err, &bad) {
+			x.Chain = bad.UnverifiedCertificates
+		}
+		left := p.remedy(err, helloMemory{cut: true}) &^ without
+		if left == omitNothing {
+			return nil
+		}
+		without |= left
+		left.apply(config)
+		x.Without = without.String()
+	}
+}
+
+// measure sends one query after the other.
+func (x *ProbeReport) measure(conn net.Conn, r *bufio.Reader, q wire.Query) error {
+	var h latency.Histogram
+	for id := range uint16(probeQueries) {
+		began := time.Now()
+		x.Asked++
+		if err := writeFrames(conn, q.AppendUpstream(nil, id)); err != nil {
+			return err
+		}
+		message, err := readFrame(conn, r)
+		if err != nil {
+			return fmt.Errorf("answer %d: %w", id+1, err)
+		}
+		if _, err := wire.ParseAnswer(q, message); err != nil {
+			return fmt.Errorf("answer %d: %w", id+1, err)
+		}
+		x.Padded = wire.Padded(message)
+		h.Add(time.Since(began))
+		x.Answered++
+	}
+	var s latency.Snapshot
+	s.Include(&h)
+	x.P50, x.P90, x.P99 = latency.Millis(s.Quantile(0.5)), latency.Millis(s.Quantile(0.9)), latency.Millis(s.Quantile(0.99))
+	return nil
+}
+
+// pipeline sends several queries at once: every other one for a name that the
+// server can hardly have in its cache, so that the others may be answered first.
+func (x *ProbeReport) pipeline(conn net.Conn, r *bufio.Reader, q wire.Query) error {
+	var frames [][]byte
+	for id := range uint16(burst) {
+		asked := q
+		if id%2 == 0 {
+			var err error
+			if asked, err = wire.NewQuery(fmt.Sprintf("probe-%d-%d.example.com", time.Now().UnixNano(), id), "A"); err != nil {
+				return err
+			}
+		}
+		frames = append(frames, asked.AppendUpstream(nil, id))
+	}
+	if err := writeFrames(conn, frames...); err != nil {
+		return err
+	}
+	var order []uint16
+	for range burst {
+		message, err := readFrame(conn, r)
+		if err != nil {
+			return fmt.Errorf("%d queries at once: %w", burst, err)
+		}
+		order = append(order, wire.ID(message))
+		x.Pipelined++
+	}
+	x.OutOfOrder = !slices.IsSorted(order)
+	return nil
+}
+
+func (x *ProbeReport) resume(ctx context.Context, addr netip.AddrPort, config *tls.Config) {
+	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: probeAnswerLimit}, Config: config}
+	if conn, err := dialer.DialContext(ctx, "tcp", addr.String()); err == nil {
+		x.Resumes = conn.(*tls.Conn).ConnectionState().DidResume
+		conn.Close()
+	}
+}
+
+// idle sends one query on a connection of its own, and waits for the end of the connection.
+func (x *ProbeReport) idle(ctx context.Context, addr netip.AddrPort, config *tls.Config, q wire.Query, limit time.Duration) {
+	if limit <= 0 {
+		return
+	}
+	config.ClientSessionCache = nil
+	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: probeAnswerLimit}, Config: config}
+	conn, err := dialer.DialContext(ctx, "tcp", addr.String())
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	r := bufio.NewReaderSize(conn, 2+wire.MaxSize)
+	if writeFrames(conn, q.AppendUpstream(nil, 1)) != nil {
+		return
+	}
+	if _, err := readFrame(conn, r); err != nil {
+		return
+	}
+	began := time.Now()
+	_ = conn.SetReadDeadline(began.Add(limit))
+	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })()
+	_, err = r.Peek(1)
+	var timeout net.Error
+	x.Idle = latency.Millis(time.Since(began))
+	x.IdleLimitReached = errors.As(err, &timeout) && timeout.Timeout()
+}
+
+func writeFrames(w io.Writer, messages ...[]byte) error {
+	var frames []byte
+	for _, m := range messages {
+		frames = append(binary.BigEndian.AppendUint16(frames, uint16(len(m))), m...)
+	}
+	_, err := w.Write(frames)
+	return err
+}
+
+// readFrame returns the next message, with bytes of its own, at least as long as
+// an ID.
+func readFrame(conn net.Conn, r *bufio.Reader) ([]byte, error) {
+	_ = conn.SetReadDeadline(time.Now().Add(probeAnswerLimit))
+	frame, err := nextFrame(r)
+	if err != nil {
+		return nil, err
+	}
+	if len(frame) < 2 {
+		return nil, wire.ErrMalformed
+	}
+	message := slices.Clone(frame)
+	_, err = r.Discard(2 + len(frame))
+	return message, err
+}
