@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# Makes sure that the images which our Dockerfiles start from are on this
-# machine. What is there stays; what is missing is pulled; where no registry
-# can be reached it is made from this machine's own Debian mirror and Go
-# toolchain, under the same tag, so that the Dockerfiles need not know.
+# Makes sure that this machine has the base images of the Dockerfiles. A missing one is
+# pulled; if no registry can be reached it is made from this machine's Debian mirror and Go
+# toolchain, under the same tag.
 #
 #	docker/base-images.sh            both
 #	docker/base-images.sh debian     only debian:bookworm-slim
@@ -28,7 +27,7 @@ trap 'exit 130' INT TERM
 have() { docker image inspect "$1" >/dev/null 2>&1; }
 
 pull() {
-	say "$1 is not here, pulling it"
+	say "$1 is missing, pulling it"
 	timeout "${PULL_TIMEOUT:-120}" docker pull --quiet "$1" >/dev/null 2>&1
 }
 
@@ -68,7 +67,7 @@ make_debian() {
 	debootstrap --variant=minbase bookworm "$root" "$mirror" >"$scratch/debootstrap.log" 2>&1 ||
 		{ tail -n 20 "$scratch/debootstrap.log" >&2; die "debootstrap failed"; }
 
-	# What makes the official image slim.
+	# As in the official slim image.
 	cat >"$root/etc/dpkg/dpkg.cfg.d/docker" <<-'END'
 		path-exclude /usr/share/doc/*
 		path-exclude /usr/share/man/*
@@ -104,8 +103,8 @@ make_golang() {
 	container=$(docker create --network "${BUILD_NETWORK:-bridge}" "$debian" \
 		sh -ec 'apt-get -qq update && apt-get -qq install --no-install-recommends ca-certificates >/dev/null
 			update-ca-certificates >/dev/null; rm -rf /var/lib/apt/lists/*; mkdir -p /go')
-	# Authorities that this machine trusts on top of Debian's, such as the one
-	# of an inspecting proxy: the builder has to get through it too.
+	# Further authorities of this machine, as that of an inspecting proxy, which the builder
+	# needs, too.
 	[[ ! -d /usr/local/share/ca-certificates ]] ||
 		tar -C / --dereference -c usr/local/share/ca-certificates | docker cp - "$container:/"
 	tar -C "$goroot" --exclude=./test --exclude=./doc --exclude=./api --exclude=testdata --exclude='*_test.go' --owner=0 --group=0 --transform 's,^\.,usr/local/go,' -c . |

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Has an address announced while the gateway says that clients should come.
+# Announces an address while the gateway is ready.
 #
-#	follow.sh                          by BIRD: the protocol "anycast" goes on and off
+#	follow.sh                          by BIRD: enables and disables the protocol "anycast"
 #	follow.sh exabgp 192.0.2.53/32     by ExaBGP, as a "process" of it
 #
-#   DOTGATE_READY  what to ask. Default: http://127.0.0.1:8053/readyz
+#   DOTGATE_READY  URL of the readiness check. Default: http://127.0.0.1:8053/readyz
 #   BIRD_SOCKET    BIRD's control socket, if it is not the usual one
 #
-# Two failures in a row end it, four successes begin it again. Needs curl.
+# Two failures in a row withdraw it, four successes announce it again. Needs curl.
 set -eu
 
 say() { echo "follow: $*" >&2; }
@@ -33,7 +33,7 @@ announce() {
 ready() { curl --silent --fail --output /dev/null --max-time 1 "${DOTGATE_READY:-http://127.0.0.1:8053/readyz}"; }
 
 announced=
-row=0 # how often in a row the gateway said something else than what is announced
+row=0 # number of checks in a row that differ from what is announced
 trap 'announce no; exit 0' INT TERM
 while true; do
 	if ready; then now=yes needed=4; else now=no needed=2; fi
@@ -47,7 +47,7 @@ while true; do
 			say "announced: $now"
 			announced=$now row=0
 		else
-			say "$daemon can't be told; trying again"
+			say "$daemon does not accept the command; trying again"
 		fi
 	fi
 	sleep 0.5

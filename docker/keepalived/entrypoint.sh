@@ -3,10 +3,10 @@
 #
 #   VRRP_ADDRESS    the address that the pair shares (required)
 #   VRRP_PEER       the other node's own address (required)
-#   VRRP_INTERFACE  where the address goes. Default: where the peer is
-#   VRRP_ROUTER_ID  tells pairs in one network apart, 1 to 255. Default: 53
-#   VRRP_PRIORITY   101 to 254, the same on both nodes unless one is to be
-#                   preferred; then the difference must be below 50. Default: 200
+#   VRRP_INTERFACE  interface of the address. Default: that of the route to the peer
+#   VRRP_ROUTER_ID  number of the pair, 1 to 255, unique in a network. Default: 53
+#   VRRP_PRIORITY   101 to 254, equal on both nodes, or less than 50 higher on
+#                   the preferred one. Default: 200
 #   VRRP_INTERVAL   seconds between two advertisements. Default: 0.1
 set -eu
 
@@ -35,28 +35,27 @@ ip -4 route get "$VRRP_ADDRESS" >/dev/null || die "no route to VRRP_ADDRESS $VRR
 router=${VRRP_ROUTER_ID:-53}
 priority=${VRRP_PRIORITY:-200}
 number VRRP_ROUTER_ID "$router" 1 255
-number VRRP_PRIORITY "$priority" 101 254 # 100 may be taken from it
+number VRRP_PRIORITY "$priority" 101 254 # a failing gateway subtracts up to 100
 
 route=$(ip -oneline route get "$VRRP_PEER") || die "no route to VRRP_PEER $VRRP_PEER"
 interface=${VRRP_INTERFACE:-$(echo "$route" | sed -n 's/.* dev \([^ ]*\).*/\1/p')}
 source=$(echo "$route" | sed -n 's/.* src \([^ ]*\).*/\1/p')
 
-# A keepalived that was killed could not take its address along.
+# A keepalived that was killed left its address on the interface.
 ip address del "$VRRP_ADDRESS/32" dev "$interface" 2>/dev/null || true
 
-# Neighbours send to one node while the address is just leaving it, and what it
-# was asked before is yet to be answered from there: so both nodes have the address
-# all the time, where nobody can see it. For that, they must neither answer for
-# addresses of other interfaces than the one asked on, nor ask with them.
+# While the address moves, neighbours still send to the old node, and that has queries in
+# progress to answer: so both nodes always have the address on lo. They must neither answer
+# ARP requests for addresses of other interfaces, nor use those in their own requests.
 if [ "$(cat /proc/sys/net/ipv4/conf/all/arp_ignore)" -ge 1 ] && [ "$(cat /proc/sys/net/ipv4/conf/all/arp_announce)" -ge 2 ]; then
 	ip address replace "$VRRP_ADDRESS/32" dev lo scope host
 else
-	say "net.ipv4.conf.all.arp_ignore is not 1 or arp_announce not 2: queries that are under way when the address moves are lost"
+	say "net.ipv4.conf.all.arp_ignore is not 1 or arp_announce not 2: queries in progress are lost when the address moves"
 fi
 
-# A gateway that crashed leaves a closed port, and the kernel would say so: clients
-# would not wait for the other node to take over, but fail.
-nft -f - <<END || say "nftables can't be used here: when the gateway crashes, clients are told so until the address has moved"
+# After a crash of the gateway, the kernel would reject queries, and clients would fail
+# instead of waiting for the other node.
+nft -f - <<END || say "nftables can't be used here: when the gateway crashes, queries are rejected until the address has moved"
 table ip dotgate
 delete table ip dotgate
 table ip dotgate {
@@ -68,12 +67,12 @@ table ip dotgate {
 }
 END
 
-# Keepalived learns from this file, at once, whether the gateway can answer.
-verdict=/run/dotgate.verdict
-echo 2 >$verdict
+# Keepalived watches this file, which has the health of the gateway.
+health=/run/dotgate.health
+echo 2 >$health
 while true; do
-	dotgate healthcheck --watch $verdict || true
-	echo 2 >$verdict
+	dotgate healthcheck --watch $health || true
+	echo 2 >$health
 	sleep 1
 done &
 
@@ -82,7 +81,7 @@ global_defs {
 	router_id dotgate
 	vrrp_version 3
 	max_auto_priority -1
-	# Tell the neighbours at once, and again a second later.
+	# Gratuitous ARP at once, and again a second later.
 	vrrp_garp_master_delay 1
 	vrrp_garp_master_repeat 2
 	vrrp_garp_master_refresh 30
@@ -91,17 +90,16 @@ global_defs {
 }
 
 track_file dotgate {
-	# What "dotgate healthcheck --watch" thinks: 1 if the gateway has no upstream, 2
-	# if it can't answer at all. A node that is worse than the other steps back
-	# instead of out: if neither is well, the checks may be what is broken, and one
-	# of the two keeps the address.
-	file $verdict
+	# Written by "dotgate healthcheck --watch": 0 if the gateway is healthy, 1 if it has no
+	# upstream, 2 if it does not answer. A failing node gets a lower priority instead of
+	# the state FAULT: if both fail, one of them keeps the address.
+	file $health
 	weight -50
 }
 
 vrrp_instance dotgate {
-	# Equal priorities: the address moves when its holder is worse than the
-	# other node, and not back when it is as good again.
+	# Equal priorities: the address moves if its node is less healthy than the other one,
+	# and does not move back when both are equal again.
 	state BACKUP
 	priority $priority
 	interface $interface

@@ -1,5 +1,4 @@
-// Delay stands before a TCP server and passes on what it says that much later, as
-// a server would answer that is far away.
+// Delay is a TCP proxy that delays the data of its server, as a long network path does.
 //
 //	delay -listen :853 -to 127.0.0.1:8853 -by 15ms
 package main
@@ -13,9 +12,9 @@ import (
 )
 
 func main() {
-	listen := flag.String("listen", ":853", "where clients come")
+	listen := flag.String("listen", ":853", "listen address")
 	to := flag.String("to", "127.0.0.1:8853", "the server")
-	by := flag.Duration("by", 15*time.Millisecond, "how much later")
+	by := flag.Duration("by", 15*time.Millisecond, "delay")
 	flag.Parse()
 	l, err := net.Listen("tcp", *listen)
 	if err != nil {
@@ -42,13 +41,13 @@ func main() {
 	}
 }
 
-// A piece is what was read at once, and when it is due.
+// A piece is the data of one read, and when it is due.
 type piece struct {
 	data []byte
 	due  time.Time
 }
 
-// pass passes on what comes until either side ends.
+// pass copies data, delayed, until either side ends.
 func pass(to io.Writer, from io.Reader, by time.Duration) {
 	pieces := make(chan piece, 1024)
 	go func() {
@@ -64,7 +63,7 @@ func pass(to io.Writer, from io.Reader, by time.Duration) {
 			}
 		}
 	}()
-	for p := range pieces { // to the end, lest the reader wait
+	for p := range pieces { // to the end, so that the reader never blocks
 		time.Sleep(time.Until(p.due))
 		_, _ = to.Write(p.data)
 	}

@@ -1,13 +1,13 @@
-// Load plays the clients of one server: so many queries a second, each on its
-// own and none waiting for the one before, with one second for an answer and one
-// retry, as the C library does it with "options timeout:1 attempts:2". Half of
-// them are for a few names, half for a new name each; one in ten goes over TCP.
+// Load sends queries to a server at a constant rate, as its clients do: each has one second
+// for an answer and one retry, as in the C library with "options timeout:1 attempts:2".
+// Half of them are for a few hot names, half for a new name each. One in ten is sent over
+// TCP.
 //
 //	load -server 192.0.2.53:53 -rate 500
 //
-// A line on its standard input marks the moment at which something is broken; the
-// end of its input is the end of the load. It prints one line of JSON about what
-// its clients saw, and on standard error each kind of failure.
+// A line on standard input marks the time of a failure. The end of the input is the end of
+// the load. It prints the results as one line of JSON, and on standard error the number of
+// each kind of problem.
 package main
 
 import (
@@ -36,14 +36,14 @@ func main() {
 	rate := flag.Int("rate", 500, "queries a second")
 	flag.Parse()
 	ctx, stop := context.WithCancel(context.Background())
-	t := &tally{}
+	t := &results{}
 	go func() {
 		for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 			t.mark(time.Now())
 		}
 		stop()
 	}()
-	play(ctx, *server, *rate, t)
+	run(ctx, *server, *rate, t)
 	report := t.report()
 	for kind, n := range t.problems {
 		fmt.Fprintf(os.Stderr, "%6d  %s\n", n, kind)
@@ -54,14 +54,14 @@ func main() {
 	}
 }
 
-// play asks until ctx is done, and waits for what is under way.
-func play(ctx context.Context, server string, rate int, t *tally) {
+// run sends queries until ctx is done, and waits for those in progress.
+func run(ctx context.Context, server string, rate int, t *results) {
 	var asking sync.WaitGroup
 	defer asking.Wait()
-	run := time.Now().UnixNano() // makes new names new
+	id := time.Now().UnixNano() // so that new names are new in each run
 	began := time.Now()
 	for i := 0; ; i++ {
-		// Late is late: what was missed is not made up for in a burst.
+		// After a delay, the missed queries are not sent in a burst.
 		due := began.Add(time.Duration(i) * time.Second / time.Duration(rate))
 		if late := time.Since(due); late > 0 {
 			began = began.Add(late)
@@ -71,7 +71,7 @@ func play(ctx context.Context, server string, rate int, t *tally) {
 			return
 		case <-time.After(time.Until(due)):
 		}
-		q := &query{network: "udp", name: fmt.Sprintf("n%d-%d.example.com.", i, run)}
+		q := &query{network: "udp", name: fmt.Sprintf("n%d-%d.example.com.", i, id)}
 		if i%2 == 0 {
 			q.hot, q.name = true, fmt.Sprintf("n%d.hot.example.com.", i/2%hotNames)
 		}
@@ -85,26 +85,26 @@ func play(ctx context.Context, server string, rate int, t *tally) {
 	}
 }
 
-// A query is one client's question and what came of it.
+// A query is one client's query and its results.
 type query struct {
 	network, name string
-	hot           bool // many clients ask for it
+	hot           bool // one of a few names
 
 	sent  time.Time
 	tries []try
 }
 
-// A try is one packet of it.
+// A try is one attempt of a query.
 type try struct {
 	ended   time.Time
-	node    string // which answered
+	node    string // that answered
 	problem string // or ""
-	replied bool   // whatever it said
+	replied bool   // with any response code
 	stale   bool
 }
 
-// ask asks as the C library does: with the same packet and socket again if nothing
-// came, at once if it is told that nobody is there or that it failed.
+// ask sends a query as the C library does. It repeats it with the same packet and socket
+// after a second without a reply, or at once after SERVFAIL or a rejected packet.
 func (q *query) ask(server string) {
 	q.sent = time.Now()
 	m := new(dns.Msg).SetQuestion(q.name, dns.TypeA).SetEdns0(1232, false)
@@ -126,9 +126,9 @@ func (q *query) ask(server string) {
 	}
 }
 
-// askTCP asks over a new connection each time, and again when the second is over,
-// even if the connection ended before. The C library sets no limit there, so that
-// the retry may take the second after which the kernel repeats a SYN.
+// askTCP uses a new connection for each attempt. The second one begins after a second, even
+// if the first connection ended before. It may take longer, as the kernel repeats a SYN
+// after a second, and the C library has no limit there.
 func (q *query) askTCP(server string, m *dns.Msg) {
 	for i, limit := range []time.Duration{patience, 3 * patience} {
 		began := q.sent.Add(time.Duration(i) * patience)
@@ -173,7 +173,7 @@ func exchange(conn *dns.Conn, m *dns.Msg) (*dns.Msg, error) {
 	}
 }
 
-// read judges a reply.
+// read reads a reply.
 func (t *try) read(m *dns.Msg) {
 	t.replied = true
 	if opt := m.IsEdns0(); opt != nil {
@@ -198,7 +198,7 @@ func (t *try) read(m *dns.Msg) {
 	t.problem = "wrong answer"
 }
 
-// kindOf names what went wrong, without addresses and ports.
+// kindOf returns the kind of an error, without addresses and ports.
 func kindOf(err error) string {
 	var number syscall.Errno
 	switch {

@@ -8,43 +8,45 @@ import (
 	"time"
 )
 
-// A tally adds up what clients saw.
-type tally struct {
-	mu       sync.Mutex // guards all that follows
+// results collects the results of all queries.
+type results struct {
+	mu       sync.Mutex // guards all fields below
 	queries  []*query
 	problems map[string]int
 	marked   time.Time
 }
 
-// A report is what it comes to. Times are in ms.
+// A report has the totals. Times are in ms.
 type report struct {
 	Queries int `json:"queries"`
-	// Failed had no answer to the first packet, and Lost none to the second either.
-	Failed int `json:"failed"`
-	Lost   int `json:"lost"`
-	// LostHot are those of the lost whose name many asked for, and Unreplied those
-	// that got no reply at all, not even that it failed.
+	// Failed counts queries without an answer to the first attempt, and Lost those without
+	// an answer to both. FailedUDP counts those of Failed over UDP.
+	Failed    int `json:"failed"`
+	FailedUDP int `json:"failed_udp"`
+	Lost      int `json:"lost"`
+	// LostHot counts those of Lost for hot names, and Unreplied those of Lost without any
+	// reply, not even SERVFAIL.
 	LostHot   int `json:"lost_hot"`
 	Unreplied int `json:"unreplied"`
-	Stale     int `json:"stale"` // answers past their time
+	Stale     int `json:"stale"` // stale answers
 	// Silent is the longest time between two answers.
 	Silent int64 `json:"silent"`
 	// From and To are the nodes that answered before the mark and at the end.
 	From string `json:"from"`
 	To   string `json:"to"`
-	// Moved is when To answered first, after the mark; and Gap after the last answer
-	// of From before that.
+	// Moved is the time from the mark to the first answer of To, and Gap that from the last
+	// answer of From before it.
 	Moved int64 `json:"moved"`
 	Gap   int64 `json:"gap"`
 }
 
-func (t *tally) mark(now time.Time) {
+func (t *results) mark(now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.marked = now
 }
 
-func (t *tally) add(q *query) {
+func (t *results) add(q *query) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.queries = append(t.queries, q)
@@ -69,8 +71,8 @@ func class(hot bool) string {
 	return "new name"
 }
 
-// report adds up. It needs all queries to have ended.
-func (t *tally) report() report {
+// report returns the totals. All queries must have ended.
+func (t *results) report() report {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r := report{Queries: len(t.queries)}
@@ -79,6 +81,9 @@ func (t *tally) report() report {
 		first, last := q.tries[0], q.tries[len(q.tries)-1]
 		if first.problem != "" {
 			r.Failed++
+			if q.network == "udp" {
+				r.FailedUDP++
+			}
 		}
 		if last.problem != "" {
 			r.Lost++
@@ -100,7 +105,7 @@ func (t *tally) report() report {
 	return r
 }
 
-// follow follows the answers from node to node. They must be in order.
+// follow sets the fields about the move of the address. Answers must be in order.
 func (r *report) follow(answers []try, marked time.Time) {
 	if len(answers) == 0 {
 		return
@@ -133,7 +138,7 @@ func (r *report) follow(answers []try, marked time.Time) {
 	}
 }
 
-// nameOf reads what a node says that it is (RFC 5001).
+// nameOf decodes the NSID of a node (RFC 5001).
 func nameOf(nsid string) string {
 	name, err := hex.DecodeString(nsid)
 	if err != nil {
