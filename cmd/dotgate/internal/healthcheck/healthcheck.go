@@ -178,14 +178,19 @@ func askReady(ctx context.Context, config *settings.Config) (*api.Readiness, err
 	if !config.Admin.Listen.IsValid() {
 		return nil, nil
 	}
-	var problem error
+	var failed, unasked error
 	for _, addr := range reachable(config.Admin.Listen.AddrPort) {
 		r, err := admin.AskReady(ctx, config.Admin, addr)
-		if err == nil {
+		switch {
+		case err == nil:
 			return &r, nil
+		case isLocal(err):
+			unasked = err
+		default:
+			failed = err
 		}
-		problem = err
 	}
+	problem := cmp.Or(failed, unasked)
 	if errors.Is(problem, syscall.ECONNREFUSED) && config.IsDefault("admin.listen") {
 		return nil, nil
 	}

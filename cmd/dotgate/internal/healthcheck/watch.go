@@ -74,9 +74,10 @@ type question struct {
 	ask             func(ctx context.Context) error
 	proves          verdict   // what a failure says of the gateway, unless the error says more
 	vital           bool      // while it can't be asked, the verdict stays as it is
-	proved          verdict   // what the last failure said
-	fails           int       // in a row
+	problems        int       // in a row: failures, and that it could not be asked
+	fails           int       // failures in a row
 	failed          time.Time // when it failed last
+	proved          verdict   // what the last failure said
 }
 
 // A finder finds the gateway, and remembers where it was.
@@ -245,21 +246,28 @@ func (w *watch) note(q *question, problem error) error {
 	now := time.Now()
 	switch {
 	case problem == nil:
-		q.fails = 0
-	case isNotAsked(problem) && q.vital:
+		q.problems, q.fails = 0, 0
+	case isNotAsked(problem):
+		q.problems++
+		// This proves nothing. What was proved before, that the gateway is about to stop
+		// for instance, holds for watchSteady: by then the vital question can tell.
+		if !q.vital {
+			q.fails = 0
+		}
 	default:
+		q.problems++
 		q.fails++
 		q.failed = now
 		q.proved = provedBy(problem, q.proves)
 	}
 	next := w.judge(now)
-	changed := next != w.verdict
+	changed, better := next != w.verdict, next < w.verdict
 	w.verdict = next
 	switch {
-	case problem == nil && changed:
+	case better:
 		w.told = time.Time{}
 		w.say("%v", next)
-	case problem != nil && (changed || q.fails >= watchFails && (w.told.IsZero() || now.Sub(w.told) >= watchRemind)):
+	case problem != nil && (changed || q.problems >= watchFails && (w.told.IsZero() || now.Sub(w.told) >= watchRemind)):
 		w.told = now
 		w.say("%v: %v", next, problem)
 	}
@@ -320,8 +328,6 @@ func (w *watch) write() error {
 func provedBy(problem error, otherwise verdict) verdict {
 	not, ok := errors.AsType[*notReady](problem)
 	switch {
-	case isNotAsked(problem):
-		return well // it says nothing
 	case ok && not.readiness.Stopping, errors.Is(problem, syscall.ECONNREFUSED):
 		return useless
 	}

@@ -158,6 +158,41 @@ func TestWhatCannotBeAskedIsNoVerdict(t *testing.T) {
 	})
 }
 
+// While a gateway stops, its control socket goes first: that it can't be asked any more must
+// not undo what it said before. The next gateway may have no control socket, which is fine.
+func TestWhatWasProvedHoldsUntilTheVitalQuestionTells(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		after := func(d time.Duration) bool { return time.Since(began) >= d }
+		var said bytes.Buffer
+		w := &watch{path: filepath.Join(t.TempDir(), "verdict"), out: &said, verdict: useless, questions: []*question{
+			{every: 100 * time.Millisecond, patience: 150 * time.Millisecond, proves: useless, vital: true, ask: func(context.Context) error {
+				if after(3500*time.Millisecond) && !after(5*time.Second) {
+					return syscall.ECONNREFUSED
+				}
+				return nil
+			}},
+			{every: 150 * time.Millisecond, patience: 500 * time.Millisecond, proves: cutOff, ask: func(context.Context) error {
+				switch {
+				case after(3 * time.Second):
+					return &notAsked{syscall.EADDRNOTAVAIL}
+				case after(time.Second):
+					return &notReady{api.Readiness{Stopping: true}}
+				}
+				return nil
+			}},
+		}}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if err := w.run(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+		if w.verdict != well || strings.Count(said.String(), "the gateway can answer\n") != 2 {
+			t.Errorf("at last: %v; it said:\n%s", w.verdict, &said)
+		}
+	})
+}
+
 func TestProblemsAreToldApart(t *testing.T) {
 	f := func(problem error, want verdict) {
 		t.Helper()
@@ -170,7 +205,6 @@ func TestProblemsAreToldApart(t *testing.T) {
 	f(&notReady{api.Readiness{Why: "no upstream"}}, cutOff)
 	f(&notReady{api.Readiness{Stopping: true}}, useless)
 	f(syscall.ECONNREFUSED, useless)
-	f(&notAsked{syscall.ECONNREFUSED}, well)
 }
 
 // A reader that stands still keeps no verdict from being written, nor the end.
