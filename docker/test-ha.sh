@@ -52,12 +52,14 @@ compose() {
 
 TEST_DIR=$(mktemp -d)
 export TEST_DIR
+failed='' # what failed, told last
 cleanup() {
 	local status=$?
 	trap - EXIT INT TERM
 	if ((status != 0)); then
 		say "the last log lines of the containers:"
 		compose logs --no-color --tail=25 2>&1 | cut -c1-200 >&2 || true
+		[[ -z $failed ]] || printf 'test-ha: FAILED:\n%s' "$failed" >&2
 	fi
 	if [[ -n ${KEEP:-} ]]; then
 		say "left running: COMPOSE_PROJECT_NAME=$COMPOSE_PROJECT_NAME, files in $TEST_DIR"
@@ -157,14 +159,15 @@ await 45 "the start" all_healthy
 
 # --- checks --------------------------------------------------------------
 
-failures=0
+# fail LINE [DETAILS]: remembers what failed, for the last lines of the output
+fail() { failed+="$1"$'\n'; [[ -z ${2:-} ]] || failed+="$2"$'\n'; }
 
 # check WHAT COMMAND...: the command prints nothing if it passes
 check() {
 	local problem
 	problem=$("${@:2}" 2>&1) || problem=${problem:-"${*:2} failed"}
 	printf '%-62s %s\n' "$1" "${problem:+FAILED: }${problem:-ok}"
-	[[ -z $problem ]] || failures=$((failures + 1))
+	[[ -z $problem ]] || fail "$1: $problem"
 }
 
 # answers DIG-ARGUMENTS...
@@ -247,7 +250,7 @@ row() { printf '%-52s %7s %7s %7s %8s %8s %6s  %s\n' "$@"; }
 #
 # run_case WHAT LOSS ADDRESS SECONDS BREAK [then] MEND
 run_case() {
-	local what=$1 loss=$2 address=$3 seconds=$4 break=$5 mend=${*: -1} since asking result=ok in=- moves key value
+	local what=$1 loss=$2 address=$3 seconds=$4 break=$5 mend=${*: -1} since asking result=ok in=- moves key value line
 	[[ -z ${CASES:-} || $what =~ $CASES ]] || return 0
 	await 45 "being healthy before \"$what\"" all_healthy
 	from=$(holders)
@@ -293,11 +296,9 @@ run_case() {
 		;;
 	esac
 	((r[queries] > 450 * seconds)) || result="FAILED: only ${r[queries]} queries were sent"
-	row "$what" "${r[queries]}" "${r[failed]}" "${r[lost]}" "${r[silent]} ms" "$in" "$moves" "$result"
-	if [[ $result != ok ]]; then
-		failures=$((failures + 1))
-		sort -k2 "$TEST_DIR/problems" | head -n 20
-	fi
+	line=$(row "$what" "${r[queries]}" "${r[failed]}" "${r[lost]}" "${r[silent]} ms" "$in" "$moves" "$result")
+	echo "$line"
+	[[ $result == ok ]] || fail "$line" "$(sort -k2 "$TEST_DIR/problems" | head -n 20)"
 }
 
 # quietly COMMAND...: prints its output only if it fails
@@ -375,5 +376,5 @@ run_case "the nodes do not reach each other" alone once 4 part then unite
 run_case "no space for the cache, and a rolling restart" alone any 1 fill_and_restart_both empty_both
 
 echo
-((failures == 0)) || die "$failures of the lines above"
+[[ -z $failed ]] || exit 1
 say "passed in $SECONDS s"
