@@ -113,8 +113,13 @@ func (l *losses) most() (most float64) {
 	return most
 }
 
-// lateFor is how long an answer that took longer than silenceLimit is remembered.
-const lateFor = 10 * time.Minute
+const (
+	// lateFor is how long an answer that took longer than silenceLimit is remembered.
+	lateFor = 10 * time.Minute
+	// quickPatience is what the patience with a member exceeds after a few answers that
+	// took longer than silenceLimit.
+	quickPatience = 250 * time.Millisecond
+)
 
 // A slowness is the duration of the last answer that took longer than silenceLimit. The
 // answer may have been too late for its client, but the next queries wait for longer.
@@ -131,12 +136,18 @@ func (s *slowness) learn(took time.Duration, now int64) {
 	}
 }
 
-// took returns the duration that was recorded within lateFor, or 0.
-func (s *slowness) took(now int64) time.Duration {
-	if at := s.at.Load(); at == 0 || now-at > int64(lateFor) {
+// slowAnswer returns the duration of a slow answer within lateFor, or 0. It returns 0 if
+// answers have been quick since: then that one had just waited for the end of an outage, or
+// of a pause of this process.
+func (b *Balancer) slowAnswer(m *member, now time.Time) time.Duration {
+	at := m.slow.at.Load()
+	if at == 0 || b.instant(now)-at > int64(lateFor) {
 		return 0
 	}
-	return time.Duration(s.ns.Load())
+	if _, patience := m.Latency(); patience < quickPatience && b.instant(m.LastAnswer()) > at {
+		return 0
+	}
+	return time.Duration(m.slow.ns.Load())
 }
 
 // downTryInterval is the interval at which queries are sent although all members are

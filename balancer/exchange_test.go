@@ -40,6 +40,7 @@ type fake struct {
 	reported   int
 	patience   time.Duration // 0: 40 ms
 	discounted bool          // what it is reported for says nothing about it
+	answered   time.Time     // when it answered a probe last, for a member that is silent
 }
 
 // A journal is the list of events, as text.
@@ -168,7 +169,7 @@ func (m *fake) State() State {
 // LastAnswer returns a time to come for a member that answers all but what is asked.
 func (m *fake) LastAnswer() time.Time {
 	if m.silent || m.down && !m.errs {
-		return time.Time{}
+		return m.answered
 	}
 	return time.Now().Add(time.Hour)
 }
@@ -470,6 +471,38 @@ func TestLateAnswersExtendTheSilenceLimit(t *testing.T) {
 		time.Sleep(lateFor)
 		f(timing.silenceLimit, false)
 	})
+}
+
+// The answers that wait for the end of an outage, or of a pause of this process, are late,
+// and the next ones quick. Then a later outage of all members takes no longer to tell.
+func TestQuickAnswersMakeUpForALateOne(t *testing.T) {
+	f := func(patience time.Duration, answered bool, want time.Duration) {
+		t.Helper()
+		synctest.Test(t, func(t *testing.T) {
+			m := parseFake("a mute 2s NOERROR", &journal{begin: time.Now()})
+			b, err := New([]Candidate{{Member: m}}, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := b.Exchange(t.Context(), query(t, "example.com")); err == nil {
+				t.Error("answered")
+			}
+			time.Sleep(5 * time.Second) // fake time; the late answer has come
+			synctest.Wait()
+			m.outcome, m.patience = "never", patience
+			if answered {
+				m.answered = time.Now()
+			}
+			began := time.Now()
+			if _, err := b.Exchange(t.Context(), query(t, "example.org")); err == nil || time.Since(began).Truncate(50*time.Millisecond) != want {
+				t.Errorf("patience %v, answered %t: %v after %v, want %v", patience, answered, err, time.Since(began), want)
+			}
+			time.Sleep(10 * time.Second) // fake time, for what was left behind
+		})
+	}
+	f(50*time.Millisecond, false, 3*time.Second)
+	f(300*time.Millisecond, true, 3*time.Second)
+	f(50*time.Millisecond, true, 900*time.Millisecond)
 }
 
 func TestALateAlarmExtendsTheSilenceLimit(t *testing.T) {

@@ -303,7 +303,7 @@ func (x *exchange) silenceLimit(now time.Time) time.Duration {
 	limit := timing.silenceLimit
 	for _, a := range x.open {
 		usual, _ := a.member.Latency()
-		limit = max(limit, usual*3/2, a.member.slow.took(x.balancer.instant(now))*3/2)
+		limit = max(limit, usual*3/2, x.balancer.slowAnswer(a.member, now)*3/2)
 	}
 	return limit
 }
