@@ -61,7 +61,7 @@ type level uint8
 
 const (
 	levelUp      level = iota
-	levelReduced       // Up, but for this query after the others: slow start, or losses
+	levelReduced       // Up, and asked after the others for this query: slow start, or losses
 	levelSuspect       // these three are as the State
 	levelErroring
 	levelDown

@@ -46,7 +46,7 @@ const (
 	// No connection could be made.
 	DialRefused
 	DialTimedOut
-	DialUnreachable // the system has no route, or knows no such host or network
+	DialUnreachable // the system has no route, or does not know the host or network
 	DialFailed      // any other reason
 	DialSlower      // another address was faster, although it was tried 250 ms later
 	TLSTimedOut

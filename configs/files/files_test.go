@@ -38,7 +38,7 @@ func TestRead(t *testing.T) {
 		"/dev/zero":          "larger than 8 octets",
 		t.TempDir():          "it is a directory",
 		fifo(t):              "it is a FIFO that nothing was written to for 2s",
-		"/no/such/file":      "no such file",
+		"/nonexistent/file":  "no such file",
 	} {
 		t.Run(want, func(t *testing.T) {
 			t.Parallel()
@@ -200,5 +200,5 @@ func TestTarget(t *testing.T) {
 	f("dir/back", "../far/new", "far/new")
 	f("dir/up", "../new", "far/new")
 	f("loop", "loop", "loop")
-	f("nowhere", "no/such/file", "no/such/file")
+	f("nowhere", "missing/file", "missing/file")
 }

@@ -94,7 +94,7 @@ func newZones(forwarded []string, noApplicationDNS bool) (zs zones, err error) {
 	return zs, nil
 }
 
-// matches reports whether a pattern matches all names that another one does, but for its
+// matches reports whether a pattern matches all names that another one does, except its
 // apex if that is starred: both are as CleanPattern returns them.
 func matches(pattern, other string) bool {
 	apex, starred := wire.Apex(pattern)

@@ -40,7 +40,7 @@ func IsAbsent(addr netip.Addr) bool {
 // isAbsent reports whether err says that no interface has addr.
 func isAbsent(addr netip.AddrPort, err error) bool {
 	if addr.Addr().Zone() != "" && (errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENODEV)) {
-		return true // there is no such interface
+		return true // no interface has the name of the zone
 	}
 	return errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT)
 }

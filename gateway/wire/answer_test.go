@@ -168,7 +168,7 @@ func TestAnswersAreInOrderWithoutUnrelatedRecords(t *testing.T) {
 		}
 	}
 	f("A", a+sep+stray+sep+toA+sep+aaaa+sep+toB, chain)
-	f("AAAA", toB+sep+a+sep+toA, toB+sep+toA) // no such data
+	f("AAAA", toB+sep+a+sep+toA, toB+sep+toA) // no data of this type
 	f("HTTPS", https+sep+direct, https)
 	f("HTTPS", direct, "") // some servers answer so
 	// What a CNAME record means depends on the question.
@@ -652,7 +652,7 @@ func TestRepliesAreMadeForTheClient(t *testing.T) {
 	f("flags rd"+q+"; opt do", "flags qr ad"+q, 0, "flags qr rd ra ad"+q+"; opt 1232 do")
 	f("flags rd ad"+q+"; opt do", "flags qr"+q, 0, "flags qr rd ra"+q+"; opt 1232 do")
 
-	// The OPT record is hop by hop (RFC 6891 section 6.2.1), but for the EDE
+	// The OPT record is hop by hop (RFC 6891 section 6.2.1), except the EDE
 	// (RFC 8914 section 3 lets forwarders pass it on).
 	f("flags rd"+q, "flags qr"+q+a+"; opt 4096 ede=3:", 0, "flags qr rd ra"+q+a)
 	f("flags rd"+q+"; opt 4096", "flags qr"+q+a, 0, "flags qr rd ra"+q+a+"; opt 1232")

@@ -32,7 +32,7 @@ var errAliasLoop = errors.New("endless or too long chain of aliases")
 //   - of the answer section: the CNAME chain in order, and the requested data at its
 //     end,
 //   - of the authority section: NS, SOA and DS records of zones that contain a name of
-//     the chain, NSEC and NSEC3 records of such zones if they have signed a record of the
+//     the chain, NSEC and NSEC3 records of these zones if they have signed a record of the
 //     section, and the signatures of all these,
 //   - of the additional section: records of a name of the chain, or of a name in the
 //     data of a selected record.

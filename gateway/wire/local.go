@@ -51,7 +51,7 @@ func appendRecord(dst []byte, owner int, r Record, class uint16) []byte {
 }
 
 // IsChaos reports whether q has the class CHAOS: questions about the server itself.
-// ParseQuery refuses them, but AppendRecords takes such a query.
+// ParseQuery refuses them, but AppendRecords takes them.
 func (q Query) IsChaos() bool { return q.questionEnd > headerLen && q.class() == classCH }
 
 // Validates reports whether the client may validate the answer: DO or CD is set.

@@ -92,7 +92,7 @@ func (q Query) WithOptions(e *ExtraOptions) Query {
 	return q
 }
 
-// WithCancel returns q such that it is cancelled once c is true.
+// WithCancel returns a q that is cancelled once c is true.
 func (q Query) WithCancel(c *atomic.Bool) Query {
 	q.cancelled = c
 	return q

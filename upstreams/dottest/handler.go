@@ -363,8 +363,8 @@ func appendName(dst, name []byte) []byte {
 	return dst
 }
 
-// appendFiller appends a TXT record with data of up to room octets, such that
-// none or enough for another record is left.
+// appendFiller appends a TXT record with data of up to room octets, so that the rest of
+// room is empty or enough for another record.
 func appendFiller(dst []byte, ttl uint32, room int) []byte {
 	size := min(room, 256)
 	if left := room - size; left > 0 && left <= fixedLen {

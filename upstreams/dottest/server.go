@@ -169,7 +169,7 @@ func (s *Server) FreezeConnections() {
 // Stop stops listening: connections are refused. Established ones remain.
 func (s *Server) Stop() error { return s.control((*port).refuse) }
 
-// Blackhole stops listening such that packets to the port seem to be lost: the
+// Blackhole stops listening so that packets to the port seem to be lost: the
 // handshake of TCP gets no answer. Established connections remain.
 func (s *Server) Blackhole() error { return s.control((*port).ignore) }
 

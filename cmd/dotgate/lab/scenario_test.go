@@ -84,7 +84,7 @@ const (
 type specialNames struct {
 	label  string
 	share  int  // of all queries, in percent
-	repeat int  // queries for one such name
+	repeat int  // queries for one special name
 	only   rune // the server that follows it; 0 is all
 }
 
@@ -257,7 +257,7 @@ func (s *scenario) set(key, value string) (err error) {
 	case "world":
 		s.network = value == "network"
 	default:
-		return fmt.Errorf("no such key")
+		return fmt.Errorf("unknown key")
 	}
 	return err
 }

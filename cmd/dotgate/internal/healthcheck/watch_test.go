@@ -64,7 +64,7 @@ func TestAWatchTellsWhatKeepalivedShouldThink(t *testing.T) {
 		stuck.Store(true) // and worse
 		after(250*time.Millisecond, "1")
 		after(200*time.Millisecond, "2")
-		stuck.Store(false) // no more, but for how long?
+		stuck.Store(false) // it answers, and has to for a while
 		after(900*time.Millisecond, "2")
 		after(400*time.Millisecond, "1")
 		alone.Store(false)

@@ -138,7 +138,7 @@ type view struct {
 	usual     latency.Millis
 	sequence  uint64          // of the message that it is from
 	rechecked time.Time       // of the last probe caused by a report that the upstream is back
-	log       *statelog.State // limits how often such reports are logged
+	log       *statelog.State // limits how often these reports are logged
 }
 
 // A target is a node of the configuration.

@@ -493,8 +493,8 @@ func healthOptions(config *settings.Config) health.Options {
 	return o
 }
 
-// labelBelow makes of an apex a name below it. It need not exist: that there is no such
-// name is an answer as well.
+// labelBelow makes of an apex a name below it. The name need not exist: NXDOMAIN is an
+// answer as well.
 const labelBelow = "_probe."
 
 // health returns how w is watched. Whether an upstream that is only for routes is

@@ -19,7 +19,7 @@ func effective(t *testing.T, c *Config) string {
 }
 
 // effectiveLine returns the line of a key that has a source; for the upstreams,
-// the first such line.
+// the first line of addresses that has it.
 func effectiveLine(t *testing.T, c *Config, key string, from configs.Source) string {
 	t.Helper()
 	name := key[strings.LastIndexByte(key, '.')+1:]

@@ -43,7 +43,7 @@ func FuzzLoad(f *testing.F) {
 			}
 			// YAML knows more line breaks than \n: \r, \u0085, \u2028, \u2029.
 			if p.Line < 0 || p.Line > 1+len(document) {
-				t.Errorf("there is no such line: %v", p)
+				t.Errorf("the document does not have this line: %v", p)
 			}
 		}
 	})

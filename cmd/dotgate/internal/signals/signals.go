@@ -61,8 +61,8 @@ func Context(limit time.Duration, late func()) context.Context {
 // time from now on.
 func Serving() { serving.Store(true) }
 
-// KeepWriting is for such a command, too: a write to a pipe without a reader, to a
-// terminal from the background or to a file above the process's limit is an error from
+// KeepWriting is for the same commands as Serving: a write to a pipe without a reader, to
+// a terminal from the background or to a file above the process's limit is an error from
 // now on, and does not end the process.
 func KeepWriting() {
 	signal.Ignore(syscall.SIGPIPE, syscall.SIGTTOU, syscall.SIGXFSZ)
