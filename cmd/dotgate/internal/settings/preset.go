@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"dotgate/upstreams"
@@ -11,6 +12,9 @@ import (
 
 // defaultUpstreams are three operators, so that no single failure takes out all.
 var defaultUpstreams = []string{"cloudflare", "quad9", "google"}
+
+// defaultUpstreamsText asks for the default upstreams explicitly.
+var defaultUpstreamsText = "upstreams: [" + strings.Join(defaultUpstreams, ", ") + "]"
 
 // Quad9 has been seen to close connections after 4 s without a query.
 const quad9IdleTimeout = 3500 * time.Millisecond

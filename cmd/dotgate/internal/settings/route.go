@@ -1,6 +1,7 @@
 package settings
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"iter"
@@ -9,6 +10,7 @@ import (
 
 	"dotgate/balancer"
 	"dotgate/configs"
+	"dotgate/configs/files"
 	"dotgate/gateway/wire"
 	"dotgate/upstreams"
 )
@@ -277,6 +279,90 @@ func (l *loader) checkMixed(list string, all []Upstream) {
 	for i, u := range all {
 		if key := entryKey(list, i); secure && u.Protocol != upstreams.TLS && !l.IsMuted(key) {
 			l.Report(l.config.origins[key], key, "is in clear text, in one list with upstreams over TLS, and would be their fallback; give it a route of its own")
+		}
+	}
+}
+
+// maxNamesProblems is how many lines of a file of names are reported.
+const maxNamesProblems = 10
+
+// readNames adds the names of a route's file: one a line, without empty lines and
+// what follows a #. A name may be there twice.
+func (r *routeReader) readNames(route *Route, at configs.Source) {
+	key, index := route.key+".names_file", len(r.all)
+	text, err := r.ReadFile(route.NamesFile, files.NamesMax)
+	if err != nil {
+		r.Report(at, key, "%v", err)
+		return
+	}
+	lines, problems := 0, 0
+	for line := range bytes.Lines(text) {
+		lines++
+		line, _, _ = bytes.Cut(line, []byte("#"))
+		if line = bytes.TrimSpace(line); len(line) == 0 {
+			continue
+		}
+		name, problem := routeName(string(line))
+		if problem == "" {
+			has, added, err := r.names.Add(name, index)
+			switch {
+			case err != nil:
+				problem = err.Error()
+			case added:
+				route.Name = cmp.Or(route.Name, name)
+				continue
+			case has == index:
+				continue
+			default:
+				problem = "routes." + name + " is given twice"
+			}
+		}
+		if problems++; problems <= maxNamesProblems {
+			r.Report(configs.Source{Name: route.NamesFile, Line: lines}, key, "%s", problem)
+		}
+	}
+	if problems > maxNamesProblems {
+		r.Report(configs.Source{Name: route.NamesFile, Line: lines}, key, "%d further lines can't be used", problems-maxNamesProblems)
+	}
+	if route.Name == "" && problems == 0 {
+		r.Report(at, key, "%s has no name", route.NamesFile)
+	}
+}
+
+// maxApexNotes is how many wildcards are noted: one says how it is with all of them.
+const maxApexNotes = 10
+
+// noteApexes notes each route whose own name is asked elsewhere: a wildcard is for the
+// names below it only.
+func (l *loader) noteApexes() {
+	var starred []string
+	for _, r := range l.config.Routes {
+		for name := range r.Names() {
+			if apex, below := wire.Apex(name); below && len(starred) < maxApexNotes {
+				starred = append(starred, apex)
+			}
+		}
+	}
+	if len(starred) == 0 {
+		return
+	}
+	var routed wire.Patterns[string]
+	for _, r := range l.config.Routes {
+		for name := range r.Names() {
+			_, _ = routed.Add(name, "routes."+name) // the name was checked
+		}
+	}
+	for _, apex := range starred {
+		packed, err := wire.PackName(apex)
+		if err != nil {
+			continue // it was checked
+		}
+		where := "upstreams"
+		if key, _, ok := routed.Find(packed); ok {
+			where = key
+		}
+		if where != "routes."+apex {
+			l.Note("routes.*.%s is for the names below %s only: %s itself is asked at %s; a route %s is for both", apex, apex, apex, where, apex)
 		}
 	}
 }

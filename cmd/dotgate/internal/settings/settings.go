@@ -17,10 +17,13 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
+	"path/filepath"
 	"strings"
 
 	"dotgate/balancer"
 	"dotgate/cmd/dotgate/internal/admin"
+	"dotgate/cmd/dotgate/internal/api"
 	"dotgate/cmd/dotgate/internal/peers"
 	"dotgate/cmd/dotgate/internal/tracing"
 	"dotgate/configs"
@@ -147,6 +150,35 @@ func (u Upstream) Check(report func(option, problem string, beside ...string)) {
 	}
 }
 
+// What Control.Socket may be besides a path.
+const (
+	SocketAuto = api.SocketAuto
+	SocketOff  = api.SocketOff
+)
+
+// socketPathMax leaves room for the name that the socket has at first: the system
+// takes 107 octets.
+const socketPathMax = 103
+
+// Control is how status, cache and drill reach the running gateway.
+type Control struct {
+	// Socket is the path of a Unix socket, for the user of the gateway and root only; auto
+	// for a usual place (/run/dotgate, the runtime directory of the user, or the one for
+	// temporary files); or off.
+	Socket string `config:"socket"`
+}
+
+// Check reports every option that can't be used, by its name.
+func (c Control) Check(report func(option, problem string, beside ...string)) {
+	switch {
+	case c.Socket == SocketAuto || c.Socket == SocketOff:
+	case !filepath.IsAbs(c.Socket):
+		report("socket", fmt.Sprintf("%q is neither auto, off nor a path that starts with /", c.Socket))
+	case len(c.Socket) > socketPathMax:
+		report("socket", fmt.Sprintf("has %d octets; a socket's path has %d at most", len(c.Socket), socketPathMax))
+	}
+}
+
 // Log is how the process speaks to its operator.
 type Log struct {
 	// Level is the lowest level that is logged: debug, info, warn or error.
@@ -270,4 +302,62 @@ func (l *loader) checkSystemRoots(environ []string) {
 			l.Report(configs.Source{Name: "SSL_CERT_FILE"}, "", "%v", err)
 		}
 	}
+}
+
+// cleanNames puts the names of options into the form that queries are compared with.
+// What can't be a name is left for Check to report.
+func (l *loader) cleanNames() {
+	c := l.config
+	if name, err := wire.CleanName(c.Health.ProbeName); err == nil {
+		c.Health.ProbeName = name
+	}
+	for _, u := range c.allUpstreams() {
+		if name, err := wire.CleanName(u.ProbeName); err == nil {
+			u.ProbeName = name
+		}
+	}
+	for _, names := range [][]string{c.Gateway.ForwardLocal, c.Gateway.AllowPrivate} {
+		for i, text := range names {
+			if name, err := wire.CleanPattern(text); err == nil {
+				names[i] = name
+			}
+		}
+	}
+}
+
+// checkPorts reports addresses to listen on that stand in each other's way: each of them
+// is for TCP, among others.
+func (l *loader) checkPorts() {
+	c := l.config
+	for _, client := range c.Gateway.Listen {
+		l.checkPair("admin.listen", c.Admin.Listen.AddrPort, "gateway.listen", client)
+		if len(c.Peers.Nodes) > 0 {
+			l.checkPair("peers.listen", c.Peers.Listen, "gateway.listen", client)
+		}
+	}
+	if len(c.Peers.Nodes) > 0 {
+		l.checkPair("peers.listen", c.Peers.Listen, "admin.listen", c.Admin.Listen.AddrPort)
+	}
+}
+
+// checkPair reports two addresses that can't both be had, at the one that is written.
+func (l *loader) checkPair(key string, a netip.AddrPort, otherKey string, other netip.AddrPort) {
+	if !overlap(a, other) {
+		return
+	}
+	if l.config.origins[key].IsDefault() {
+		key, a, otherKey, other = otherKey, other, key, a
+	}
+	l.Report(l.config.origins[key], key, "%v is in the way of %s, %v; give one of them another port", a, otherKey, other)
+}
+
+// overlap reports whether no two sockets can have a and b. [::] is all addresses, of IPv4
+// as well.
+func overlap(a, b netip.AddrPort) bool {
+	if !a.IsValid() || !b.IsValid() || a.Port() != b.Port() || a.Port() == 0 {
+		return false
+	}
+	first, second := a.Addr(), b.Addr()
+	covers := func(a, b netip.Addr) bool { return a == netip.IPv6Unspecified() || a.IsUnspecified() && b.Is4() }
+	return first == second || covers(first, second) || covers(second, first)
 }
