@@ -11,11 +11,13 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -148,4 +150,29 @@ func Authorities(path string) (*x509.CertPool, error) {
 		return nil, fmt.Errorf("%s holds no PEM certificate", path)
 	}
 	return pool, nil
+}
+
+// Texts returns the values that the lines of the file at path are the texts of. Empty lines
+// and those that begin with # count for nothing. limit is that of Read.
+func Texts[T any, P interface {
+	*T
+	encoding.TextUnmarshaler
+}](path string, limit int) (all []T, err error) {
+	text, err := Read(path, limit)
+	if err != nil {
+		return nil, err
+	}
+	n := 0
+	for line := range strings.Lines(string(text)) {
+		n++
+		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
+			continue
+		}
+		var value T
+		if err := P(&value).UnmarshalText([]byte(line)); err != nil {
+			return nil, fmt.Errorf("%s: line %d %w", path, n, err)
+		}
+		all = append(all, value)
+	}
+	return all, nil
 }
