@@ -22,6 +22,7 @@ package transport
 import (
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -122,4 +123,20 @@ type Options struct {
 	MaxPipelined   int           // queries of one connection that are worked on at once; further ones stay unread
 	IdleTimeout    time.Duration // how long a connection may stay without a query
 	GatherAbove    int           // UDP queries per second and socket above which reads are delayed
+}
+
+// buffers are for replies. Most replies are small; the few large ones are left to the garbage
+// collector.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 0, wire.MaxUDPSize); return &b }}
+
+// NewBuffer returns an empty buffer for a reply.
+func NewBuffer() *[]byte { return buffers.Get().(*[]byte) }
+
+const maxPooled = 16 << 10
+
+func putBuffer(b *[]byte) {
+	if cap(*b) <= maxPooled {
+		*b = (*b)[:0]
+		buffers.Put(b)
+	}
 }
