@@ -384,6 +384,32 @@ func (q Query) keyBits() (bits byte) {
 	return bits
 }
 
+const clientCookieLen = 8 // RFC 7873 section 4.1
+
+// Cookie returns the client cookie of q, eight octets, and the server cookie behind it,
+// of this server or another one. Both are nil if q has no cookie.
+func (q Query) Cookie() (client, server []byte) {
+	if q.has&hasCookie == 0 {
+		return nil, nil
+	}
+	cookie := q.option(ednsOptionCookie)[4:]
+	return cookie[:clientCookieLen:clientCookieLen], cookie[clientCookieLen:]
+}
+
+// WantsNSID reports whether q asks for the identifier of this server (RFC 5001).
+func (q Query) WantsNSID() bool { return q.has&wantsNSID != 0 }
+
+// WantsKeepalive reports whether q asks for the idle timeout of its connection
+// (RFC 7828). It is false over UDP.
+func (q Query) WantsKeepalive() bool { return q.has&wantsKeepalive != 0 && q.via == TCP }
+
+// IsChaos reports whether q has the class CHAOS: questions about the server itself.
+// ParseQuery refuses them, but AppendRecords takes them.
+func (q Query) IsChaos() bool { return q.questionEnd > headerLen && q.class() == classCH }
+
+// Validates reports whether the client may validate the answer: DO or CD is set.
+func (q Query) Validates() bool { return q.do() || flagsOf(q.packet)&flagCD != 0 }
+
 // AppendUpstream appends q as it is sent to an upstream: with this ID, RD and AD set (so
 // that the response tells whether it was validated, RFC 6840 section 5.7), and a new
 // OPT record, padded to a multiple of 128 octets (RFC 8467). Of the client's OPT
@@ -403,6 +429,60 @@ func (q Query) AppendUpstream(dst []byte, id uint16) []byte {
 }
 
 var zeros [padding]byte
+
+// WithMixedCase returns q with the letters of its name in random case, so that forged
+// responses are harder to make (draft-vixie-dnsext-dns0x20). It has a packet of its
+// own. Each call of random returns 64 bits.
+func (q Query) WithMixedCase(random func() uint64) Query {
+	q = q.Clone()
+	var bits uint64
+	for i := range q.packet[headerLen : q.questionEnd-4] {
+		if i%64 == 0 {
+			bits = random()
+		}
+		c := &q.packet[headerLen+i]
+		if l := lower(*c); 'a' <= l && l <= 'z' {
+			*c = l &^ (byte(bits>>(i%64)&1) << 5)
+		}
+	}
+	return q
+}
+
+// SameCase reports whether message, which ParseAnswer took for the answer to q, has no
+// question, or has it in the same letter case.
+func (q Query) SameCase(message []byte) bool {
+	return binary.BigEndian.Uint16(message[4:]) == 0 || bytes.HasPrefix(message[headerLen:], q.question())
+}
+
+// AppendUnpadded is AppendUpstream for clear text, where padding hides nothing
+// (RFC 7830 section 6).
+func (q Query) AppendUnpadded(dst []byte, id uint16) []byte {
+	dst = appendHeader(dst, id, uint16(flagRD|flagAD)|flagsOf(q.packet)&flagCD, [4]uint16{1, 0, 0, 1})
+	dst = append(dst, q.question()...)
+	dst = appendOPT(dst, NoError, q.do(), len(q.subnet()))
+	return append(dst, q.subnet()...)
+}
+
+// AppendWithoutEDNS is AppendUnpadded without an OPT record, for servers that do not
+// know EDNS (RFC 6891 section 6.2.2).
+func (q Query) AppendWithoutEDNS(dst []byte, id uint16) []byte {
+	dst = appendHeader(dst, id, uint16(flagRD|flagAD)|flagsOf(q.packet)&flagCD, [4]uint16{1, 0, 0, 0})
+	return append(dst, q.question()...)
+}
+
+// RefusesEDNS reports whether message, which ParseAnswer took for an answer, is a
+// response as servers give that do not know EDNS: NOTIMP without an OPT record, or
+// FORMERR (RFC 6891 section 7). Some of them send the query back as FORMERR, with its
+// OPT record in it.
+func RefusesEDNS(message []byte) bool {
+	switch RCode(flagsOf(message) & maskRCode) {
+	case FormErr:
+		return true
+	case NotImp:
+		return binary.BigEndian.Uint16(message[10:]) == 0
+	}
+	return false
+}
 
 func (q Query) maxReplyLen() int {
 	switch {
@@ -436,41 +516,3 @@ func (q Query) rcodeFlags(rcode RCode) uint16 {
 
 // wantsAD reports whether the client understands AD (RFC 6840 section 5.8).
 func (q Query) wantsAD() bool { return q.do() || flagsOf(q.packet)&flagAD != 0 }
-
-// appendReplyHead appends the header and the question of a reply, with these flags besides,
-// and these numbers of records besides an OPT record.
-func (q Query) appendReplyHead(dst []byte, flags uint16, answers, authority int) []byte {
-	counts := [4]uint16{1: uint16(answers), 2: uint16(authority)}
-	if q.questionEnd > headerLen {
-		counts[0] = 1
-	}
-	if q.edns() {
-		counts[3] = 1
-	}
-	return append(appendHeader(dst, ID(q.packet), q.replyFlags()|flags, counts), q.question()...)
-}
-
-// appendReplyOPT appends an OPT record with the reply options of q, if q has one.
-func (q Query) appendReplyOPT(dst []byte, rcode RCode) []byte {
-	if !q.edns() {
-		return dst
-	}
-	return append(appendOPT(dst, rcode, q.do(), len(q.replyOptions())), q.replyOptions()...)
-}
-
-// AppendError appends an error reply to q. The EDE is sent only if the client supports
-// EDNS, with its text cut to the maximum length of the reply.
-//
-// Without EDE and reply options, the reply is no longer than q.
-func (q Query) AppendError(dst []byte, rcode RCode, ede EDE) []byte {
-	start := len(dst)
-	dst = q.appendReplyHead(dst, q.rcodeFlags(rcode), 0, 0)
-	if !q.edns() || ede == (EDE{}) {
-		return q.appendReplyOPT(dst, rcode)
-	}
-	// Even 512 octets leave more than 200 behind the longest question.
-	left := q.maxReplyLen() - (len(dst) - start) - optFixedLen - len(q.replyOptions()) - edeFixedLen
-	ede.Text = cutText(ede.Text, left)
-	dst = appendOPT(dst, rcode, q.do(), len(q.replyOptions())+edeFixedLen+len(ede.Text))
-	return appendEDE(append(dst, q.replyOptions()...), ede)
-}
