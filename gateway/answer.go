@@ -58,7 +58,7 @@ func (g *Gateway) countNow(from *client, reply []byte, next step) {
 // decide reads packet into q and appends the reply, or leaves it to the Resolver. If the next step is not
 // ask, it sets from.outcome.
 func (g *Gateway) decide(dst, packet []byte, q *wire.Query, from *client) (reply []byte, next step) {
-	from.found, from.check = cache.Miss, access.NoCheck
+	from.found, from.unknown, from.check = cache.Miss, false, access.NoCheck
 	refusal, ok := verify(packet, q, from)
 	if !ok {
 		return dst, ignore
@@ -71,7 +71,7 @@ func (g *Gateway) decide(dst, packet []byte, q *wire.Query, from *client) (reply
 	}
 	from.outcome = Answered
 	if !q.Scoped() && from.check != access.LiveCheck {
-		reply, from.found = g.cache.Append(dst, *q)
+		reply = g.lookUp(dst, *q, from)
 	}
 	if from.found != cache.Miss {
 		return reply, send
@@ -94,6 +94,17 @@ func (g *Gateway) decide(dst, packet []byte, q *wire.Query, from *client) (reply
 	return q.AppendError(dst, wire.ServFail, wire.EDE{Text: "too many queries in progress"}), send
 }
 
+// lookUp appends the reply that the cache has for q, if it has one.
+func (g *Gateway) lookUp(dst []byte, q wire.Query, from *client) []byte {
+	from.changes = g.cache.Changes()
+	reply, found := g.cache.Append(dst, q)
+	from.unknown = found == cache.Miss
+	if found != cache.Expired {
+		from.found = found
+	}
+	return reply
+}
+
 // countersFor returns where the current query of a client is counted: health checks have
 // counters of their own.
 func (g *Gateway) countersFor(from *client) *counters {
@@ -112,7 +123,7 @@ func (p *pendingQuery) Resolve() {
 	p.began = time.Now()
 	p.deadline = p.began.Add(g.config().Timeout)
 	g.observeBegin(p)
-	g.await(p)
+	g.await(p, p.began)
 }
 
 // respond sends p its reply, unless that has been done.
@@ -128,7 +139,7 @@ func (g *Gateway) respond(p *pendingQuery, r *result) {
 	var outcome Outcome
 	*message, found, outcome = g.appendReply((*message)[:0], p, r)
 	p.counters.finished(outcome, found, *message)
-	p.counters.waited.since(p.began)
+	p.counters.waited.Add(p.waited(r))
 	if g.config().observed() {
 		g.observeLater(p, r, *message, found)
 	}
@@ -136,6 +147,14 @@ func (g *Gateway) respond(p *pendingQuery, r *result) {
 	if p.slot.Swap(false) {
 		g.slots.release()
 	}
+}
+
+// waited returns how long the client has waited for r.
+func (p *pendingQuery) waited(r *result) time.Duration {
+	if r.at.IsZero() {
+		return time.Since(p.began)
+	}
+	return r.at.Sub(p.began)
 }
 
 // appendReply appends the reply that r makes, or else the stale answer in the cache.

@@ -19,6 +19,8 @@ type client struct {
 	check   access.Check
 	outcome Outcome      // not set while the query is pending
 	found   cache.Result // what the cache had for the reply
+	unknown bool         // the cache had nothing when it was at changes
+	changes uint32
 	extras  wire.ExtraOptions
 	options [maxReplyOptions]byte // the bytes of extras
 }

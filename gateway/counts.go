@@ -7,6 +7,7 @@ import (
 
 	"dotgate/gateway/access"
 	"dotgate/gateway/cache"
+	"dotgate/gateway/latency"
 	"dotgate/gateway/transport"
 	"dotgate/gateway/wire"
 )
@@ -115,7 +116,7 @@ type counters struct {
 	coalesced  atomic.Uint64
 	prefetches atomic.Uint64
 	overRate   atomic.Uint64 // queries over Options.RateLimit
-	waited     histogram
+	waited     latency.Histogram
 	_          [64]byte
 }
 

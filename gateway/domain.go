@@ -85,10 +85,9 @@ type domainUse struct {
 
 // begin counts q, which is about to be resolved for a client. The error is errSilentDomain if
 // it must not be.
-func (ds *domains) begin(q wire.Query, client netip.Addr) (c domainUse, err error) {
+func (ds *domains) begin(q wire.Query, client netip.Addr, now time.Time) (c domainUse, err error) {
 	var buf [wire.MaxKey]byte
 	name := q.AppendName(buf[:0])
-	now := time.Now()
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	c.lowest = ds.domainOf(presentationName(name))
@@ -206,8 +205,7 @@ func (d *domain) hold(now time.Time) {
 }
 
 // end counts the end of a query.
-func (ds *domains) end(c domainUse, answered bool) {
-	now := time.Now()
+func (ds *domains) end(c domainUse, answered bool, now time.Time) {
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
 	if client := c.client; client != nil {

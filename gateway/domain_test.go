@@ -164,10 +164,10 @@ func TestASilentDomainIsHeldBackByClient(t *testing.T) {
 		}
 		refused := 0
 		for range 2 * domainMax {
-			if c, err := ds.begin(fine, other); err == nil {
-				ds.end(c, true)
+			if c, err := ds.begin(fine, other, time.Now()); err == nil {
+				ds.end(c, true, time.Now())
 			}
-			if _, err := ds.begin(q, flood); err != nil {
+			if _, err := ds.begin(q, flood, time.Now()); err != nil {
 				refused++
 			}
 			time.Sleep(10 * time.Millisecond)
@@ -176,11 +176,11 @@ func TestASilentDomainIsHeldBackByClient(t *testing.T) {
 			t.Errorf("%d queries of the flood were refused", refused)
 		}
 		for i := range domainClientMax {
-			if _, err := ds.begin(q, other); err != nil {
+			if _, err := ds.begin(q, other, time.Now()); err != nil {
 				t.Errorf("query %d of another client: %v", i, err)
 			}
 		}
-		if _, err := ds.begin(q, other); err == nil {
+		if _, err := ds.begin(q, other, time.Now()); err == nil {
 			t.Error("a client over its share is not refused")
 		}
 	})
@@ -203,7 +203,7 @@ func TestWhatCountsForDomainsAddsUp(t *testing.T) {
 						t.Error(err)
 						return
 					}
-					if c, err := ds.begin(q, netip.AddrFrom4([4]byte{192, 0, 2, byte(client)})); err == nil {
+					if c, err := ds.begin(q, netip.AddrFrom4([4]byte{192, 0, 2, byte(client)}), time.Now()); err == nil {
 						open = append(open, c)
 					}
 					ds.mu.Lock()
@@ -211,14 +211,14 @@ func TestWhatCountsForDomainsAddsUp(t *testing.T) {
 					ds.mu.Unlock()
 					for len(open) > 200 || len(open) > 0 && random.IntN(3) == 0 {
 						i := random.IntN(len(open))
-						ds.end(open[i], random.IntN(100) == 0)
+						ds.end(open[i], random.IntN(100) == 0, time.Now())
 						open[i] = open[len(open)-1]
 						open = open[:len(open)-1]
 					}
 					time.Sleep(time.Millisecond)
 				}
 				for _, c := range open {
-					ds.end(c, true)
+					ds.end(c, true, time.Now())
 				}
 			})
 		}
@@ -242,7 +242,7 @@ func TestADomainWithServersIsNotHeldBack(t *testing.T) {
 		}
 		var queries sync.WaitGroup
 		for i := range 10_000 {
-			d, err := ds.begin(q, netip.Addr{})
+			d, err := ds.begin(q, netip.Addr{}, time.Now())
 			if err != nil {
 				t.Fatalf("query %d: %v", i, err)
 			}
@@ -251,7 +251,7 @@ func TestADomainWithServersIsNotHeldBack(t *testing.T) {
 				if time.Sleep(200 * time.Millisecond); slow {
 					time.Sleep(4 * time.Second)
 				}
-				ds.end(d, !slow)
+				ds.end(d, !slow, time.Now())
 			})
 			if i%10 == 0 {
 				time.Sleep(time.Millisecond)
@@ -273,7 +273,7 @@ func TestADomainIsNotHeldBackInAnOutage(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range 10 * domainMax {
-			if _, err := ds.begin(q, netip.Addr{}); err != nil {
+			if _, err := ds.begin(q, netip.Addr{}, time.Now()); err != nil {
 				t.Fatalf("query %d: %v", i, err)
 			}
 			time.Sleep(10 * time.Millisecond)
@@ -289,11 +289,11 @@ func TestDomainsAreForgotten(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			d, err := ds.begin(q, netip.Addr{})
+			d, err := ds.begin(q, netip.Addr{}, time.Now())
 			if err != nil {
 				t.Fatal(err)
 			}
-			ds.end(d, false)
+			ds.end(d, false, time.Now())
 			time.Sleep(time.Millisecond)
 		}
 		if n := len(ds.known); n > maxDomains {

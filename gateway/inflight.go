@@ -31,6 +31,8 @@ type pendingQuery struct {
 	via       wire.Transport
 	check     access.Check
 	traced    bool        // trace is the Tracer's
+	unknown   bool        // the cache had no answer when it was at changes
+	changes   uint32      // of the cache
 	slot      atomic.Bool // it holds one
 	coalesced atomic.Bool // another query leads the call that it waits for
 	answered  atomic.Bool // the reply is built, or being built
@@ -46,7 +48,7 @@ type pendingQuery struct {
 func (g *Gateway) newPendingQuery(q wire.Query, from *client) *pendingQuery {
 	p := &pendingQuery{
 		gateway: g, query: q.Clone(), replyTo: from.ReplyTo.Clone(), from: from.Addr, via: from.Via,
-		counters: g.countersFor(from), check: from.check,
+		counters: g.countersFor(from), check: from.check, unknown: from.unknown, changes: from.changes,
 	}
 	p.slot.Store(true)
 	return p
@@ -91,6 +93,7 @@ type result struct {
 	answer wire.Answer
 	terms  wire.Terms
 	err    error
+	at     time.Time // when the call ended; zero if it has not
 }
 
 // answered reports whether an upstream has given a result, not a failure.
@@ -110,13 +113,12 @@ type calls struct {
 // the caller then leads. C takes over the slot of p, since it may outlast p. A call that
 // began under a configuration by which q would have been resolved differently serves only
 // the queries that wait for it already. join returns nil after close.
-func (cs *calls) join(q wire.Query, p *pendingQuery, c *call, cfg *config) (joined *call, leads bool) {
+func (cs *calls) join(q wire.Query, p *pendingQuery, c *call, cfg *config, now time.Time) (joined *call, leads bool) {
 	var buf [wire.MaxKey]byte
 	var key []byte
 	if !q.Scoped() {
 		key = q.AppendKey(buf[:0])
 	}
-	began := time.Now()
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	if cs.closed {
@@ -133,7 +135,7 @@ func (cs *calls) join(q wire.Query, p *pendingQuery, c *call, cfg *config) (join
 		found = false
 	}
 	if !found {
-		c.key, c.query, c.config, c.began, c.pending = string(key), q, cfg, began, c.buf[:0]
+		c.key, c.query, c.config, c.began, c.pending = string(key), q, cfg, now, c.buf[:0]
 		c.slot = p == nil || p.slot.Swap(false)
 		cs.open[c.key] = c
 		joined = c
@@ -197,8 +199,8 @@ func (cs *calls) close() (rest []*pendingQuery, slots int) {
 // await has p wait for the Resolver's answer, in one call with all clients that ask the
 // same at the same time. If the cache has a stale answer, p waits no longer than the
 // cache's StaleAfter; the call then goes on and fills the cache.
-func (g *Gateway) await(p *pendingQuery) {
-	c, leads := g.calls.join(p.query, p, &p.call, g.config())
+func (g *Gateway) await(p *pendingQuery, now time.Time) {
+	c, leads := g.calls.join(p.query, p, &p.call, g.config(), now)
 	if c == nil {
 		g.respond(p, &result{err: errStopped})
 		return
@@ -207,7 +209,8 @@ func (g *Gateway) await(p *pendingQuery) {
 		p.counters.coalesced.Add(1)
 	}
 	found := cache.Miss
-	if !p.query.Scoped() && p.check != access.LiveCheck { // again: a call may have finished since the read loop looked
+	if !p.query.Scoped() && p.check != access.LiveCheck && !(p.unknown && p.changes == g.cache.Changes()) {
+		// Again: a call may have finished since the read loop looked.
 		found = g.cache.Lookup(p.query)
 	}
 	if found == cache.Stale {
@@ -262,7 +265,7 @@ func (g *Gateway) start(c *call, deadline time.Time, client netip.Addr) {
 		}
 	}()
 	var err error
-	if c.domain, err = g.domains.begin(c.query, client); err != nil {
+	if c.domain, err = g.domains.begin(c.query, client, c.began); err != nil {
 		g.finish(c, &result{err: err})
 		return
 	}
@@ -332,13 +335,14 @@ func (g *Gateway) finish(c *call, r *result) {
 	if slot {
 		g.slots.release()
 	}
+	r.at = time.Now()
 	if c.domain.lowest != nil {
-		g.domains.end(c.domain, r.answered())
+		g.domains.end(c.domain, r.answered(), r.at)
 	}
 	outOfTime := errors.Is(r.err, context.DeadlineExceeded)
 	for _, p := range pending {
-		if outOfTime && c != &p.call && !p.answered.Load() && time.Until(p.deadline) >= g.config().Timeout/8 {
-			g.await(p)
+		if outOfTime && c != &p.call && !p.answered.Load() && p.deadline.Sub(r.at) >= g.config().Timeout/8 {
+			g.await(p, r.at)
 			continue
 		}
 		g.respond(p, r)
@@ -364,11 +368,12 @@ func (g *Gateway) renew(q wire.Query, n *counters) {
 	if !g.slots.take(access.NoCheck) {
 		return
 	}
-	c, leads := g.calls.join(q, nil, &call{trace: context.Background()}, g.config())
+	now := time.Now()
+	c, leads := g.calls.join(q, nil, &call{trace: context.Background()}, g.config(), now)
 	if !leads {
 		g.slots.release()
 		return
 	}
 	n.prefetches.Add(1)
-	g.start(c, time.Now().Add(g.config().Timeout), netip.Addr{})
+	g.start(c, now.Add(g.config().Timeout), netip.Addr{})
 }

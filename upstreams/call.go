@@ -30,7 +30,10 @@ type call struct {
 }
 
 // finish calls done, unless the duplicate has.
-func (c *call) finish(a wire.Answer, err error) {
+func (c *call) finish(a wire.Answer, err error) { c.finishAt(0, a, err) }
+
+// finishAt is finish at an instant that is known already, or 0.
+func (c *call) finishAt(now int64, a wire.Answer, err error) {
 	if c.original != nil {
 		c = c.original
 	}
@@ -38,7 +41,7 @@ func (c *call) finish(a wire.Answer, err error) {
 		return
 	}
 	if c.upstream != nil {
-		c.upstream.recordCall(c, a, err)
+		c.upstream.recordCall(c, now, a, err)
 	}
 	c.done(a, err)
 }

@@ -83,7 +83,7 @@ func (u *Upstream) answered(s *stream, c *call, message []byte, a wire.Answer, n
 		}
 	}
 	u.counts.accept(a)
-	c.finish(a, nil)
+	c.finishAt(now, a, nil)
 }
 
 // failed sends a call again whose connection has ended, if that says little about the

@@ -82,8 +82,9 @@ func (t *outcomeCounts) addTo(counts *[outcomes]uint64) {
 	}
 }
 
-// recordCall counts an attempt that ended: once, before done is called.
-func (u *Upstream) recordCall(c *call, a wire.Answer, err error) {
+// recordCall counts an attempt that ended, now if the instant is 0: once, before done is
+// called.
+func (u *Upstream) recordCall(c *call, now int64, a wire.Answer, err error) {
 	outcome, to := outcomeOf(a, err), c.endpoint
 	var at *addressError
 	if to == nil && err != nil && errors.As(err, &at) {
@@ -98,7 +99,10 @@ func (u *Upstream) recordCall(c *call, a wire.Answer, err error) {
 	} else if c.trace != nil {
 		c.trace.noteAt(to.addr, "verified: %v", a.RCode())
 	}
-	u.attemptStats.add(outcome, time.Duration(u.now()-c.began), err)
+	if now == 0 {
+		now = u.now()
+	}
+	u.attemptStats.add(outcome, time.Duration(now-c.began), err)
 }
 
 // attemptStats has how long attempts took, at all addresses together.

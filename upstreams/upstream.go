@@ -149,7 +149,12 @@ func (u *Upstream) Latency() (usual, patience time.Duration) {
 // last answer: a TCP connection, the first octets of a TLS handshake, and its end. A host
 // that accepts connections and sends nothing is soon silent nevertheless. A name that is
 // never answered causes no silence while others are answered.
-func (u *Upstream) Silent() time.Duration { return u.waiting.lasted(u.now()) }
+func (u *Upstream) Silent() time.Duration {
+	if u.waiting.Load() == 0 { // no need to look at the clock
+		return 0
+	}
+	return u.waiting.lasted(u.now())
+}
 
 // Reached reports whether what the upstream owes may be slow rather than lost: a dial
 // has taken a step since the last answer. Of an upstream that has answered before, that

@@ -33,12 +33,19 @@ func NewRebindFilter(exempt []string, routes *wire.Routes) (*RebindFilter, error
 // elsewhere. The name of q decides, not the one at the end of its aliases, since browsers go by
 // it. Additional addresses are judged by their own names.
 func (f *RebindFilter) Filter(q wire.Query, a wire.Answer) wire.Answer {
+	if f == nil {
+		return a
+	}
+	public, ok := a.WithoutPrivate(f.Exempts)
+	if ok && public.Same(a) { // as usual
+		return a
+	}
 	var buf [wire.MaxKey]byte
 	if f.Exempts(q.AppendName(buf[:0])) {
 		return a
 	}
-	if a, ok := a.WithoutPrivate(f.Exempts); ok {
-		return a
+	if ok {
+		return public
 	}
 	return q.OwnAnswer(wire.NoError, wire.EDE{Code: wire.EDEBlocked, Text: "private address in a public name"})
 }

@@ -23,7 +23,7 @@ func (c *Cache) reply(t testing.TB, q wire.Query, stale bool) string {
 		get = c.AppendStale
 	}
 	packet, found := get([]byte("prefix"), q)
-	if found == Miss {
+	if found == Miss || found == Expired {
 		if string(packet) != "prefix" {
 			t.Errorf("%x was appended to nothing", packet)
 		}
@@ -413,5 +413,31 @@ func TestShow(t *testing.T) {
 			"www.example.com. AAAA do=false cd=false SERVFAIL (failure) age=1m1.5s left=-59.5s usable=false hits=0 [] [] [] []",
 			"www.example.com. TXT do=true cd=false NXDOMAIN (no name) age=1m1.5s left=-51.5s usable=true hits=0 "+
 				"[] [example.com. 30 IN SOA ns.example.com. host.example.com. 1 2 3 4 10] [] [19 (Stale NXDOMAIN Answer)]")
+	})
+}
+
+// A caller that has seen Miss need not look again before Changes changes.
+func TestAMissHoldsUntilAnAnswerIsPut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, nil)
+		q := ask(t, "www.example.com A")
+		f := func(want Result) {
+			t.Helper()
+			if _, found := c.Append(nil, q); found != want {
+				t.Errorf("got %v, want %v", found, want)
+			}
+		}
+		before := c.Changes()
+		f(Miss)
+		if c.Changes() != before {
+			t.Error("a look-up has changed something")
+		}
+		c.Put(q, says(t, q, "www.example.com. 300 IN A 192.0.2.1"))
+		if c.Changes() == before {
+			t.Error("an answer was put, and nothing has changed")
+		}
+		f(Fresh)
+		time.Sleep(301 * time.Second) // fake time
+		f(Expired)
 	})
 }

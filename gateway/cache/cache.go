@@ -63,6 +63,7 @@ type Cache struct {
 	clock   clock
 	evicted atomic.Uint64                     // number of evictions from former stores
 	bound   atomic.Pointer[[sha256.Size]byte] // see Bind
+	changes atomic.Uint32                     // see Changes
 }
 
 // A store is the memory of a Cache.
@@ -197,9 +198,15 @@ const (
 	Fresh                    // a fresh answer
 	FreshRenew               // a fresh answer that is popular and expires soon: the caller must renew it
 	Stale                    // a stale answer, which upstreams failed to renew a moment ago
+	Expired                  // no usable answer, but one that may be, should upstreams fail
 )
 
-// Append appends the reply to q if no upstream needs to be asked. It doesn't allocate.
+// Changes returns a number that differs from the one before if answers were put into the
+// cache in between: else a look-up has the same result.
+func (c *Cache) Changes() uint32 { return c.changes.Load() }
+
+// Append appends the reply to q if no upstream needs to be asked; the result is neither Miss
+// nor Expired then. It doesn't allocate.
 // Only one caller gets FreshRenew for an answer.
 func (c *Cache) Append(dst []byte, q wire.Query) ([]byte, Result) {
 	s, e, now := c.find(q)
@@ -219,7 +226,7 @@ func (c *Cache) Append(dst []byte, q wire.Query) ([]byte, Result) {
 		e.hit(false)
 		return a.AppendReply(dst, q, staleTerms(a.Kind())), Stale
 	}
-	return dst, Miss
+	return dst, Expired
 }
 
 // endsSoon reports whether at most a tenth of e's lifetime remains. It is false for
@@ -349,6 +356,7 @@ func (c *Cache) Put(q wire.Query, a wire.Answer) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer c.changes.Add(1)
 	if a.Kind() == wire.Failure {
 		c.putFailure(s, hash, key, a, q, now)
 		return

@@ -40,7 +40,7 @@ func TestTimeAsleepCountsForAges(t *testing.T) {
 		}
 		s.sleep(250 * time.Second)
 		time.Sleep(clockCheck)
-		if _, found := c.Append(nil, q); found != Miss {
+		if _, found := c.Append(nil, q); found != Expired {
 			t.Errorf("350 s after it came, 300 s of which it is good for: %v", found)
 		}
 		if _, found := c.AppendStale(nil, q); found != Stale {

@@ -327,6 +327,7 @@ func (c *Cache) restore(e fileEntry) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.put(hash, e.key, f.answer, f.query, now-f.age, f.life, now, e.main)
+	c.changes.Add(1)
 	return true
 }
 

@@ -104,5 +104,6 @@ func (c *Cache) merge(e fileEntry, f verified) bool {
 		return false
 	}
 	s.put(hash, e.key, f.answer, f.query, now-f.age, f.life, now, toMain)
+	c.changes.Add(1)
 	return true
 }

@@ -17,7 +17,7 @@ const typeWALLET = 262
 // the fields of one record do not fit into its data. Names in this data are never
 // compressed (RFC 3597 section 4).
 func validFields(t Type, data []byte) bool {
-	layout := fields[uint16(t)]
+	layout := layoutOf(t)
 	for _, field := range layout {
 		n, ok := fieldLen(t, field, data)
 		if !ok {
@@ -28,9 +28,20 @@ func validFields(t Type, data []byte) bool {
 	return len(data) == 0 || layout == ""
 }
 
+// layoutOf returns the fields of a type, or "" if its data is not checked.
+func layoutOf(t Type) string {
+	switch {
+	case int(t) < len(fields):
+		return fields[t]
+	case uint16(t) == dns.TypeDLV:
+		return fields[dns.TypeDS]
+	}
+	return ""
+}
+
 // fields has the fields of each type whose data is checked, one character of fieldLen or
 // endsWell for each.
-var fields = map[uint16]string{
+var fields = [...]string{
 	dns.TypeHINFO:      "ss",
 	dns.TypeTXT:        "S",
 	dns.TypeX25:        "s",
@@ -71,7 +82,6 @@ var fields = map[uint16]string{
 	dns.TypeAVC:        "S",
 	dns.TypeRESINFO:    "S",
 	typeWALLET:         "S",
-	dns.TypeDLV:        "3H",
 }
 
 // fieldLen returns the length of the field at the start of data, which is of type t:

@@ -34,6 +34,9 @@ type RouteNames struct {
 	// lengths has the lengths of all apexes: most names that are looked up have no
 	// suffix of one of these lengths.
 	lengths [maxName + 2]bool
+	// ends has the last letters of all apexes, for the same reason: of those of .local, .test
+	// or .arpa, .com has none. That of the root, which ends every name, is 0.
+	ends [256]bool
 }
 
 const entryTail = 4 // length of an entry's value
@@ -96,7 +99,7 @@ func (ns *RouteNames) Pack() {
 // format and lower case, and the length of name before the pattern's apex. It reports
 // false if no pattern matches. It doesn't allocate.
 func (ns *RouteNames) Find(name []byte) (route, below int, ok bool) {
-	if ns == nil || ns.count == 0 || len(name) >= len(ns.lengths) {
+	if ns == nil || ns.count == 0 || len(name) >= len(ns.lengths) || !ns.ends[lastLetter(name)] && !ns.ends[0] {
 		return 0, 0, false
 	}
 	for at := 0; at < len(name); at += 1 + int(name[at]) {
@@ -297,7 +300,11 @@ func (ns *RouteNames) insert(name []byte, place uint32) {
 	}
 	ns.slots[slot], ns.tags[slot] = place+1, tag
 	ns.lengths[len(name)] = true
+	ns.ends[lastLetter(name)] = true
 }
+
+// lastLetter returns the last octet of the last label, or 0 for the root.
+func lastLetter(name []byte) byte { return name[max(len(name)-2, 0)] }
 
 func (ns *RouteNames) rehash(slots int) {
 	ns.slots, ns.tags = make([]uint32, slots), make([]byte, slots)
