@@ -123,3 +123,8 @@ func (g *Gateway) Addrs() []netip.AddrPort { return g.server.Addrs() }
 func (g *Gateway) Serve(ctx context.Context) error {
 	return g.server.Serve(ctx, g.failPending)
 }
+
+// CheckToken returns the secret that makes a query from this machine a health check: one
+// that is answered like any query, but is exempt from client limits and is in no count, log
+// or trace. It is new with each Gateway.
+func (g *Gateway) CheckToken() [wire.TokenLen]byte { return g.checkToken }

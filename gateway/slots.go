@@ -8,6 +8,10 @@ import (
 	"dotgate/gateway/statelog"
 )
 
+// checkSlots is how many health checks may wait for the Resolver beyond
+// Options.MaxQueries: an overloaded gateway must not look dead.
+const checkSlots = 16
+
 // slots bounds the queries that wait for the Resolver.
 type slots struct {
 	taken atomic.Int64
