@@ -362,8 +362,8 @@ func (g *Gateway) failPending() {
 
 var errStopped = fmt.Errorf("the gateway stops: %w", context.Canceled)
 
-// renew asks the Resolver for an answer that the cache is about to lose, unless such a
-// call is in progress or no slot is free. It does not wait. Q is kept.
+// renew asks the Resolver for an answer that the cache is about to lose, unless a call for
+// it is in progress or no slot is free. It does not wait. Q is kept.
 func (g *Gateway) renew(q wire.Query, n *counters) {
 	if !g.slots.take(access.NoCheck) {
 		return

@@ -13,13 +13,24 @@ import (
 	"testing"
 )
 
-// riddles are words behind which a reader has to guess what is meant. "Who" is for
-// people: operators, users, readers.
+// riddles are words behind which a reader has to guess what is meant. plain are uses of
+// them that name the thing: "who" is for people, "such as" for examples, and errors of the
+// system are quoted as they are.
 var (
-	riddles = regexp.MustCompile(`(?i)\b(nobody|somebody|anybody|everybody|whoever|whom|who|of no use|be they|what comes of|so many)\b`)
-	people  = regexp.MustCompile(`(?i)\b(people|persons?|users?|operators?|readers?|contributors?|maintainers?|attackers?|those) who\b`)
-	humps   = regexp.MustCompile(`([a-z0-9])([A-Z])`)
+	riddles = phrase("nobody|somebody|anybody|everybody|whoever|whom|who|of no use|be they|what comes of|so many|such|but for")
+	plain   = []*regexp.Regexp{
+		phrase("(people|persons?|users?|operators?|readers?|contributors?|maintainers?|attackers?|those) who"),
+		phrase(`nobody\.invalid`), // the mailbox of RFC 6303 section 3
+		phrase("such as"),
+		phrase("no such (file|host)"), // errors of open and of a look-up
+	}
+	humps = regexp.MustCompile(`([a-z0-9])([A-Z])`)
 )
+
+// phrase compiles words, between which a line may end, also in a comment.
+func phrase(words string) *regexp.Regexp {
+	return regexp.MustCompile(`(?i)\b(` + strings.ReplaceAll(words, " ", `[\s/#]+`) + `)\b`)
+}
 
 // plainPlaces are the parts of the tree that are held to plain words. Those that are
 // not listed are still to be rewritten.
@@ -57,8 +68,9 @@ func TestWordsNameTheThing(t *testing.T) {
 func riddlesIn(path string, text []byte) (found []string) {
 	file := token.NewFileSet().AddFile(path, -1, len(text))
 	add := func(at token.Pos, words string) {
-		words = people.ReplaceAllString(words, "$1")
-		words = strings.ReplaceAll(words, "nobody.invalid", "") // the mailbox of RFC 6303 section 3
+		for _, p := range plain {
+			words = p.ReplaceAllStringFunc(words, func(s string) string { return "…" + strings.Repeat("\n", strings.Count(s, "\n")) })
+		}
 		for _, m := range riddles.FindAllStringIndex(words, -1) {
 			line := file.Line(at) + strings.Count(words[:m[0]], "\n")
 			found = append(found, path+":"+strconv.Itoa(line)+": "+words[m[0]:m[1]])
@@ -74,12 +86,22 @@ func riddlesIn(path string, text []byte) (found []string) {
 	}
 	var s scanner.Scanner
 	s.Init(file, text, nil, scanner.ScanComments)
+	var begin, end token.Pos // of a comment of one or more lines
 	for {
 		at, kind, literal := s.Scan()
+		if kind != token.COMMENT && begin.IsValid() {
+			add(begin, string(text[file.Offset(begin):file.Offset(end)]))
+			begin = token.NoPos
+		}
 		switch kind {
 		case token.EOF:
 			return found
-		case token.COMMENT, token.STRING:
+		case token.COMMENT:
+			if !begin.IsValid() {
+				begin = at
+			}
+			end = at + token.Pos(len(literal))
+		case token.STRING:
 			add(at, literal)
 		case token.IDENT:
 			add(at, humps.ReplaceAllString(literal, "$1 $2"))
@@ -99,6 +121,11 @@ func TestRiddlesAreFound(t *testing.T) {
 	f("a_test.go", "package a\n\nfunc TestNobodyWaitsForUsersWho(who int) {}\n", "a_test.go:3: Nobody", "a_test.go:3: who")
 	f("a.go", "package a // SOA ns. nobody.invalid. 1")
 	f("a.go", "package a\n/*\nof no use */ var a = \"whom\"", "a.go:3: of no use", "a.go:3: whom")
+	f("a.go", "package a\n\n// Names, such\n// as a, of no\n// use, for such\n// names.\nvar a = 1", "a.go:4: of no\n// use", "a.go:5: such")
+	f("a.go", "package a\n\n// All, but\n//\tfor one.\n\n// Such.\nvar a = 1", "a.go:3: but\n//\tfor", "a.go:6: Such")
+	f("a.yaml", "# As such, but\n# for: such as", "a.yaml:1: such", "a.yaml:1: but\n# for")
+	f("a.sh", "echo 'no such file or directory, no such name'", "a.sh:1: such")
+	f("a.go", "package a\n\nvar noSuchFile, suchAsThis = 1, 2\n")
 	f("a.png", "who")
 	f("a.go", "package a\n\nvar soa = \"a. SOA a. nobody.invalid.\"\n")
 }
