@@ -4,11 +4,8 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/net/publicsuffix"
 
 	"dotgate/gateway/wire"
 )
@@ -57,7 +54,7 @@ type domains struct {
 
 // A domain is a suffix with queries in progress, or with recent failures.
 type domain struct {
-	name       string
+	name       string                       // in wire format and lower case
 	parent     *domain                      // the next shorter domain; nil for a registrable one
 	children   int32                        // number of domains whose parent it is
 	inProgress int32                        // queries below it
@@ -90,7 +87,7 @@ func (ds *domains) begin(q wire.Query, client netip.Addr, now time.Time) (c doma
 	name := q.AppendName(buf[:0])
 	ds.mu.Lock()
 	defer ds.mu.Unlock()
-	c.lowest = ds.domainOf(presentationName(name))
+	c.lowest = ds.domainOf(name)
 	var silent *domain // the longest one
 	for d := c.lowest; d != nil; d = d.parent {
 		ds.updateSilent(d, now)
@@ -183,7 +180,7 @@ func (ds *domains) refuses(d *domain, client netip.Addr, now time.Time) bool {
 	}
 	if ds.scarce() {
 		if d.held == nil {
-			ds.log.Warn("held back queries for a domain whose servers do not answer", "domain", d.name, "in_progress", n)
+			ds.log.Warn("held back queries for a domain whose servers do not answer", "domain", wire.NameText([]byte(d.name)), "in_progress", n)
 		}
 		d.hold(now)
 	}
@@ -252,32 +249,33 @@ func (ds *domains) remove(d *domain) {
 	}
 }
 
-// domainOf returns the longest domain of a name in presentation format. The caller holds mu.
-func (ds *domains) domainOf(name string) *domain {
-	top := registrableDomain(name)
+// domainOf returns the longest domain of a name, in wire format and lower case. The caller
+// holds mu.
+func (ds *domains) domainOf(name []byte) *domain {
+	top := wire.RegistrableDomain(name)
 	d := ds.at(top, nil)
-	rest := strings.TrimSuffix(name[:len(name)-len(top)], ".")
-	for range domainLevels {
-		dot := strings.LastIndexByte(rest, '.')
-		if dot < 0 { // the name itself is not a suffix
-			break
-		}
-		d = ds.at(name[dot+1:], d)
-		rest = rest[:dot]
+	var starts [domainLevels]int // of the last labels before top, by number modulo domainLevels
+	labels, below := 0, name[:len(name)-len(top)]
+	for at := 0; at < len(below); at += 1 + int(below[at]) {
+		starts[labels%domainLevels] = at
+		labels++
+	}
+	for n := labels - 1; n > 0 && n >= labels-domainLevels; n-- { // label 0 begins the name itself, which is not a suffix
+		d = ds.at(name[starts[n%domainLevels]:], d)
 	}
 	return d
 }
 
 // at returns the domain of a name, which is below parent.
-func (ds *domains) at(name string, parent *domain) *domain {
-	d := ds.known[name]
+func (ds *domains) at(name []byte, parent *domain) *domain {
+	d := ds.known[string(name)]
 	if d == nil {
 		ds.evictOne(parent)
-		d = &domain{name: name, parent: parent}
+		d = &domain{name: string(name), parent: parent}
 		if parent != nil {
 			parent.children++
 		}
-		ds.known[name] = d
+		ds.known[d.name] = d
 	}
 	return d
 }
@@ -298,26 +296,4 @@ func (ds *domains) evictOne(parent *domain) {
 			return
 		}
 	}
-}
-
-// presentationName returns a name, in wire format and lower case, as text without a dot at
-// its end. Octets are not escaped.
-func presentationName(name []byte) string {
-	text := make([]byte, 0, wire.MaxKey)
-	for at := 0; name[at] != 0; at += 1 + int(name[at]) {
-		if at > 0 {
-			text = append(text, '.')
-		}
-		text = append(text, name[at+1:at+1+int(name[at])]...)
-	}
-	return string(text)
-}
-
-// registrableDomain returns the domain that a name is below, as people register them:
-// example.co.uk.
-func registrableDomain(name string) string {
-	if domain, err := publicsuffix.EffectiveTLDPlusOne(name); err == nil {
-		return domain
-	}
-	return name
 }

@@ -29,7 +29,7 @@ func TestWhichSuffixesAreOneDomain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := registrableDomain(presentationName(q.AppendName(nil))); got != want {
+		if got := wire.NameText(wire.RegistrableDomain(q.AppendName(nil))); got != want {
 			t.Errorf("%s: got %q, want %q", name, got, want)
 		}
 	}
@@ -40,6 +40,7 @@ func TestWhichSuffixesAreOneDomain(t *testing.T) {
 	f(".", "")
 	f("x.corp", "x.corp")
 	f(`a\000b.c\.d.example.org`, "example.org")
+	f("a.b.c.d.kawasaki.jp", "kawasaki.jp") // *.kawasaki.jp is a suffix: a shorter domain, whose sub-zones are told apart
 }
 
 // TestADomainWithSilentServersHoldsUpNoOther asks for 5000 new names a second under one

@@ -11,11 +11,23 @@ import (
 // hash of a domain, and in its last bit whether it is a suffix.
 var suffixes [1024]atomic.Uint64
 
-// DomainHash returns a hash of the registrable domain of the name asked for: of its last two
-// labels, or of one label more than its public suffix has, four at most.
+// DomainHash returns a hash of the registrable domain of the name asked for.
 func (q Query) DomainHash() uint64 {
 	var room [MaxKey]byte
-	name := q.AppendName(room[:0])
+	_, hash := registrable(q.AppendName(room[:0]))
+	return hash
+}
+
+// RegistrableDomain returns the part of name, both in wire format and lower case, that
+// people register: one label more than its public suffix has, two at least and four at most.
+// It is name if that has fewer labels. It does not allocate for suffixes that are common.
+func RegistrableDomain(name []byte) []byte {
+	at, _ := registrable(name)
+	return name[at:]
+}
+
+// registrable returns the offset of the registrable domain of a name, and a hash of it.
+func registrable(name []byte) (at int, hash uint64) {
 	var starts [4]int // the offsets of the last labels, by number modulo 4
 	labels := 0
 	for at := 0; name[at] != 0; at += 1 + int(name[at]) {
@@ -23,12 +35,12 @@ func (q Query) DomainHash() uint64 {
 		labels++
 	}
 	for n := 2; n <= len(starts) && n <= labels; n++ {
-		domain := name[starts[(labels-n)%len(starts)]:]
-		if hash := hashOf(domain); n == labels || n == len(starts) || !isSuffix(hash, domain) {
-			return hash
+		at = starts[(labels-n)%len(starts)]
+		if hash = hashOf(name[at:]); n == labels || n == len(starts) || !isSuffix(hash, name[at:]) {
+			return at, hash
 		}
 	}
-	return hashOf(name)
+	return 0, hashOf(name)
 }
 
 // ParentHash returns a hash of the name asked for without its first label: that of
