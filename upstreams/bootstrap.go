@@ -60,7 +60,7 @@ func (d *dialer) resolve(ctx context.Context) error {
 	if !due {
 		return nil
 	}
-	addrs, err := d.lookUp(ctx)
+	hosts, err := d.lookUp(ctx)
 	if err != nil {
 		if len(d.addresses()) > 0 {
 			d.log.Warn("keeping the known addresses", "host", d.o.Host, "error", err)
@@ -68,14 +68,14 @@ func (d *dialer) resolve(ctx context.Context) error {
 		}
 		return err
 	}
-	d.setAddresses(addrs)
+	d.setPlaces(d.o.placesOf(hosts))
 	d.mu.Lock()
 	d.resolved = time.Now()
 	d.mu.Unlock()
 	return nil
 }
 
-func (d *dialer) lookUp(ctx context.Context) ([]netip.AddrPort, error) {
+func (d *dialer) lookUp(ctx context.Context) (hosts []netip.Addr, err error) {
 	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()
 	var last error
@@ -93,11 +93,10 @@ func (d *dialer) lookUp(ctx context.Context) ([]netip.AddrPort, error) {
 			last = err
 			continue
 		}
-		var addrs []netip.AddrPort
 		for _, ip := range ips {
-			addrs = append(addrs, netip.AddrPortFrom(ip.Unmap(), d.o.Port))
+			hosts = append(hosts, ip.Unmap())
 		}
-		return addrs, nil
+		return hosts, nil
 	}
 	return nil, &failure{Bootstrapping, fmt.Errorf("resolve %s through %s (setting bootstrap): %w", d.o.Host, strings.Join(d.o.Bootstrap, ", "), last)}
 }

@@ -64,6 +64,7 @@ type helloMemory struct {
 // helloProgress says how far a handshake has come.
 type helloProgress struct {
 	small              bool // no packet may be large
+	optionalALPN       bool // the protocol need not be agreed upon
 	connected, replied atomic.Bool
 }
 
@@ -71,7 +72,7 @@ type helloProgress struct {
 // err, if anything.
 func (p *helloProgress) remedy(err error, known helloMemory) helloOmissions {
 	switch {
-	case refusedALPN(err):
+	case refusedALPN(err) && p.optionalALPN:
 		return withoutALPN
 	case !p.connected.Load() || p.replied.Load():
 		return omitNothing
@@ -103,7 +104,7 @@ func refusedALPN(err error) bool {
 // reply, for a reason that a plainer ClientHello may avoid, one is tried. The endpoint
 // remembers what has helped.
 type helloRace struct {
-	transport  *dotTransport
+	transport  *tlsTransport
 	endpoint   *endpoint
 	limits     dialLimits
 	known      helloMemory
@@ -120,7 +121,7 @@ type handshakeResult struct {
 	without helloOmissions
 }
 
-func (t *dotTransport) open(ctx context.Context, e *endpoint, limits dialLimits) (link, error) {
+func (t *tlsTransport) open(ctx context.Context, e *endpoint, limits dialLimits) (link, error) {
 	known, _ := e.hello.get()
 	r := &helloRace{transport: t, endpoint: e, limits: limits, known: known, tried: known.without, results: make(chan handshakeResult, 3)}
 	return r.run(ctx)
@@ -129,6 +130,7 @@ func (t *dotTransport) open(ctx context.Context, e *endpoint, limits dialLimits)
 func (r *helloRace) run(ctx context.Context) (link, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	r.first.optionalALPN = r.transport.kind == DoT
 	r.try(ctx, r.known.without, &r.first)
 	late := time.NewTimer(r.transport.helloPatience())
 	defer late.Stop()
@@ -215,6 +217,6 @@ func (r *helloRace) lost(problem error) {
 
 // helloPatience returns how long the server may not reply to a ClientHello before a plainer
 // one is tried beside it.
-func (t *dotTransport) helloPatience() time.Duration {
+func (t *tlsTransport) helloPatience() time.Duration {
 	return max(helloLate, 4*time.Duration(t.tcp.connect.took.Load()), 4*time.Duration(t.handshake.took.Load()))
 }

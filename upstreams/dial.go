@@ -3,6 +3,7 @@ package upstreams
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -22,6 +23,9 @@ const (
 	burstDials = 8
 	// dialsMax is how many dials may be in progress at once for one connection.
 	dialsMax = 5
+	// climbInterval is how often the transports are tried that are better than the one in
+	// use.
+	climbInterval = 8 * time.Second
 )
 
 // A dial is a connection that is being made, and the calls that wait for it.
@@ -85,7 +89,7 @@ func (u *Upstream) dialLocked() *dial {
 func (u *Upstream) mayBeLost(d *dial) bool {
 	usual, _ := u.rtt.usual()
 	late := max(slowDialAfter, 4*usual, 2*u.dialTime.usual()) // a handshake takes three round trips
-	if longest := u.dialer.transport.longest(); len(u.dials) > 1 {
+	if longest := u.dialer.ladder[0].longest(); len(u.dials) > 1 {
 		// Further dials are spread over the time that one may take. If all began at once,
 		// all would end at once, and until then none would notice the end of an outage.
 		late = max(late, max(longest.connect, longest.handshake)/dialsMax)
@@ -106,7 +110,7 @@ func (u *Upstream) newDialLocked() *dial {
 	ctx, d.cancel = context.WithCancel(u.ctx)
 	first := len(u.dials) == 0
 	u.dials = append(u.dials, d)
-	if usual := u.dialer.transport.limits().handshake; first && usual < u.dialer.transport.longest().handshake {
+	if usual := u.dialer.ladder[0].limits().handshake; first && usual < u.dialer.ladder[0].longest().handshake {
 		d.beside = time.AfterFunc(usual, func() { u.dialBeside(d) })
 	}
 	u.wg.Go(func() { u.runDial(ctx, d, first) })
@@ -139,18 +143,78 @@ func (u *Upstream) runDial(ctx context.Context, d *dial, first bool) {
 		l.abort()
 		err = ErrClosed
 	default:
-		s = newStream(u.dialer.faults.wrap(l), to, &u.streamShared, u)
-		s.dialled, s.dialTook = l.summary(to), l.tcpTook+l.tlsTook
-		u.dialTime.sample(s.dialTook)
-		u.streams = append(u.streams, s)
-		u.open.Store(int32(len(u.streams)))
-		u.wg.Go(s.readLoop)
-		u.wg.Go(s.writeLoop)
+		s = u.addStreamLocked(l, to)
 	}
 	u.mu.Unlock()
+	if s != nil {
+		u.announce(s)
+	}
 	for _, e := range ended {
 		e.stream, e.err = s, err
 		u.endDial(e)
+	}
+}
+
+// addStreamLocked puts a stream over an open connection into the pool.
+func (u *Upstream) addStreamLocked(l link, to *endpoint) *stream {
+	s := newStream(u.dialer.faults.wrap(l), to, &u.streamShared, u)
+	s.dialled, s.dialTook = l.summary(to), l.tcpTook+l.tlsTook
+	u.dialTime.sample(s.dialTook)
+	u.streams = append(u.streams, s)
+	u.open.Store(int32(len(u.streams)))
+	u.wg.Go(s.readLoop)
+	u.wg.Go(s.writeLoop)
+	if to.rung > 0 && u.climbing == nil {
+		u.climbing = time.AfterFunc(climbInterval, u.climb)
+	}
+	s.after, u.rung = u.rung, to.rung
+	return s
+}
+
+// announce logs that the transport has changed, if s has another one than before.
+func (u *Upstream) announce(s *stream) {
+	to := s.endpoint
+	if to.rung == s.after {
+		return
+	}
+	level := slog.LevelInfo
+	if to.rung > s.after {
+		level = slog.LevelWarn
+	}
+	u.log.Log(u.ctx, level, "the transport has changed", "transport", to.via, "before", u.dialer.ladder[s.after], "address", to.addr)
+}
+
+// climb tries the transports that are better than the one in use, at intervals, as long as
+// there is one and the upstream is asked. Queries move to the connection that it makes.
+func (u *Upstream) climb() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.climbing = nil
+	rung := 0
+	for _, s := range u.streams {
+		rung = max(rung, s.endpoint.rung)
+	}
+	if u.isClosed || rung == 0 { // the next dial tries them again
+		return
+	}
+	u.wg.Go(func() { u.climbFrom(rung) })
+}
+
+func (u *Upstream) climbFrom(rung int) {
+	l, to, err := u.dialer.climb(u.ctx, rung)
+	var s *stream
+	u.mu.Lock()
+	switch {
+	case err == nil && !u.isClosed:
+		s = u.addStreamLocked(l, to)
+	case err == nil:
+		l.abort()
+	case !u.isClosed:
+		u.climbing = time.AfterFunc(climbInterval, u.climb)
+	}
+	u.mu.Unlock()
+	if s != nil {
+		u.announce(s)
 	}
 }
 

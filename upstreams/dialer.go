@@ -2,7 +2,10 @@ package upstreams
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -15,9 +18,17 @@ import (
 // beside it (RFC 8305 section 5 recommends 250 ms).
 const attemptDelay = 250 * time.Millisecond
 
-// A transport opens connections to endpoints. There are tcpTransport and dotTransport.
+// transportDelay is the same for the dial of another transport while nothing is known about
+// the network, and transportDelayMin if it is fast.
+const (
+	transportDelay    = 150 * time.Millisecond
+	transportDelayMin = 60 * time.Millisecond
+)
+
+// A transport opens connections to endpoints. There are tcpTransport and tlsTransport.
 // The dialer chooses the endpoint, and knows nothing of how its connection is made.
 type transport interface {
+	String() string
 	// open connects within limits, and verifies the server if the transport can. The
 	// dialer, not the transport, records success and failure at the endpoint.
 	open(ctx context.Context, e *endpoint, limits dialLimits) (link, error)
@@ -31,12 +42,14 @@ type transport interface {
 // dialLimits bound the steps of one connection.
 type dialLimits struct{ connect, handshake time.Duration }
 
-// A link is an open connection to an endpoint: TLS or plain TCP.
+// A link is an open connection to an endpoint: TLS, with or without HTTP/2, or plain TCP.
 type link struct {
-	net.Conn          // DNS messages are written to it and read from it
-	raw      net.Conn // the TCP connection; without TLS, the same
-	secure   bool     // the certificate was verified
-	abort    func()   // ends the connection at once
+	net.Conn                      // DNS messages are written to it and read from it
+	raw      net.Conn             // the TCP connection; without TLS, the same
+	secure   bool                 // the certificate was verified
+	tls      *tls.ConnectionState // nil without TLS
+	abort    func()               // ends the connection at once
+	capacity func() int           // how many queries the server answers at once; nil: any number
 
 	tcpTook, tlsTook time.Duration // how long the handshakes took
 }
@@ -49,9 +62,9 @@ func newLink(conn, raw net.Conn, secure bool) link {
 type dialer struct {
 	o          Options
 	log        *slog.Logger
-	transport  transport
 	tcp        tcpTransport
-	dot        dotTransport
+	dot, doh   tlsTransport
+	ladder     []transport // those that are used, the best first
 	throttle   dialThrottle
 	faults     faults                      // of a drill
 	background func(func(context.Context)) // runs a function in the background, until the upstream is closed; or nil
@@ -67,34 +80,51 @@ type dialer struct {
 func (d *dialer) init(o Options, log *slog.Logger, reached func(step int32)) error {
 	d.o, d.log = o, log
 	d.tcp.init(o, d.faults.wrapDial(connectTCP), reached)
-	d.transport = &d.tcp
-	if err := d.dot.init(o, &d.tcp, log); err != nil {
+	if err := errors.Join(d.dot.init(DoT, o, &d.tcp, log), d.doh.init(DoH, o, &d.tcp, log)); err != nil {
 		return err
 	}
-	if o.Protocol != TCP {
-		d.transport = &d.dot
+	for _, name := range o.ladder() {
+		d.ladder = append(d.ladder, map[string]transport{DoT: &d.dot, DoH: &d.doh, TCP: &d.tcp}[name])
 	}
-	d.setAddresses(o.Addresses)
+	if o.Host == "" {
+		d.setPlaces(o.placesOf(nil))
+	}
 	d.throttle.assignTurn()
 	return nil
 }
 
-// setAddresses replaces the addresses, keeping what is known of those that stay.
-func (d *dialer) setAddresses(addrs []netip.AddrPort) {
+// setPlaces replaces the endpoints, keeping what is known of those that stay.
+func (d *dialer) setPlaces(places [][]netip.AddrPort) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	old := d.endpoints
 	d.endpoints = nil
-	for _, addr := range addrs {
-		if i := slices.IndexFunc(old, func(e *endpoint) bool { return e.addr == addr }); i >= 0 {
+	for rung, addr := range alternating(places) {
+		same := func(e *endpoint) bool { return e.addr == addr && e.rung == rung }
+		if i := slices.IndexFunc(old, same); i >= 0 {
 			d.endpoints = append(d.endpoints, old[i])
 		} else {
-			d.endpoints = append(d.endpoints, &endpoint{addr: addr})
+			d.endpoints = append(d.endpoints, &endpoint{addr: addr, via: d.ladder[rung], rung: rung})
 		}
 	}
 	for _, e := range old {
 		if !slices.Contains(d.endpoints, e) {
 			d.noAddress.inherit(e)
+		}
+	}
+}
+
+// alternating yields the addresses of each transport in turns. An address and the next one
+// have neither their transport nor, if there are several, their host in common: what keeps
+// one from answering may not hold for the other.
+func alternating(places [][]netip.AddrPort) iter.Seq2[int, netip.AddrPort] {
+	return func(yield func(int, netip.AddrPort) bool) {
+		for i := 0; slices.ContainsFunc(places, func(of []netip.AddrPort) bool { return i < len(of) }); i++ {
+			for rung, of := range places {
+				if i < len(of) && !yield(rung, of[(i+rung)%len(of)]) {
+					return
+				}
+			}
 		}
 	}
 }
@@ -150,11 +180,7 @@ func (d *dialer) dial(ctx context.Context, patient bool) (link, *endpoint, error
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	began, limits := time.Now(), d.transport.limits()
-	if patient {
-		limits.connect = d.throttle.connectLimit(began, limits.connect)
-		limits.handshake = d.transport.longest().handshake
-	}
+	began := time.Now()
 	rest := d.ordered()
 	race := dialRace{results: make(chan dialAttempt, len(rest))}
 	next := time.NewTimer(0)
@@ -175,8 +201,8 @@ func (d *dialer) dial(ctx context.Context, patient bool) (link, *endpoint, error
 			a := dialAttempt{to: rest[0], began: time.Now()}
 			rest = rest[1:]
 			race.inProgress = append(race.inProgress, a)
-			go func() { race.results <- d.dialOne(ctx, a, limits) }()
-			next.Reset(attemptDelay)
+			go func() { race.results <- d.dialOne(ctx, a, d.limits(a.to, began, patient)) }()
+			next.Reset(d.delay(a.to, rest))
 		case a := <-race.results:
 			race.ended(a)
 			if a.err == nil {
@@ -192,6 +218,29 @@ func (d *dialer) dial(ctx context.Context, patient bool) (link, *endpoint, error
 		d.throttle.failed(began, race.problem)
 	}
 	return link{}, nil, race.problem
+}
+
+// limits returns the limits of a dial that began at the given time.
+func (d *dialer) limits(e *endpoint, began time.Time, patient bool) dialLimits {
+	limits := e.via.limits()
+	if patient {
+		limits.connect = d.throttle.connectLimit(began, limits.connect)
+		limits.handshake = e.via.longest().handshake
+	}
+	return limits
+}
+
+// delay returns how long the dial of e may take before the next of the rest is tried beside
+// it: not as long if that has another transport, since this one may be blocked.
+func (d *dialer) delay(e *endpoint, rest []*endpoint) time.Duration {
+	if len(rest) == 0 || rest[0].via == e.via {
+		return attemptDelay
+	}
+	usual := time.Duration(d.tcp.connect.took.Load()) + time.Duration(d.dot.handshake.took.Load())
+	if usual == 0 {
+		return transportDelay
+	}
+	return min(max(transportDelayMin, 2*usual), attemptDelay)
 }
 
 // closeLosers waits for the dials that are in progress, which have been cancelled, and
@@ -213,22 +262,61 @@ func (d *dialer) succeeded(won dialAttempt, race *dialRace) {
 		a.to.penalize(d.log, OutcomeOf(a.err))
 	}
 	for _, a := range race.inProgress {
-		if won.began.Sub(a.began) >= attemptDelay {
+		if won.began.Sub(a.began) >= attemptDelay || won.to.rung > a.to.rung {
 			a.to.dials[DialSlower].Add(1)
 			a.to.penalize(d.log, DialSlower)
 		}
 	}
-	for _, e := range d.ordered() {
+	endpoints := d.ordered()
+	if race.lostAbove(won.to.rung) {
+		d.leave(won.to.rung, endpoints)
+	}
+	for _, e := range endpoints {
 		if d.background != nil && e.startProbe() {
 			d.background(func(ctx context.Context) { d.probeEndpoint(ctx, e) })
 		}
 	}
 }
 
+// lostAbove reports whether a dial of a better transport than that of a rung has lost.
+func (r *dialRace) lostAbove(rung int) bool {
+	return slices.ContainsFunc(slices.Concat(r.failed, r.inProgress), func(a dialAttempt) bool { return a.to.rung < rung })
+}
+
+// leave has all endpoints avoided whose transport is better than that of a rung, which works:
+// more likely it is blocked, or out of order, than one address. climb finds out.
+func (d *dialer) leave(rung int, endpoints []*endpoint) {
+	for _, e := range endpoints {
+		if e.rung < rung {
+			e.penalize(d.log, DialSlower)
+		}
+	}
+}
+
+// climb dials the best endpoint of each transport that is better than that of a rung, and
+// returns the first connection that can be made.
+func (d *dialer) climb(ctx context.Context, rung int) (link, *endpoint, error) {
+	var problem error
+	for better := range rung {
+		for _, e := range d.ordered() {
+			if e.rung != better {
+				continue
+			}
+			a := d.dialOne(ctx, dialAttempt{to: e}, e.via.limits())
+			if a.err == nil {
+				return a.link, e, nil
+			}
+			problem = withProblem(problem, a.err)
+			break
+		}
+	}
+	return link{}, nil, problem
+}
+
 // probeEndpoint finds out whether an endpoint that is avoided works again.
 func (d *dialer) probeEndpoint(ctx context.Context, e *endpoint) {
 	defer e.endProbe()
-	a := d.dialOne(ctx, dialAttempt{to: e}, d.transport.limits())
+	a := d.dialOne(ctx, dialAttempt{to: e}, e.via.limits())
 	switch {
 	case a.err == nil:
 		a.link.abort()
@@ -239,7 +327,7 @@ func (d *dialer) probeEndpoint(ctx context.Context, e *endpoint) {
 
 func (d *dialer) dialOne(ctx context.Context, a dialAttempt, limits dialLimits) dialAttempt {
 	e := a.to
-	a.link, a.err = d.transport.open(ctx, e, limits)
+	a.link, a.err = e.via.open(ctx, e, limits)
 	if a.err == nil {
 		e.dials[GotNoError].Add(1)
 		e.clearPenalties(d.log)

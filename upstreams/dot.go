@@ -1,6 +1,7 @@
 package upstreams
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -9,6 +10,8 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -21,10 +24,13 @@ var (
 	errPin       = errors.New("no certificate in the verified chain has a pinned key (setting pins)")
 )
 
-// dotTransport opens DNS-over-TLS connections (RFC 7858). Each has a verified certificate.
-// A handshake that fails for a reason that a plainer ClientHello may avoid is repeated with
-// one (see helloRace). Nothing of the verification is ever left out.
-type dotTransport struct {
+// A tlsTransport opens connections for DNS over TLS (RFC 7858), or over HTTPS (RFC 8484).
+// Each has a verified certificate. A handshake that fails for a reason that a plainer
+// ClientHello may avoid is repeated with one (see helloRace). Nothing of the verification is
+// ever left out.
+type tlsTransport struct {
+	kind       string // DoT or DoH
+	path       string // of the resource, over HTTPS
 	tcp        *tcpTransport
 	log        *slog.Logger
 	config     *tls.Config // never used as it is: each endpoint gets a copy
@@ -38,7 +44,7 @@ type dotTransport struct {
 	withoutALPN, withoutKeyShare atomic.Uint64
 }
 
-func (t *dotTransport) init(o Options, tcp *tcpTransport, log *slog.Logger) error {
+func (t *tlsTransport) init(kind string, o Options, tcp *tcpTransport, log *slog.Logger) error {
 	roots, err := o.roots()
 	if err != nil {
 		return err
@@ -51,7 +57,7 @@ func (t *dotTransport) init(o Options, tcp *tcpTransport, log *slog.Logger) erro
 	if err != nil {
 		return err
 	}
-	t.tcp, t.log = tcp, log
+	t.kind, t.path, t.tcp, t.log = kind, o.DoHPath, tcp, log
 	t.handshake.set, t.handshake.usual, t.handshake.max = o.HandshakeTimeout, handshakeUsual, o.Patience
 	t.clock = certificateClock{built: o.Built, log: log, warned: &clockWarned}
 	t.config = &tls.Config{
@@ -63,6 +69,10 @@ func (t *dotTransport) init(o Options, tcp *tcpTransport, log *slog.Logger) erro
 		NextProtos:                  []string{"dot"}, // RFC 7858 names it; a server on port 443 needs it
 		ClientSessionCache:          tls.NewLRUClientSessionCache(0),
 		DynamicRecordSizingDisabled: true, // a burst of queries is one record
+	}
+	if kind == DoH {
+		t.config.NextProtos = []string{http2Protocol}
+		t.config.ServerName = cmp.Or(o.DoHName, o.ServerName)
 	}
 	if len(pins) > 0 {
 		// Unlike VerifyPeerCertificate, this runs on resumed sessions too.
@@ -82,11 +92,13 @@ func checkPins(state tls.ConnectionState, pins map[[sha256.Size]byte]bool) error
 	return errPin
 }
 
-func (t *dotTransport) limits() dialLimits {
+func (t *tlsTransport) String() string { return t.kind }
+
+func (t *tlsTransport) limits() dialLimits {
 	return dialLimits{connect: t.tcp.connect.current(), handshake: t.handshake.current()}
 }
 
-func (t *dotTransport) longest() dialLimits {
+func (t *tlsTransport) longest() dialLimits {
 	return dialLimits{connect: t.tcp.connect.longest(), handshake: t.handshake.longest()}
 }
 
@@ -94,19 +106,21 @@ func (t *dotTransport) longest() dialLimits {
 func (l link) summary(to *endpoint) string {
 	const digits = 10 * time.Microsecond
 	text := fmt.Sprintf("connected to %v: TCP in %v", to.addr, l.tcpTook.Round(digits))
-	conn, ok := l.Conn.(*tls.Conn)
-	if !ok {
+	if l.tls == nil {
 		return text
 	}
-	state := conn.ConnectionState()
 	kind := "full handshake"
-	if state.DidResume {
+	if l.tls.DidResume {
 		kind = "session resumed"
 	}
-	return fmt.Sprintf("%s, %s in %v (%s)", text, tls.VersionName(state.Version), l.tlsTook.Round(digits), kind)
+	text = fmt.Sprintf("%s, %s in %v (%s)", text, tls.VersionName(l.tls.Version), l.tlsTook.Round(digits), kind)
+	if l.tls.NegotiatedProtocol == http2Protocol {
+		text += ", HTTP/2"
+	}
+	return text
 }
 
-func (t *dotTransport) configFor(addr netip.AddrPort) *tls.Config {
+func (t *tlsTransport) configFor(addr netip.AddrPort) *tls.Config {
 	config := t.config.Clone()
 	if config.ServerName == "" {
 		config.ServerName = addr.Addr().WithZone("").String()
@@ -114,9 +128,9 @@ func (t *dotTransport) configFor(addr netip.AddrPort) *tls.Config {
 	return config
 }
 
-// openOnce makes one connection, with a ClientHello that leaves out something or nothing. A
+// openTLS makes one connection, with a ClientHello that leaves out something or nothing. A
 // handshake that fails after a session was offered is repeated without one.
-func (t *dotTransport) openOnce(ctx context.Context, e *endpoint, without helloOmissions, limits dialLimits, p *helloProgress) (link, error) {
+func (t *tlsTransport) openTLS(ctx context.Context, e *endpoint, without helloOmissions, limits dialLimits, p *helloProgress) (link, error) {
 	config := t.configFor(e.addr)
 	without.apply(config)
 	p.small = without&withoutKeyShare != 0
@@ -143,7 +157,7 @@ func (t *dotTransport) openOnce(ctx context.Context, e *endpoint, without helloO
 
 // secure connects, and verifies the server. After a failure, the link says how long the
 // steps took.
-func (t *dotTransport) secure(ctx context.Context, addr netip.AddrPort, config *tls.Config, limits dialLimits, p *helloProgress) (link, error) {
+func (t *tlsTransport) secure(ctx context.Context, addr netip.AddrPort, config *tls.Config, limits dialLimits, p *helloProgress) (link, error) {
 	l, err := t.tcp.openSocket(ctx, addr, limits.connect, p.small)
 	if err != nil {
 		return link{}, err
@@ -175,10 +189,48 @@ func (t *dotTransport) secure(ctx context.Context, addr netip.AddrPort, config *
 	if state.DidResume {
 		t.resumed.Add(1)
 	}
+	l.tls = &state
 	return l, nil
 }
 
-func (t *dotTransport) count(without helloOmissions) {
+// openOnce makes one connection that is ready for queries.
+func (t *tlsTransport) openOnce(ctx context.Context, e *endpoint, without helloOmissions, limits dialLimits, p *helloProgress) (link, error) {
+	l, err := t.openTLS(ctx, e, without, limits, p)
+	if err != nil || t.kind == DoT {
+		return l, err
+	}
+	conn, err := t.overHTTP(l.Conn, *l.tls, e.addr)
+	if err != nil {
+		l.abort()
+		return link{}, err
+	}
+	l.Conn, l.capacity = conn, conn.capacity
+	return l, nil
+}
+
+// overHTTP begins HTTP/2 on a connection with TLS.
+func (t *tlsTransport) overHTTP(conn net.Conn, state tls.ConnectionState, addr netip.AddrPort) (*http2Conn, error) {
+	if state.NegotiatedProtocol != http2Protocol {
+		return nil, fmt.Errorf("%w: the server does not offer HTTP/2 (ALPN)", errHandshake)
+	}
+	return newHTTP2Conn(conn, hostOf(state.ServerName, addr), t.path)
+}
+
+// hostOf returns the :authority of requests to a server (RFC 9113 section 8.3.1).
+func hostOf(name string, addr netip.AddrPort) string {
+	if name == "" { // the certificate is valid for the address
+		name = addr.Addr().WithZone("").String()
+	}
+	switch {
+	case addr.Port() != dohPort:
+		return net.JoinHostPort(name, strconv.Itoa(int(addr.Port())))
+	case strings.Contains(name, ":"):
+		return "[" + name + "]"
+	}
+	return name
+}
+
+func (t *tlsTransport) count(without helloOmissions) {
 	if without&withoutALPN != 0 {
 		t.withoutALPN.Add(1)
 	}

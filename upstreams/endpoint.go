@@ -28,9 +28,11 @@ const (
 	caseChangesMin = 3
 )
 
-// An endpoint is one address of an upstream, with what is known about it.
+// An endpoint is one address of an upstream and one transport, with what is known about it.
 type endpoint struct {
 	addr        netip.AddrPort
+	via         transport           // nil for UDP
+	rung        int                 // of via: 0 for the best transport of the upstream
 	suspected   expiring[time.Time] // when it last seemed to fail
 	hello       expiring[helloMemory]
 	noEDNS      limitation                // the server does not know EDNS

@@ -30,12 +30,27 @@ type Options struct {
 	//
 	// UDP is for NewPlain, the others are for New.
 	Protocol string `config:"protocol"`
+	// Transports are the encrypted ways to ask that are used with protocol tls, the best
+	// first: dot (DNS over TLS) and doh (DNS over HTTPS). While one is blocked or out of
+	// order, the next one is used. [] is all that the upstream has: dot, and doh if there are
+	// doh_addresses.
+	Transports []string `config:"transports"`
 	// Addresses is where it answers: IP, for port 853 (53 with udp and tcp), or IP:port.
-	// Either addresses or host is required.
+	// Either addresses or host is required, or doh_addresses.
 	Addresses []netip.AddrPort `config:"addresses"`
+	// DoHAddresses is where it answers over HTTPS: IP, for port 443, or IP:port. With doh in
+	// transports, the default is addresses or host, with doh_port.
+	DoHAddresses []netip.AddrPort `config:"doh_addresses"`
+	// DoHPort is the port that goes with host and addresses over HTTPS.
+	DoHPort uint16 `config:"doh_port"`
+	// DoHPath is the path of its URL.
+	DoHPath string `config:"doh_path"`
+	// DoHName is the name that the certificate must be valid for over HTTPS, and the host of
+	// its URL. The default is server_name.
+	DoHName string `config:"doh_name"`
 	// Host is a name whose addresses are looked up, through bootstrap, instead of addresses.
 	Host string `config:"host"`
-	// Port is the port that goes with host.
+	// Port is the port that goes with host, for DNS over TLS.
 	Port uint16 `config:"port"`
 	// Bootstrap are the resolvers to ask for host. The default is the section bootstrap.
 	//
@@ -100,12 +115,60 @@ const (
 func (o Options) withDefaults() Options {
 	o.Protocol = cmp.Or(o.Protocol, TLS)
 	o.Port = cmp.Or(o.Port, 853)
+	o.DoHPort = cmp.Or(o.DoHPort, dohPort)
+	o.DoHPath = cmp.Or(o.DoHPath, "/dns-query")
 	o.ServerName = cmp.Or(o.ServerName, o.Host)
 	o.Connections = cmp.Or(o.Connections, 4)
 	o.IdleTimeout = cmp.Or(o.IdleTimeout, 8*time.Second)
 	o.Patience = max(o.Patience, patienceLimit)
 	o.Log = cmp.Or(o.Log, slog.Default())
 	return o
+}
+
+// The values of Options.Transports.
+const (
+	DoT = "dot"
+	DoH = "doh"
+)
+
+const dohPort = 443 // RFC 8484 section 4.1
+
+// ladder returns the names of all transports over TCP, the best first.
+func (o Options) ladder() []string {
+	switch {
+	case o.Protocol != TLS:
+		return []string{TCP}
+	case len(o.Transports) > 0:
+		return o.Transports
+	case len(o.DoHAddresses) == 0:
+		return []string{DoT}
+	case len(o.Addresses) == 0 && o.Host == "":
+		return []string{DoH}
+	}
+	return []string{DoT, DoH}
+}
+
+// placesOf returns where the upstream answers, for each of its transports, if its host has
+// these addresses.
+func (o Options) placesOf(hosts []netip.Addr) (places [][]netip.AddrPort) {
+	for _, transport := range o.ladder() {
+		of, port := o.Addresses, o.Port
+		if transport == DoH {
+			of, port = o.DoHAddresses, o.DoHPort
+		}
+		if transport == DoH && len(of) == 0 {
+			for _, a := range o.Addresses {
+				of = append(of, netip.AddrPortFrom(a.Addr(), port))
+			}
+		}
+		if len(of) == 0 {
+			for _, host := range hosts {
+				of = append(of, netip.AddrPortFrom(host, port))
+			}
+		}
+		places = append(places, of)
+	}
+	return places
 }
 
 // Check reports every option that is not valid, by its name. It reads the files that are
@@ -116,6 +179,7 @@ func (o Options) Check(report func(option, problem string, beside ...string)) {
 	}
 	switch o.Protocol {
 	case TLS:
+		o.checkTransports(report)
 		o.checkAddresses(report)
 	case UDP, TCP:
 		o.checkPlain(report)
@@ -154,6 +218,7 @@ func (o Options) checkPlain(report func(option, problem string, beside ...string
 	for option, set := range map[string]bool{
 		"host": o.Host != "", "server_name": o.ServerName != "", "ca_file": o.CAFile != "", "pins": len(o.Pins) > 0,
 		"cert_file": o.CertFile != "", "key_file": o.KeyFile != "", "bootstrap": len(o.Bootstrap) > 0,
+		"transports": len(o.Transports) > 0, "doh_addresses": len(o.DoHAddresses) > 0, "doh_name": o.DoHName != "",
 	} {
 		if set {
 			report(option, "has no effect with protocol "+o.Protocol+", which is clear text without certificates; remove it", "protocol")
@@ -161,17 +226,37 @@ func (o Options) checkPlain(report func(option, problem string, beside ...string
 	}
 }
 
+func (o Options) checkTransports(report func(option, problem string, beside ...string)) {
+	for i, t := range o.Transports {
+		switch {
+		case t != DoT && t != DoH:
+			report("transports", fmt.Sprintf("%q does not exist; there are dot, doh", t))
+		case slices.Contains(o.Transports[:i], t):
+			report("transports", fmt.Sprintf("has %s twice", t))
+		}
+	}
+	https := slices.Contains(o.ladder(), DoH)
+	if !https && (len(o.DoHAddresses) > 0 || o.DoHName != "") {
+		report("transports", "does not have doh, but there are options for it", "doh_addresses", "doh_name")
+	}
+	if !strings.HasPrefix(o.DoHPath, "/") || strings.ContainsFunc(o.DoHPath, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '#' || r == '{' }) {
+		report("doh_path", fmt.Sprintf("%q is not the path of a URL, as /dns-query is", o.DoHPath))
+	}
+}
+
 func (o Options) checkServers(report func(option, problem string, beside ...string)) {
-	for _, a := range o.Addresses {
-		if !a.IsValid() || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast() {
-			report("addresses", fmt.Sprintf("%s is not the address and port of a server", a))
+	for option, addresses := range map[string][]netip.AddrPort{"addresses": o.Addresses, "doh_addresses": o.DoHAddresses} {
+		for _, a := range addresses {
+			if !a.IsValid() || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast() {
+				report(option, fmt.Sprintf("%s is not the address and port of a server", a))
+			}
 		}
 	}
 }
 
 func (o Options) checkAddresses(report func(option, problem string, beside ...string)) {
 	switch {
-	case len(o.Addresses) == 0 && o.Host == "":
+	case len(o.Addresses) == 0 && o.Host == "" && (len(o.DoHAddresses) == 0 || slices.Contains(o.ladder(), DoT)):
 		report("addresses", "is empty, and there is no host to resolve", "host")
 	case len(o.Addresses) > 0 && o.Host != "":
 		report("host", "is not needed beside addresses; to check the certificate's name, set server_name", "addresses")

@@ -55,6 +55,11 @@ const (
 	TLSFailed      // any other reason, such as a peer without TLS
 	DialThrottled  // it was not tried: dials of an upstream that is out of reach are limited
 
+	// The server responded over HTTPS, but not with a DNS message.
+	HTTPFailed  // any status but 200
+	HTTPLimited // 429: it limits the rate of queries
+	HTTPNotDNS  // 200, with another type of content, or more than a DNS message can have
+
 	// Outcomes that say nothing about the upstream.
 	Overloaded // ErrBusy
 	Abandoned  // the caller gave up, or Close was called
@@ -70,6 +75,7 @@ var outcomeNames = [outcomes]string{
 	ReadFailed: "read", TimedOut: "timeout", Bootstrapping: "bootstrap",
 	DialRefused: "dial_refused", DialTimedOut: "dial_timeout", DialUnreachable: "dial_unreachable", DialFailed: "dial", DialSlower: "dial_slower",
 	TLSTimedOut: "tls_timeout", TLSAlert: "tls_alert", TLSCertificate: "certificate", TLSFailed: "tls", DialThrottled: "dial_throttled",
+	HTTPFailed: "http_status", HTTPLimited: "http_rate_limit", HTTPNotDNS: "http_content",
 	Overloaded: "overload", Abandoned: "abandoned",
 }
 
@@ -90,6 +96,8 @@ func (o Outcome) Answered() bool { return o <= GotOther }
 
 // OfDial reports whether a dial can have this outcome.
 func (o Outcome) OfDial() bool { return o >= DialRefused && o <= DialThrottled }
+
+func (o Outcome) ofHTTP() bool { return o >= HTTPFailed && o <= HTTPNotDNS }
 
 // Excused reports whether it says nothing about the upstream.
 func (o Outcome) Excused() bool { return o == Overloaded || o == Abandoned }
@@ -229,7 +237,7 @@ var (
 	}
 	// endCauses are those of a connection that ended during an attempt.
 	endCauses = []cause{
-		{errSilent, WentSilent}, {errImproper, ImproperPeer},
+		{errSilent, WentSilent}, {errImproper, ImproperPeer}, {errGoAway, ClosedByPeer},
 		{errIdle, ClosedByPeer}, // both sides closed it at the same time
 		{errWrite, WriteFailed}, {io.ErrUnexpectedEOF, ShortFrame}, {io.EOF, ClosedByPeer}, {syscall.ECONNRESET, Reset},
 	}

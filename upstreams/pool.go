@@ -1,6 +1,7 @@
 package upstreams
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"time"
@@ -132,11 +133,13 @@ func (u *Upstream) closed(s *stream, end streamEnd) {
 	answered := s.hasAnswered()
 	promptly := end.at-s.lastRead.Load() < int64(queriesPerConnDelay)
 	switch {
+	case OutcomeOf(end.err).ofHTTP():
+		s.endpoint.suspect()
 	case errors.Is(end.err, errSilent):
 		s.endpoint.suspect()
 		u.wentSilent.Store(true)
 		u.learnIdleLimit(end)
-	case errors.Is(end.err, errReadEnded) && u.queriesPerConn.ended(end.answers, promptly):
+	case (errors.Is(end.err, errReadEnded) || errors.Is(end.err, errGoAway)) && u.queriesPerConn.ended(end.answers, promptly):
 		u.log.Info("sending fewer queries on each connection: the upstream closes it", "after", end.answers)
 	}
 	if !answered {
@@ -277,14 +280,27 @@ func (c *streamChoice) consider(s *stream, now int64, overdue time.Duration) {
 			c.silent = s
 		}
 		return
-	case s.pending.Load() < busy:
-		if c.notBusy == nil || s.lastSend.Load() > c.notBusy.lastSend.Load() {
+	case int(s.pending.Load()) < s.busyAt():
+		if c.notBusy == nil || s.betterThan(c.notBusy) {
 			c.notBusy = s
 		}
 	case c.leastBusy == nil || s.pending.Load() < c.leastBusy.pending.Load():
 		c.leastBusy = s
 	}
 	c.answering++
+}
+
+// busyAt returns how many queries in flight make the stream busy.
+func (s *stream) busyAt() int {
+	if s.link.capacity == nil {
+		return busy
+	}
+	return min(busy, s.link.capacity())
+}
+
+// betterThan reports whether to prefer s to t: for its transport, or as it was used last.
+func (s *stream) betterThan(t *stream) bool {
+	return cmp.Or(cmp.Compare(t.endpoint.rung, s.endpoint.rung), cmp.Compare(s.lastSend.Load(), t.lastSend.Load())) > 0
 }
 
 // remove takes s out of the pool. It may be called twice.

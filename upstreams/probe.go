@@ -31,7 +31,8 @@ const (
 // A ProbeReport describes one address of an upstream: whether it works, how fast, and what
 // it supports.
 type ProbeReport struct {
-	Address netip.AddrPort `json:"address,omitzero"`
+	Address   netip.AddrPort `json:"address,omitzero"`
+	Transport string         `json:"transport,omitempty"` // dot or doh
 	// Err is the first error; the fields that are measured after it are not set.
 	Err error `json:"-"`
 
@@ -67,38 +68,43 @@ func Probe(ctx context.Context, o Options, q wire.Query, idle time.Duration) ([]
 	if err := u.dialer.resolve(ctx); err != nil {
 		return nil, named(o.Name, err)
 	}
-	addrs := u.Addresses()
-	all := make([]ProbeReport, len(addrs))
+	var all []*ProbeReport
 	var probes sync.WaitGroup
-	for i, addr := range addrs {
-		probes.Go(func() { all[i] = u.dialer.dot.probe(ctx, addr, q, idle) })
+	for _, e := range u.dialer.ordered() {
+		if t, ok := e.via.(*tlsTransport); ok {
+			x := &ProbeReport{Address: e.addr, Transport: t.kind}
+			all = append(all, x)
+			probes.Go(func() { t.probe(ctx, x, q, idle) })
+		}
 	}
 	probes.Wait()
-	return all, nil
+	reports := make([]ProbeReport, len(all))
+	for i, x := range all {
+		reports[i] = *x
+	}
+	return reports, nil
 }
 
-func (t *dotTransport) probe(ctx context.Context, addr netip.AddrPort, q wire.Query, idle time.Duration) (x ProbeReport) {
-	x.Address = addr
-	config := t.configFor(addr)
+func (t *tlsTransport) probe(ctx context.Context, x *ProbeReport, q wire.Query, idle time.Duration) {
+	config := t.configFor(x.Address)
 	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 	conn := x.secure(ctx, t, config)
 	if x.Err != nil {
-		return x
+		return
 	}
 	defer conn.raw.Close()
 	var waiting sync.WaitGroup
 	again := config.Clone()
-	waiting.Go(func() { x.idle(ctx, addr, again, q, idle) })
+	waiting.Go(func() { x.idle(ctx, t, again, q, idle) })
 	defer waiting.Wait()
 	r := bufio.NewReaderSize(conn, 2+wire.MaxSize)
 	if x.Err = x.measure(conn, r, q); x.Err != nil {
-		return x
+		return
 	}
 	if x.Err = x.pipeline(conn, r, q); x.Err != nil {
-		return x
+		return
 	}
-	x.resume(ctx, addr, config)
-	return x
+	x.resume(ctx, config)
 }
 
 // A promptConn has the system acknowledge the next segments at once, as a stream does at
@@ -116,17 +122,26 @@ func (c *promptConn) Write(p []byte) (int, error) {
 
 // secure makes a connection, with a plainer ClientHello where that is needed, and changes
 // config accordingly. On failure it sets x.Err.
-func (x *ProbeReport) secure(ctx context.Context, t *dotTransport, config *tls.Config) *promptConn {
+func (x *ProbeReport) secure(ctx context.Context, t *tlsTransport, config *tls.Config) *promptConn {
 	var without helloOmissions
 	for {
-		p := helloProgress{small: without&withoutKeyShare != 0}
+		p := helloProgress{small: without&withoutKeyShare != 0, optionalALPN: t.kind == DoT}
 		l, err := t.secure(ctx, x.Address, config, t.longest(), &p)
 		x.Err, x.TCP, x.TLS = err, latency.Millis(l.tcpTook), latency.Millis(l.tlsTook)
 		if err == nil {
-			state := l.Conn.(*tls.Conn).ConnectionState()
+			state := l.tls
 			x.Version, x.Cipher, x.ALPN = tls.VersionName(state.Version), tls.CipherSuiteName(state.CipherSuite), state.NegotiatedProtocol
 			x.Chain = state.PeerCertificates
-			return &promptConn{l, l.raw}
+			conn := &promptConn{l, l.raw}
+			if t.kind == DoH {
+				var over *http2Conn
+				if over, x.Err = t.overHTTP(&promptConn{l, l.raw}, *state, x.Address); x.Err != nil {
+					l.abort()
+					return nil
+				}
+				conn.Conn = over
+			}
+			return conn
 		}
 		var bad *tls.CertificateVerificationError
 		if errors.As(err, &bad) {
@@ -198,26 +213,31 @@ func (x *ProbeReport) pipeline(conn net.Conn, r *bufio.Reader, q wire.Query) err
 	return nil
 }
 
-func (x *ProbeReport) resume(ctx context.Context, addr netip.AddrPort, config *tls.Config) {
+func (x *ProbeReport) resume(ctx context.Context, config *tls.Config) {
 	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: probeAnswerLimit}, Config: config}
-	if conn, err := dialer.DialContext(ctx, "tcp", addr.String()); err == nil {
+	if conn, err := dialer.DialContext(ctx, "tcp", x.Address.String()); err == nil {
 		x.Resumes = conn.(*tls.Conn).ConnectionState().DidResume
 		conn.Close()
 	}
 }
 
 // idle sends one query on a connection of its own, and waits for the end of the connection.
-func (x *ProbeReport) idle(ctx context.Context, addr netip.AddrPort, config *tls.Config, q wire.Query, limit time.Duration) {
+func (x *ProbeReport) idle(ctx context.Context, t *tlsTransport, config *tls.Config, q wire.Query, limit time.Duration) {
 	if limit <= 0 {
 		return
 	}
 	config.ClientSessionCache = nil
 	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: probeAnswerLimit}, Config: config}
-	conn, err := dialer.DialContext(ctx, "tcp", addr.String())
+	conn, err := dialer.DialContext(ctx, "tcp", x.Address.String())
 	if err != nil {
 		return
 	}
 	defer conn.Close()
+	if t.kind == DoH {
+		if conn, err = t.overHTTP(conn, conn.(*tls.Conn).ConnectionState(), x.Address); err != nil {
+			return
+		}
+	}
 	r := bufio.NewReaderSize(conn, 2+wire.MaxSize)
 	if writeFrames(conn, q.AppendUpstream(nil, 1)) != nil {
 		return

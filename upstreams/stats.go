@@ -3,6 +3,7 @@ package upstreams
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -59,18 +60,34 @@ type Counts struct {
 	Malformed       uint64 `json:"malformed"`        // responses that are not well-formed, or truncated
 	Stripped        uint64 `json:"stripped"`         // answers accepted without some of their records, which did not belong to the question
 
-	Open int `json:"-"` // connections open now
+	Open      int    `json:"-"` // connections open now
+	Transport string `json:"-"` // the best of theirs: dot, doh or tcp; empty if none is open
 }
 
 // Counts returns the totals.
 func (u *Upstream) Counts() Counts {
 	c := Counts{
-		Dials: u.dialer.tcp.dials.Load(), Handshakes: u.dialer.dot.handshakes.Load(), Resumed: u.dialer.dot.resumed.Load(),
-		WithoutALPN: u.dialer.dot.withoutALPN.Load(), WithoutKeyShare: u.dialer.dot.withoutKeyShare.Load(),
-		Open: int(u.open.Load()),
+		Dials: u.dialer.tcp.dials.Load(), Open: int(u.open.Load()), Transport: u.transport(),
+	}
+	for _, t := range []*tlsTransport{&u.dialer.dot, &u.dialer.doh} {
+		c.Handshakes += t.handshakes.Load()
+		c.Resumed += t.resumed.Load()
+		c.WithoutALPN += t.withoutALPN.Load()
+		c.WithoutKeyShare += t.withoutKeyShare.Load()
 	}
 	u.counts.addTo(&c)
 	return c
+}
+
+// transport returns the best transport of the open connections, or "".
+func (u *Upstream) transport() string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.streams) == 0 {
+		return ""
+	}
+	best := slices.MinFunc(u.streams, func(a, b *stream) int { return a.endpoint.rung - b.endpoint.rung })
+	return best.endpoint.via.String()
 }
 
 // outcomeCounts counts attempts at one address, or dials there.
@@ -156,9 +173,11 @@ type History struct {
 type AddressHistory struct {
 	// Address is not valid for attempts that went to no address, and for those at
 	// addresses that the upstream no longer has.
-	Address  netip.AddrPort
-	Attempts [outcomes]uint64 // indexed by Outcome
-	Dials    [outcomes]uint64 // the same; GotNoError stands for a connection made
+	Address netip.AddrPort
+	// Transport is dot, doh, tcp or udp; empty without an address.
+	Transport string
+	Attempts  [outcomes]uint64 // indexed by Outcome
+	Dials     [outcomes]uint64 // the same; GotNoError stands for a connection made
 	// Avoided is when the address, which failed or was slower while another one worked,
 	// may be probed; zero if it is not avoided.
 	Avoided time.Time
@@ -186,7 +205,7 @@ func (h *History) Attempts() (answered, failed uint64) {
 func (u *Upstream) History() History {
 	h := History{Addresses: u.dialer.history()}
 	u.attemptStats.addTo(&h)
-	if at := u.dialer.dot.notAfter.Load(); at != 0 {
+	if at := max(u.dialer.dot.notAfter.Load(), u.dialer.doh.notAfter.Load()); at != 0 {
 		h.NotAfter = time.Unix(at, 0)
 	}
 	return h
@@ -205,6 +224,12 @@ func (d *dialer) history() []AddressHistory {
 
 func (e *endpoint) history() AddressHistory {
 	h := AddressHistory{Address: e.addr, Without: e.without()}
+	switch {
+	case e.via != nil:
+		h.Transport = e.via.String()
+	case e.addr.IsValid():
+		h.Transport = UDP
+	}
 	if until, penalties := e.avoided(); penalties > 0 {
 		h.Avoided = until
 	}

@@ -142,6 +142,7 @@ type stream struct {
 	dialled  string        // how it was made, for people
 	dialTook time.Duration // how long that took
 	born     int64         // instant
+	after    int           // the rung that was in use before
 	wake     chan struct{} // one place: out is not empty
 	gone     chan struct{} // closed with the stream
 
@@ -571,7 +572,8 @@ func (s *stream) close(err error) {
 	if errors.Is(err, errSilent) && s.droppedWhileIdle() {
 		end.droppedAfter = time.Duration(s.idleBefore.Load())
 	}
-	s.err = &connError{err: err, reused: s.hasAnswered(), at: end.at}
+	// After GOAWAY, calls are as good as not sent.
+	s.err = &connError{err: err, reused: s.hasAnswered() || errors.Is(err, errGoAway), at: end.at}
 	calls := s.calls
 	s.calls = nil
 	s.timer.Stop()

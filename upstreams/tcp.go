@@ -51,6 +51,7 @@ func (t *tcpTransport) progress(step int32) {
 	}
 }
 
+func (t *tcpTransport) String() string      { return TCP }
 func (t *tcpTransport) limits() dialLimits  { return dialLimits{connect: t.connect.current()} }
 func (t *tcpTransport) longest() dialLimits { return dialLimits{connect: t.connect.longest()} }
 

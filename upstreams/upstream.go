@@ -1,5 +1,6 @@
-// Package upstreams sends queries to resolvers: over DNS-over-TLS (RFC 7858), and in clear
-// text over TCP and UDP to servers of the operator's own network.
+// Package upstreams sends queries to resolvers: over DNS-over-TLS (RFC 7858) and
+// DNS-over-HTTPS (RFC 8484), and in clear text over TCP and UDP to servers of the operator's
+// own network.
 //
 // # What it does
 //
@@ -13,10 +14,14 @@
 // Addresses that fail while another one works are avoided, and probed after a pause that
 // grows from 30 s to 15 min.
 //
+// An endpoint is an address and a transport. The transports of an upstream form a ladder:
+// while no connection can be made on a better rung, the next one is used, and the better
+// rungs are tried every 8 s. Queries move to the better connection as soon as there is one.
+//
 // # What it never does
 //
-// It never sends a query over TLS without having verified the certificate, and never falls
-// back from TLS to clear text. It never accepts an answer to another question. It does not
+// It never sends a query over TLS or HTTPS without having verified the certificate, and never
+// falls back to clear text. It never accepts an answer to another question. It does not
 // judge whether an upstream is up: others do, by the results of Ask, Latency, Silent and
 // Reached.
 //
@@ -26,6 +31,7 @@
 //   - dialer.go, endpoint.go, throttle.go, limits.go: which address is dialled, when, and for
 //     how long
 //   - dot.go, clienthello.go, certificate.go, tcp.go: the transports that open connections
+//   - http2.go: HTTP/2, as a connection that DNS messages are written to
 //   - stream.go, call.go: one connection over TLS or TCP, and a query on it; its states are
 //     described at stream
 //   - plain.go: UDP
@@ -92,7 +98,9 @@ type Upstream struct {
 	// mu guards the pool. No blocking call is made while it is held.
 	mu       sync.Mutex
 	streams  []*stream
-	dials    []*dial // in progress, the newest last
+	dials    []*dial     // in progress, the newest last
+	climbing *time.Timer // runs climb; nil if no better transport is to be tried
+	rung     int         // of the newest of streams
 	isClosed bool
 }
 
@@ -244,6 +252,9 @@ func waitFor(ctx context.Context, ask func(context.Context, wire.Query, func(wir
 func (u *Upstream) Close() error {
 	u.mu.Lock()
 	u.isClosed = true
+	if u.climbing != nil {
+		u.climbing.Stop()
+	}
 	streams := slices.Clone(u.streams)
 	u.mu.Unlock()
 	u.stop()

@@ -79,7 +79,7 @@ var owners = map[string]string{
 	"google.golang.org/protobuf/encoding/protowire": "gateway/querylog",
 	"google.golang.org/protobuf/proto":              "cmd/dotgate/internal/tracing",
 
-	"golang.org/x/net":          "cmd/dotgate/internal/tracing gateway gateway/transport gateway/wire health",
+	"golang.org/x/net":          "cmd/dotgate/internal/tracing gateway gateway/transport gateway/wire health upstreams",
 	"go4.org/netipx":            "gateway/access",
 	"github.com/dchest/siphash": "gateway/access",
 	"github.com/CycloneDX":      "docker/sbom",

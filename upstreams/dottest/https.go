@@ -1,0 +1,168 @@
+package dottest
+
+import (
+	"cmp"
+	"crypto/tls"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// An HTTPSServer is a DNS-over-HTTPS server for tests (RFC 8484) that misbehaves on request.
+// Its HTTP/2 is that of net/http.
+type HTTPSServer struct {
+	addr    netip.AddrPort
+	handler Handler
+	fault   atomic.Pointer[HTTPSFault] // never nil
+	done    chan struct{}              // closed by Close
+
+	requests, connections atomic.Int64
+	mu                    sync.Mutex
+	last                  string // host and path of the last request
+}
+
+// HTTPSOptions are the options of an HTTPSServer. A zero field means its default.
+type HTTPSOptions struct {
+	// Addr is where to listen. Default: any port of a Loopback address.
+	Addr string
+	// Certificate is required.
+	Certificate tls.Certificate
+	// Handler answers. Default: Answer.
+	Handler Handler
+	// Streams is how many requests a connection may have at once. Default: 250.
+	Streams int
+	// Protocols are those of ALPN. Default: h2, http/1.1.
+	Protocols []string
+}
+
+// An HTTPSFault is a misbehaviour of an HTTPSServer. The zero HTTPSFault does nothing.
+type HTTPSFault struct {
+	Status      int           // instead of 200, with a page of HTML
+	ContentType string        // instead of that of a DNS message
+	Delay       time.Duration // of responses
+	Never       bool          // no response
+	Reset       bool          // RST_STREAM instead of a response
+	GoAway      int64         // behind each response whose number is a multiple of it
+	Pieces      bool          // the body comes in two frames
+}
+
+// NewHTTPSServer starts a server that ends with the test.
+func NewHTTPSServer(tb testing.TB, o HTTPSOptions) *HTTPSServer {
+	tb.Helper()
+	if o.Addr == "" {
+		o.Addr = netip.AddrPortFrom(Loopback(), 0).String()
+	}
+	listener, err := net.Listen("tcp", o.Addr)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s := &HTTPSServer{addr: listener.Addr().(*net.TCPAddr).AddrPort(), handler: o.Handler, done: make(chan struct{})}
+	if s.handler == nil {
+		s.handler = Answer
+	}
+	if o.Protocols == nil {
+		o.Protocols = []string{"h2", "http/1.1"}
+	}
+	s.Set(HTTPSFault{})
+	server := &http.Server{
+		Handler: s, ErrorLog: log.New(io.Discard, "", 0), ReadHeaderTimeout: time.Minute,
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{o.Certificate}, NextProtos: o.Protocols},
+		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: o.Streams},
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			if state == http.StateNew {
+				s.connections.Add(1)
+			}
+		},
+	}
+	if len(o.Protocols) == 1 && o.Protocols[0] == "http/1.1" {
+		server.Protocols = new(http.Protocols)
+		server.Protocols.SetHTTP1(true)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { server.ServeTLS(listener, "", "") })
+	tb.Cleanup(func() {
+		close(s.done)
+		server.Close()
+		serving.Wait()
+	})
+	return s
+}
+
+// Addr returns where the server listens.
+func (s *HTTPSServer) Addr() netip.AddrPort { return s.addr }
+
+// Set replaces the fault.
+func (s *HTTPSServer) Set(f HTTPSFault) { s.fault.Store(&f) }
+
+// Requests returns how many requests there were, and Connections how many connections.
+func (s *HTTPSServer) Requests() int    { return int(s.requests.Load()) }
+func (s *HTTPSServer) Connections() int { return int(s.connections.Load()) }
+
+// Last returns host and path of the last request.
+func (s *HTTPSServer) Last() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.last
+}
+
+const dnsMessage = "application/dns-message"
+
+// queryOf returns the query in a request, if that is all right.
+func queryOf(r *http.Request) (query []byte, ok bool) {
+	query, err := io.ReadAll(io.LimitReader(r.Body, 1<<16))
+	ok = err == nil && r.ProtoMajor == 2 && r.Method == http.MethodPost && r.Header.Get("Content-Type") == dnsMessage
+	return query, ok && int64(len(query)) == r.ContentLength && len(query) >= headerLen
+}
+
+// wait waits until the response is due.
+func (s *HTTPSServer) wait(r *http.Request, f *HTTPSFault, after time.Duration) {
+	if f.Never {
+		after = 1 << 62
+	}
+	timer := time.NewTimer(after + f.Delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-r.Context().Done():
+	case <-s.done:
+	}
+}
+
+func (s *HTTPSServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	n, f := s.requests.Add(1), s.fault.Load()
+	s.mu.Lock()
+	s.last = r.Host + r.URL.Path
+	s.mu.Unlock()
+	query, ok := queryOf(r)
+	if !ok {
+		http.Error(w, "not a query", http.StatusBadRequest)
+		return
+	}
+	reply, after := s.handler(nil, query)
+	s.wait(r, f, after)
+	if f.Reset {
+		panic(http.ErrAbortHandler)
+	}
+	if f.GoAway > 0 && n%f.GoAway == 0 {
+		w.Header().Set("Connection", "close")
+	}
+	if f.Status != 0 {
+		w.Header().Set("Content-Type", "text/html")
+		w.WriteHeader(f.Status)
+		io.WriteString(w, "<html><body>"+http.StatusText(f.Status)+"</body></html>")
+		return
+	}
+	w.Header().Set("Content-Type", cmp.Or(f.ContentType, dnsMessage))
+	if f.Pieces {
+		w.Write(reply[:len(reply)/2])
+		w.(http.Flusher).Flush()
+		reply = reply[len(reply)/2:]
+	}
+	w.Write(reply)
+}
