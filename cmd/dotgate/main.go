@@ -1,5 +1,5 @@
 // Command dotgate is a DNS failover gateway. It answers plain DNS queries of clients by
-// asking several DNS-over-TLS resolvers, so that clients don't notice when one fails.
+// asking several resolvers over TLS and HTTPS, so that clients don't notice when one fails.
 package main
 
 import (
@@ -104,10 +104,10 @@ func rootCommand() *cobra.Command {
 	var s configFlags
 	root := &cobra.Command{
 		Use:   "dotgate",
-		Short: "A DNS failover gateway: plain DNS for clients, several DNS-over-TLS resolvers behind it",
+		Short: "A DNS failover gateway: plain DNS for clients, several resolvers over TLS and HTTPS behind it",
 		Long: `dotgate answers plain DNS over UDP and TCP. It asks several resolvers over
-DNS-over-TLS, verifies their certificates and answers, and fails over to another
-resolver when one is slow or fails.
+DNS-over-TLS or DNS-over-HTTPS, verifies their certificates and answers, and fails
+over to another resolver when one is slow or fails.
 
 Without a command it serves. Without a configuration it listens on
 127.0.0.1:5300 and [::1]:5300 and asks Cloudflare, Quad9 and Google.`,

@@ -111,14 +111,14 @@ func onLinkText(links []access.Link) string {
 // writeUpstreams writes a table.
 func writeUpstreams(out io.Writer, upstreams []api.UpstreamStatus, now time.Time) error {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "UPSTREAM\tSTATE\tFOR\tLATENCY\tPATIENCE\tCONNECTIONS\tSENT\tANSWERED\tRESENT\tREASON")
+	fmt.Fprintln(t, "UPSTREAM\tSTATE\tFOR\tLATENCY\tPATIENCE\tCONNECTIONS\tVIA\tSENT\tANSWERED\tRESENT\tREASON")
 	for _, u := range upstreams {
 		since := "-"
 		if !u.Since.IsZero() {
 			since = ago(now.Sub(u.Since))
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", u.Name, u.State, since,
-			milliseconds(u.Usual), milliseconds(u.Patience), u.Open, u.Counts.Sent, u.Counts.Answered, u.Counts.Resent, u.Reason)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%d\t%d\t%d\t%s\n", u.Name, u.State, since,
+			milliseconds(u.Usual), milliseconds(u.Patience), u.Open, cmp.Or(u.Transport, "-"), u.Counts.Sent, u.Counts.Answered, u.Counts.Resent, u.Reason)
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -126,10 +126,10 @@ func writeUpstreams(out io.Writer, upstreams []api.UpstreamStatus, now time.Time
 	for _, u := range upstreams {
 		for _, n := range u.Notes {
 			if !n.Avoided.IsZero() {
-				fmt.Fprintf(out, "%s: %v is avoided because another address works better; next try at %s\n", u.Name, n.Address, n.Avoided.Format(time.TimeOnly))
+				fmt.Fprintf(out, "%s: %v (%s) is avoided because another address or transport works better; next try at %s\n", u.Name, n.Address, n.Transport, n.Avoided.Format(time.TimeOnly))
 			}
 			if n.Without != "" {
-				fmt.Fprintf(out, "%s: %v is asked without %s\n", u.Name, n.Address, n.Without)
+				fmt.Fprintf(out, "%s: %v (%s) is asked without %s\n", u.Name, n.Address, n.Transport, n.Without)
 			}
 		}
 	}

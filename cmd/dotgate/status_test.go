@@ -27,11 +27,11 @@ func TestStatusIsATable(t *testing.T) {
 			{Interface: "eth1", Prefix: netip.MustParsePrefix("198.51.100.0/22"), Excluded: "public and shorter than /24"},
 		},
 		Upstreams: []api.UpstreamStatus{
-			{Name: "quad9", State: "up", Since: before(72 * time.Hour), Usual: ms(8.127), Patience: ms(45.25), Open: 1,
+			{Name: "quad9", State: "up", Since: before(72 * time.Hour), Usual: ms(8.127), Patience: ms(45.25), Open: 1, Transport: "doh",
 				Counts: upstreams.Counts{Sent: 12345, Answered: 12340, Resent: 2},
 				Notes: []api.AddressNote{
-					{Address: netip.MustParseAddrPort("[2620:fe::fe]:853"), Avoided: now.Add(20 * time.Second)},
-					{Address: netip.MustParseAddrPort("9.9.9.9:853"), Without: "alpn,key_share"},
+					{Address: netip.MustParseAddrPort("[2620:fe::fe]:853"), Transport: "dot", Avoided: now.Add(20 * time.Second)},
+					{Address: netip.MustParseAddrPort("9.9.9.9:853"), Transport: "dot", Without: "alpn,key_share"},
 				}},
 			{Name: "office", State: "down", Since: before(83 * time.Second), Reason: "connection refused", Patience: ms(200)},
 			{Name: "new", State: "suspect", Reason: "3 failures in a row", Patience: ms(200)},
@@ -53,12 +53,12 @@ func TestStatusIsATable(t *testing.T) {
 DRILL of office: blackhole, phase during, the fault ends in 42s
 gateway.allow: on_link is 192.0.2.0/24; not 198.51.100.0/22 of eth1 (public and shorter than /24)
 
-UPSTREAM  STATE    FOR    LATENCY  PATIENCE  CONNECTIONS  SENT   ANSWERED  RESENT  REASON
-quad9     up       3d     8.13ms   45.2ms    1            12345  12340     2       
-office    down     1m23s  -        200ms     0            0      0         0       connection refused
-new       suspect  -      -        200ms     0            0      0         0       3 failures in a row
-quad9: [2620:fe::fe]:853 is avoided because another address works better; next try at 03:04:25
-quad9: 9.9.9.9:853 is asked without alpn,key_share
+UPSTREAM  STATE    FOR    LATENCY  PATIENCE  CONNECTIONS  VIA  SENT   ANSWERED  RESENT  REASON
+quad9     up       3d     8.13ms   45.2ms    1            doh  12345  12340     2       
+office    down     1m23s  -        200ms     0            -    0      0         0       connection refused
+new       suspect  -      -        200ms     0            -    0      0         0       3 failures in a row
+quad9: [2620:fe::fe]:853 (dot) is avoided because another address or transport works better; next try at 03:04:25
+quad9: 9.9.9.9:853 (dot) is asked without alpn,key_share
 
 PEER       STATE  FOR    ADDRESS         VERSION  REPORTS FAILING  REASON
 dotgate-b  up     25h0m  192.0.2.2:8054  v1.0     office, quad9    

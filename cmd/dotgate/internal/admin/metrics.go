@@ -115,12 +115,12 @@ var (
 	mAdminState  = describe("gauge", "upstream_admin_state", "1 for the state set by the operator: auto, drain, down or up.", "upstream", "state")
 	mBreaker     = describe("gauge", "upstream_breaker_state", "1 for the state of the upstream's circuit breaker: closed, half-open or open.", "upstream", "state")
 	mDowns       = describe("counter", "upstream_downs_total", "Times the upstream went down.", "upstream")
-	mTried       = describe("counter", "upstream_attempts_total", "Attempts, by address and outcome. Address other stands for attempts that reached no address.", "upstream", "address", "outcome")
+	mTried       = describe("counter", "upstream_attempts_total", "Attempts, by address, transport (dot, doh, tcp or udp) and outcome. Address other stands for attempts that reached no address.", "upstream", "address", "transport", "outcome")
 	mTook        = describe("histogram", "upstream_attempt_seconds", "Duration of attempts, dials included, by result: answered or failed.", "upstream", "result")
-	mDials       = describe("counter", "upstream_dials_total", "Dials, by address and outcome. ok means a connection.", "upstream", "address", "outcome")
+	mDials       = describe("counter", "upstream_dials_total", "Dials, by address, transport and outcome. ok means a connection.", "upstream", "address", "transport", "outcome")
 	mHandshakes  = describe("counter", "upstream_handshakes_total", "Completed TLS handshakes, by kind: full or resumed.", "upstream", "kind")
 	mPlainHello  = describe("counter", "upstream_plain_handshakes_total", "Completed TLS handshakes with a plainer ClientHello, by the part left out: alpn or key_share.", "upstream", "without")
-	mAvoided     = describe("gauge", "upstream_address_avoided", "1 for an address that is avoided because it failed or lost a race while another one worked.", "upstream", "address")
+	mAvoided     = describe("gauge", "upstream_address_avoided", "1 for an address that is avoided because it failed or lost a race while another one worked.", "upstream", "address", "transport")
 	mReused      = describe("counter", "upstream_connection_reuses_total", "Queries sent on a connection that was dialled for an earlier query.", "upstream")
 	mSent        = describe("counter", "upstream_queries_sent_total", "Queries sent, resent ones included.", "upstream")
 	mResent      = describe("counter", "upstream_queries_resent_total", "Queries sent again because their connection closed or went silent.", "upstream")
@@ -449,15 +449,15 @@ func (e emitter) address(name string, a upstreams.AddressHistory) {
 	address := "other"
 	if a.Address != (netip.AddrPort{}) {
 		address = a.Address.String()
-		e.flag(mAvoided, !a.Avoided.IsZero(), name, address)
+		e.flag(mAvoided, !a.Avoided.IsZero(), name, address, a.Transport)
 	}
 	for _, o := range upstreams.Outcomes() {
-		e.total(mTried, a.Attempts[o], name, address, o.String())
+		e.total(mTried, a.Attempts[o], name, address, a.Transport, o.String())
 		switch {
 		case o == upstreams.GotNoError:
-			e.total(mDials, a.Dials[o], name, address, "ok")
+			e.total(mDials, a.Dials[o], name, address, a.Transport, "ok")
 		case o.OfDial():
-			e.total(mDials, a.Dials[o], name, address, o.String())
+			e.total(mDials, a.Dials[o], name, address, a.Transport, o.String())
 		}
 	}
 }

@@ -56,7 +56,7 @@ func newWorld(t *testing.T, o Options, names ...string) *world {
 	w := &world{states: make(map[string]*health.Status), history: make(map[string]*upstreams.History)}
 	for _, name := range names {
 		w.states[name] = &health.Status{State: health.Up, Answered: time.Now()}
-		w.history[name] = &upstreams.History{Addresses: []upstreams.AddressHistory{{Address: netip.MustParseAddrPort("192.0.2.1:853")}, {}}}
+		w.history[name] = &upstreams.History{Addresses: []upstreams.AddressHistory{{Transport: upstreams.DoT, Address: netip.MustParseAddrPort("192.0.2.1:853")}, {}}}
 		u := &fake{w, name}
 		w.members = append(w.members, api.Member{Upstream: u, Monitor: u})
 	}
@@ -267,8 +267,8 @@ func TestEverythingIsAMetricFromTheStart(t *testing.T) {
 		}
 	}
 	for _, o := range upstreams.Outcomes() {
-		for _, address := range []string{"192.0.2.1:853", "other"} {
-			line := fmt.Sprintf("dotgate_upstream_attempts_total{address=%q,outcome=%q,upstream=\"one\"} 0\n", address, o)
+		for address, transport := range map[string]string{"192.0.2.1:853": "dot", "other": ""} {
+			line := fmt.Sprintf("dotgate_upstream_attempts_total{address=%q,outcome=%q,transport=%q,upstream=\"one\"} 0\n", address, o, transport)
 			if !strings.Contains(text, line) {
 				t.Errorf("there is no %s", line)
 			}

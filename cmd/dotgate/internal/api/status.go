@@ -50,6 +50,7 @@ type UpstreamStatus struct {
 	Usual     Millis           `json:"usual_ms"`         // 0 if unknown
 	Patience  Millis           `json:"patience_ms"`
 	Open      int              `json:"connections"`
+	Transport string           `json:"transport,omitempty"` // of these; of several, the one that is preferred
 	Counts    upstreams.Counts `json:"counts"`
 	// Attempts has the number of attempts by outcome, without zeros.
 	Attempts map[string]uint64 `json:"attempts"`
@@ -66,7 +67,8 @@ type UpstreamStatus struct {
 
 // An AddressNote describes the problem of an address.
 type AddressNote struct {
-	Address netip.AddrPort `json:"address"`
+	Address   netip.AddrPort `json:"address"`
+	Transport string         `json:"transport"` // dot, doh, tcp or udp
 	// Avoided is the time of the next try of an address that failed, or was slower, while
 	// another one worked; zero if it is not avoided.
 	Avoided time.Time `json:"avoided_until,omitzero"`
@@ -136,12 +138,12 @@ func upstreamStatus(m Member) UpstreamStatus {
 		Name: m.String(), Route: m.Lists()[0], Addresses: m.Addresses(),
 		State: s.State.String(), Since: s.Since, Reason: s.Reason,
 		Usual: Millis(s.Usual), Patience: Millis(s.Patience),
-		Open: c.Open, Counts: c, Attempts: attemptCounts(h),
+		Open: c.Open, Transport: c.Transport, Counts: c, Attempts: attemptCounts(h),
 		AdminState: s.AdminState.String(), Answered: s.Answered, Breaker: s.Breaker, Certificate: h.NotAfter,
 	}
 	for _, a := range h.Addresses {
 		if !a.Avoided.IsZero() || a.Without != "" {
-			status.Notes = append(status.Notes, AddressNote{a.Address, a.Avoided, a.Without})
+			status.Notes = append(status.Notes, AddressNote{a.Address, a.Transport, a.Avoided, a.Without})
 		}
 	}
 	if len(m.Routes) > 1 {

@@ -168,7 +168,7 @@ func digestOf(config *settings.Config) [sha256.Size]byte {
 		all = slices.SortedFunc(slices.Values(all), func(a, b settings.Upstream) int { return cmp.Compare(a.Name, b.Name) })
 		var text []byte
 		for _, u := range all {
-			text = fmt.Appendf(text, "%q %q %v %q %d %q\n", u.Name, u.Protocol, u.Addresses, u.Host, u.Port, u.ServerName)
+			text = fmt.Appendf(text, "%q %q %q %v %v %q %d %d %q %q %q\n", u.Name, u.Protocol, u.Transports, u.Addresses, u.DoHAddresses, u.Host, u.Port, u.DoHPort, u.ServerName, u.DoHName, u.DoHPath)
 		}
 		return string(text)
 	}

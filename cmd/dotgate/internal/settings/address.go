@@ -13,12 +13,16 @@ import (
 
 const (
 	dotPort   = 853 // RFC 7858 section 3.1
+	dohPort   = 443 // RFC 8484 section 4.1
 	plainPort = 53
 )
 
 func usualPort(protocol string) uint16 {
-	if protocol == upstreams.TLS {
+	switch protocol {
+	case upstreams.TLS:
 		return dotPort
+	case httpsScheme:
+		return dohPort
 	}
 	return plainPort
 }

@@ -49,8 +49,8 @@ type Config struct {
 	// when this gateway's own cache has no answer, written in the background, and bypassed
 	// while it fails.
 	Redis redis.Options `config:"cache.redis"`
-	// Upstreams are the resolvers to ask, over TLS with verified certificates: presets, URLs
-	// or mappings.
+	// Upstreams are the resolvers to ask, over TLS or HTTPS with verified certificates:
+	// presets, URLs or mappings.
 	//
 	// As a variable it replaces the whole list:
 	// DOTGATE_UPSTREAMS=cloudflare,quad9,tls://192.0.2.53#dns.example
@@ -62,6 +62,8 @@ type Config struct {
 	//	udp://10.0.0.53, tcp://10.0.0.53    a server that is asked in clear text; never beside
 	//	                                    others with TLS
 	//	tls://dns.example                   a host, whose addresses the resolvers of bootstrap know
+	//	https://192.0.2.53/dns-query#dns.example
+	//	                                    DNS over HTTPS, at an address or a host
 	//	{preset: quad9, weight: 2}          a preset or a url, and the options that differ from it
 	Upstreams []Upstream `config:"upstreams"`
 	// Routes are names that have upstreams of their own, and are never asked elsewhere; the

@@ -106,19 +106,30 @@ func (l *loader) mapped(key string, entry configs.Value) Upstream {
 	}
 	written := l.Section(key, entry, names...)
 	base, from := l.base(key, entry.At, written)
+	if has(written, "addresses", "host") && !has(written, "doh_addresses", "transports") {
+		base.DoHAddresses, base.DoHName, base.Transports = nil, "", nil // those of the preset are elsewhere
+	}
 	u, settings := l.upstreamOn(key, base, from)
 	protocol := u.Protocol
 	if v, ok := written["protocol"]; ok {
 		protocol = v.Text()
 	}
-	parse := addressesBy(func(text string) (netip.AddrPort, error) { return serverAddress(text, usualPort(protocol)) })
 	for _, s := range settings {
 		if v, ok := written[s.Name()]; ok {
-			l.Set(s, v, parse)
+			port := usualPort(protocol)
+			if s.Name() == "doh_addresses" {
+				port = dohPort
+			}
+			l.Set(s, v, addressesBy(func(text string) (netip.AddrPort, error) { return serverAddress(text, port) }))
 			l.config.origins[s.Key] = v.At
 		}
 	}
 	return *u
+}
+
+// has reports whether one of these options is written.
+func has(written map[string]configs.Value, options ...string) bool {
+	return slices.ContainsFunc(options, func(option string) bool { _, ok := written[option]; return ok })
 }
 
 // base reads the preset or the URL that a mapping builds on.
@@ -145,7 +156,7 @@ func (l *loader) base(key string, at configs.Source, written map[string]configs.
 
 func (l *loader) baseURL(key string, url configs.Value, written map[string]configs.Value) upstreams.Options {
 	if scheme, _, isURL := strings.Cut(url.Text(), "://"); !isURL || !isSupported(scheme) {
-		l.Report(url.At, key+".url", "%s is not a URL; write tls://ADDRESS[:PORT][#NAME] or tls://HOST[:PORT][#NAME]", url.Kind())
+		l.Report(url.At, key+".url", "%s is not a URL; write tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME] or https://HOST[:PORT]/PATH[#NAME]", url.Kind())
 		l.muteServer(key)
 		return upstreams.Options{}
 	}
@@ -154,6 +165,9 @@ func (l *loader) baseURL(key string, url configs.Value, written map[string]confi
 		l.muteServer(key)
 	}
 	said := []string{"addresses", "host", "port", "protocol"}
+	if len(base.Transports) > 0 {
+		said = append(said, "transports", "doh_addresses", "doh_port", "doh_path")
+	}
 	if base.ServerName != "" {
 		said = append(said, "server_name")
 	}
@@ -197,16 +211,22 @@ func (l *loader) nameUnnamed(list string, all []Upstream) {
 // usual one.
 func serverText(u Upstream) string {
 	switch {
-	case u.Host != "" && u.Port == dotPort:
+	case u.Host != "" && u.Port == dotPort && u.DoHPort == dohPort:
 		return u.Host
 	case u.Host != "":
-		return fmt.Sprintf("%s:%d", u.Host, u.Port)
-	case len(u.Addresses) == 0:
-		return ""
-	case u.Addresses[0].Port() == usualPort(u.Protocol):
-		return u.Addresses[0].Addr().String()
+		return fmt.Sprintf("%s:%d", u.Host, cmp.Or(u.Port, u.DoHPort))
 	}
-	return u.Addresses[0].String()
+	first, usual := u.Addresses, usualPort(u.Protocol)
+	if len(first) == 0 {
+		first, usual = u.DoHAddresses, dohPort
+	}
+	switch {
+	case len(first) == 0:
+		return ""
+	case first[0].Port() == usual:
+		return first[0].Addr().String()
+	}
+	return first[0].String()
 }
 
 // shareBootstrap gives the common resolvers to each upstream that needs some

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"dotgate/upstreams"
 )
 
 func TestPresets(t *testing.T) {
@@ -49,7 +51,11 @@ func summary(u Upstream) string {
 	if u.Host != "" {
 		text = fmt.Sprintf("%s: %s:%d by %v", u.Name, u.Host, u.Port, u.Bootstrap)
 	}
-	return fmt.Sprintf("%s #%s w%d t%d", text, u.ServerName, u.Weight, u.Tier)
+	text = fmt.Sprintf("%s #%s w%d t%d", text, u.ServerName, u.Weight, u.Tier)
+	if len(u.DoHAddresses) > 0 || slices.Equal(u.Transports, []string{upstreams.DoH}) {
+		text += fmt.Sprintf(" doh: %v%s", u.DoHAddresses, u.DoHPath)
+	}
+	return text
 }
 
 func TestUpstreamForms(t *testing.T) {
@@ -70,6 +76,14 @@ func TestUpstreamForms(t *testing.T) {
 	f("tls://[2001:db8::53]:8853#dns.example", "dns.example: [[2001:db8::53]:8853] #dns.example w1 t0")
 	f("tls://dns.example", "dns.example: dns.example:853 by [192.0.2.1] #dns.example w1 t0")
 	f("tls://dns.example:8853#other.example", "other.example: dns.example:8853 by [192.0.2.1] #other.example w1 t0")
+
+	// over HTTPS
+	f("https://192.0.2.53/dns-query#dns.example", "dns.example: [] #dns.example w1 t0 doh: [192.0.2.53:443]/dns-query")
+	f("https://[2001:db8::53]:8443/x{?dns}", "[2001:db8::53]:8443: [] # w1 t0 doh: [[2001:db8::53]:8443]/x")
+	f("https://dns.example", "dns.example: dns.example:853 by [192.0.2.1] #dns.example w1 t0 doh: []/dns-query")
+	f("{preset: cloudflare, transports: [doh]}", "cloudflare: [1.1.1.1:853 1.0.0.1:853 [2606:4700:4700::1111]:853 [2606:4700:4700::1001]:853] #one.one.one.one w1 t0 doh: [104.16.248.249:443 104.16.249.249:443 [2606:4700::6810:f8f9]:443 [2606:4700::6810:f9f9]:443]/dns-query")
+	f("{preset: cloudflare, addresses: [192.0.2.8]}", "cloudflare: [192.0.2.8:853] #one.one.one.one w1 t0")
+	f("{name: both, server_name: dns.example, addresses: [192.0.2.8], doh_addresses: [192.0.2.9], doh_path: /q}", "both: [192.0.2.8:853] #dns.example w1 t0 doh: [192.0.2.9:443]/q")
 
 	f("{preset: google}", "google: [8.8.8.8:853 8.8.4.4:853 [2001:4860:4860::8888]:853 [2001:4860:4860::8844]:853] #dns.google w1 t0")
 	f("{preset: google, weight: 3, tier: 2, addresses: [192.0.2.8], name: g}", "g: [192.0.2.8:853] #dns.google w3 t2")
@@ -118,15 +132,17 @@ func TestUpstreamProblems(t *testing.T) {
 		t.Helper()
 		f("- '"+text+"'", fmt.Sprintf("2: upstreams[0]: %q is not an upstream (%s", text, reason))
 	}
-	is("one.one", "it is neither a preset nor a URL); there are the presets cloudflare, google, quad9, quad9-unfiltered, and URLs: tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], udp://ADDRESS[:PORT]")
+	is("one.one", "it is neither a preset nor a URL); there are the presets cloudflare, google, quad9, quad9-unfiltered, and URLs: tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], https://HOST[:PORT]/PATH[#NAME], udp://ADDRESS[:PORT]")
 	is("1.1.1.1", "write tls://1.1.1.1 or, for a server of one's own network without TLS, udp://1.1.1.1)")
 	is("10.0.0.1:53", "write tls://10.0.0.1:53 or")
 	is("2001:db8::1", "write tls://[2001:db8::1] or")
 	is("[2001:db8::1]:853", "write tls://[2001:db8::1]:853 or")
 	is("cloudflair", "did you mean cloudflare?)")
 	is("Quad9", "did you mean quad9?)")
-	is("quic://192.0.2.1", "quic is not supported; tls:// is, and udp:// and tcp:// for servers of your own network)")
-	is("https://dns.example/dns-query", "https is not supported")
+	is("quic://192.0.2.1", "quic is not supported; tls:// and https:// are, and udp:// and tcp:// for servers of your own network)")
+	is("HTTPS://dns.example/dns-query", "write https in small letters)")
+	is("https://user@dns.example/", "it must not have a user)")
+	is("https://192.0.2.1:0/dns-query", `"0" is not a port)`)
 	is("TLS://192.0.2.1", "write tls in small letters)")
 	is("tls://user@192.0.2.1", "it must not have a user)")
 	is("tls://192.0.2.1/path", "it must not have a path or a query)")

@@ -29,7 +29,7 @@ func named(text string) (upstreams.Options, error) {
 	case isURL && isSupported(strings.ToLower(scheme)):
 		reason = "write " + strings.ToLower(scheme) + " in small letters"
 	case isURL:
-		reason = fmt.Sprintf("%s is not supported; tls:// is, and udp:// and tcp:// for servers of your own network", scheme)
+		reason = fmt.Sprintf("%s is not supported; tls:// and https:// are, and udp:// and tcp:// for servers of your own network", scheme)
 	case strings.ContainsAny(text, " \t;"):
 		reason = "write commas between several"
 	case inURL(text) != "":
@@ -40,7 +40,7 @@ func named(text string) (upstreams.Options, error) {
 			reason = "did you mean " + meant + "?"
 		}
 	}
-	return upstreams.Options{}, fmt.Errorf("%q is not an upstream (%s); there are the presets %s, and URLs: tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], udp://ADDRESS[:PORT]",
+	return upstreams.Options{}, fmt.Errorf("%q is not an upstream (%s); there are the presets %s, and URLs: tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], https://HOST[:PORT]/PATH[#NAME], udp://ADDRESS[:PORT]",
 		text, reason, strings.Join(Presets(), ", "))
 }
 
@@ -60,23 +60,32 @@ func inURL(text string) string {
 	return text
 }
 
+// httpsScheme is that of URLs of DNS over HTTPS.
+const httpsScheme = "https"
+
 func isSupported(scheme string) bool {
-	return scheme == upstreams.TLS || scheme == upstreams.UDP || scheme == upstreams.TCP
+	return scheme == upstreams.TLS || scheme == httpsScheme || scheme == upstreams.UDP || scheme == upstreams.TCP
 }
 
 // parseURL reads tls://192.0.2.53:853#dns.example: the server, and after the #
-// the name in its certificate.
+// the name in its certificate. Over HTTPS there is a path before it.
 func parseURL(text string) (upstreams.Options, error) {
 	var o upstreams.Options
 	protocol, rest, _ := strings.Cut(text, "://")
 	authority, serverName, hasName := strings.Cut(rest, "#")
+	place, ofHost := &o.Addresses, &o.Port
+	if protocol == httpsScheme {
+		o.Transports = []string{upstreams.DoH}
+		authority, o.DoHPath = splitPath(authority)
+		place, ofHost = &o.DoHAddresses, &o.DoHPort
+	}
 	if strings.Contains(authority, "@") {
 		return o, errors.New("it must not have a user")
 	}
 	if strings.ContainsAny(authority, "/?") {
 		return o, errors.New("it must not have a path or a query")
 	}
-	if protocol != upstreams.TLS {
+	if protocol == upstreams.UDP || protocol == upstreams.TCP {
 		if o.Protocol = protocol; hasName {
 			return o, errors.New("a server in clear text has no certificate; remove the # and the name")
 		}
@@ -86,18 +95,30 @@ func parseURL(text string) (upstreams.Options, error) {
 		return o, err
 	}
 	if a, err := netip.ParseAddr(host); err == nil {
-		o.Addresses = []netip.AddrPort{netip.AddrPortFrom(a, port)}
+		*place = []netip.AddrPort{netip.AddrPortFrom(a, port)}
 	} else if o.Protocol != "" {
 		return o, fmt.Errorf("%q is not an address; a server in clear text needs one", host)
-	} else if o.Host, o.Port = strings.TrimSuffix(host, "."), port; !isHostname(o.Host) {
+	} else if o.Host, *ofHost = strings.TrimSuffix(host, "."), port; !isHostname(o.Host) {
 		return o, fmt.Errorf("%q is neither an address nor a host name", host)
 	}
-	if !hasName {
-		return o, nil
+	if hasName {
+		o.ServerName, err = serverNameOf(serverName)
 	}
-	o.ServerName = strings.TrimSuffix(serverName, ".")
-	if _, err := netip.ParseAddr(o.ServerName); err != nil && !isHostname(o.ServerName) {
-		return o, fmt.Errorf("%q is not a server name", serverName)
+	return o, err
+}
+
+// splitPath splits "dns.example/dns-query{?dns}", which may be a template (RFC 8484 section 3).
+func splitPath(text string) (authority, path string) {
+	if at := strings.IndexByte(text, '/'); at >= 0 {
+		return text[:at], strings.TrimSuffix(text[at:], "{?dns}")
 	}
-	return o, nil
+	return text, ""
+}
+
+func serverNameOf(text string) (string, error) {
+	name := strings.TrimSuffix(text, ".")
+	if _, err := netip.ParseAddr(name); err != nil && !isHostname(name) {
+		return "", fmt.Errorf("%q is not a server name", text)
+	}
+	return name, nil
 }
