@@ -46,7 +46,7 @@ platforms:
 	done
 
 # The program between Unbound servers and common clients (packages
-# unbound, bind9-dnsutils, bind9-utils, knot-dnsutils, python3-dnspython,
+# unbound, dnsdist, bind9-dnsutils, bind9-utils, knot-dnsutils, python3-dnspython,
 # dnsperf, stubby, chromium, prometheus, dnstap-ldns, fstrm-bin, redis-server,
 # redis-sentinel).
 e2e:
