@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -177,9 +178,9 @@ func TestAFailedChangeChangesNothing(t *testing.T) {
 // TestNoQueryIsLostWhenAWildcardReplacesAddresses changes from one address to all, and back,
 // while queries come to that address.
 func TestNoQueryIsLostWhenAWildcardReplacesAddresses(t *testing.T) {
-	g, _ := start(t, addressed, Options{})
-	addr := g.Addrs()[0]
-	all := netip.AddrPortFrom(netip.IPv4Unspecified(), addr.Port())
+	all := freeEverywhere(t)
+	addr := netip.AddrPortFrom(loopback.Addr(), all.Port())
+	g, _ := start(t, addressed, Options{Listen: []netip.AddrPort{addr}})
 	done := make(chan error)
 	end := make(chan struct{})
 	go func() {
@@ -222,6 +223,28 @@ func TestNoQueryIsLostWhenAWildcardReplacesAddresses(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
+}
+
+// freeEverywhere returns a port at all addresses that no socket has. It is not one of those
+// that systems give to sockets by themselves, so that none gets it meanwhile.
+func freeEverywhere(t *testing.T) netip.AddrPort {
+	t.Helper()
+	for range 100 {
+		all := netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(20_000+rand.IntN(10_000)))
+		l, err := net.Listen("tcp4", all.String())
+		if err != nil {
+			continue
+		}
+		l.Close()
+		c, err := net.ListenPacket("udp4", all.String())
+		if err != nil {
+			continue
+		}
+		c.Close()
+		return all
+	}
+	t.Fatal("no port is free at all addresses")
+	return netip.AddrPort{}
 }
 
 // changeOptions puts o into effect, except its addresses.
