@@ -142,6 +142,22 @@ func (b *batchConn) read(in []datagram, handle func([]datagram) (more bool)) err
 	return nil
 }
 
+// drain hands those packets to handle that have come already. The socket's deadline does not
+// matter: a read after it returns an error, however many packets wait.
+func (b *batchConn) drain(in []datagram, handle func([]datagram) (more bool)) {
+	for got := 1; got > 0; {
+		got = 0
+		b.in, b.more = in[:min(len(in), batchSize)], true
+		b.handle = func(in []datagram) bool {
+			got = len(in)
+			return handle(in)
+		}
+		if b.raw.Control(func(fd uintptr) { b.receive(fd) }) != nil { // the socket is closed
+			return
+		}
+	}
+}
+
 // receive reads a batch and calls handle. It reports whether the poller need not be asked
 // again. A batch that is not full means that the socket is empty; the poller reports each
 // arrival, so no second read is needed to make sure.

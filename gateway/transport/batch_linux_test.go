@@ -194,3 +194,30 @@ func TestABatchEndsWithItsSocket(t *testing.T) {
 		t.Errorf("closed: %d of 2 could not be sent", n)
 	}
 }
+
+// On a busy machine, a socket may be read for the last time long after its deadline.
+func TestPacketsAreReadAfterTheDeadline(t *testing.T) {
+	serverConn, server := packetSocket(t, "127.0.0.1:0")
+	clientConn, _ := packetSocket(t, "127.0.0.1:0")
+	const sent = 2*batchSize + 5
+	for range sent {
+		if _, err := clientConn.WriteToUDPAddrPort([]byte("hello"), serverConn.LocalAddr().(*net.UDPAddr).AddrPort()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	serverConn.SetReadDeadline(time.Now().Add(-time.Second))
+	in := newDatagrams(packetSize)
+	if n, err := readBatch(server, in); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("a read after the deadline: %d packets, %v", n, err)
+	}
+	read := 0
+	server.drain(in, func(in []datagram) bool {
+		read += len(in)
+		return true
+	})
+	if read != sent {
+		t.Errorf("%d of %d packets are read", read, sent)
+	}
+	serverConn.Close()
+	server.drain(in, func([]datagram) bool { t.Error("from a closed socket"); return true })
+}

@@ -39,6 +39,9 @@ func (b *batchConn) read(in []datagram, handle func([]datagram) (more bool)) err
 	return nil
 }
 
+// drain does nothing: after a deadline, only Linux can still read.
+func (b *batchConn) drain([]datagram, func([]datagram) (more bool)) {}
+
 func (b *batchConn) write(out []datagram) (undelivered int) {
 	for i := range out {
 		if _, _, err := b.conn.WriteMsgUDPAddrPort(out[i].packet, out[i].control, out[i].peer.name); err != nil {

@@ -155,21 +155,26 @@ func (s *udpSocket) readLoop(ctx context.Context) {
 	stop := context.AfterFunc(ctx, func() { s.conn.SetReadDeadline(time.Now().Add(shutdownRead)) })
 	defer stop()
 	backoff := socketBackoff{log: s.server.log, doing: "read UDP"}
-	drained := false
+	left := false
+	handle := func(in []datagram) bool {
+		backoff.reset()
+		s.counters.Received.Add(uint64(len(in)))
+		s.handle(in)
+		s.batch.coalesceAbove(s.server.options().GatherAbove) // the options may have changed
+		return true
+	}
 	for {
-		err := s.batch.read(s.in, func(in []datagram) bool {
-			backoff.reset()
-			s.counters.Received.Add(uint64(len(in)))
-			s.handle(in)
-			s.batch.coalesceAbove(s.server.options().GatherAbove) // the options may have changed
-			return true
-		})
+		err := s.batch.read(s.in, handle)
 		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded) && !drained && !s.adopted && leaveGroup(s.conn):
-			// Packets that had reached this socket can still be read.
-			drained = true
+		case errors.Is(err, os.ErrDeadlineExceeded) && !left && !s.adopted && leaveGroup(s.conn):
+			// Packets that had reached this socket can still be read, and so can those that
+			// are about to.
+			left = true
 			s.conn.SetReadDeadline(time.Now().Add(shutdownDrain))
-		case errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed):
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			s.batch.drain(s.in, handle) // on a busy machine, the deadline may be long over
+			return
+		case errors.Is(err, net.ErrClosed):
 			return
 		default:
 			backoff.wait(ctx, err)
