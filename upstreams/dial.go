@@ -164,10 +164,8 @@ func (u *Upstream) addStreamLocked(l link, to *endpoint) *stream {
 	u.open.Store(int32(len(u.streams)))
 	u.wg.Go(s.readLoop)
 	u.wg.Go(s.writeLoop)
-	if to.rung > 0 && u.climbing == nil {
-		u.climbing = time.AfterFunc(climbInterval, u.climb)
-	}
 	s.after, u.rung = u.rung, to.rung
+	u.climbLaterLocked()
 	return s
 }
 
@@ -184,19 +182,36 @@ func (u *Upstream) announce(s *stream) {
 	u.log.Log(u.ctx, level, "the transport has changed", "transport", to.via, "before", u.dialer.ladder[s.after], "address", to.addr)
 }
 
-// climb tries the transports that are better than the one in use, at intervals, as long as
-// there is one and the upstream is asked. Queries move to the connection that it makes.
+// rungLocked returns the best rung in use: that of the newest connection if none is open.
+func (u *Upstream) rungLocked() int {
+	rung := u.rung
+	for i, s := range u.streams {
+		if i == 0 || s.endpoint.rung < rung {
+			rung = s.endpoint.rung
+		}
+	}
+	return rung
+}
+
+// climbLaterLocked has better transports tried than those in use, unless that is planned.
+func (u *Upstream) climbLaterLocked() {
+	if u.climbing == nil && !u.isClosed && u.rungLocked() > 0 {
+		u.climbing = time.AfterFunc(climbInterval, u.climb)
+	}
+}
+
+// climb tries the transports that are better than those in use, at intervals, as long as
+// there are any and the upstream is asked: a server that ends each connection with an error
+// may have none open at the moment. Queries move to the connection that it makes.
 func (u *Upstream) climb() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.climbing = nil
-	rung := 0
-	for _, s := range u.streams {
-		rung = max(rung, s.endpoint.rung)
-	}
-	if u.isClosed || rung == 0 { // the next dial tries them again
+	rung, sent := u.rungLocked(), u.counts.sent.Load()
+	if u.isClosed || rung == 0 || len(u.streams) == 0 && sent == u.climbSent {
+		u.climbing = nil
 		return
 	}
+	u.climbSent = sent
 	u.wg.Go(func() { u.climbFrom(rung) })
 }
 
@@ -206,11 +221,12 @@ func (u *Upstream) climbFrom(rung int) {
 	u.mu.Lock()
 	switch {
 	case err == nil && !u.isClosed:
+		u.climbing = nil
 		s = u.addStreamLocked(l, to)
 	case err == nil:
 		l.abort()
 	case !u.isClosed:
-		u.climbing = time.AfterFunc(climbInterval, u.climb)
+		u.climbing.Reset(climbInterval)
 	}
 	u.mu.Unlock()
 	if s != nil {

@@ -310,5 +310,6 @@ func (u *Upstream) remove(s *stream) {
 	if i := slices.Index(u.streams, s); i >= 0 {
 		u.streams = slices.Delete(u.streams, i, i+1)
 		u.open.Store(int32(len(u.streams)))
+		u.climbLaterLocked() // it may have been the best one
 	}
 }

@@ -96,12 +96,13 @@ type Upstream struct {
 	open        atomic.Int32 // len(streams)
 
 	// mu guards the pool. No blocking call is made while it is held.
-	mu       sync.Mutex
-	streams  []*stream
-	dials    []*dial     // in progress, the newest last
-	climbing *time.Timer // runs climb; nil if no better transport is to be tried
-	rung     int         // of the newest of streams
-	isClosed bool
+	mu        sync.Mutex
+	streams   []*stream
+	dials     []*dial     // in progress, the newest last
+	climbing  *time.Timer // runs climb; nil if no better transport is to be tried
+	climbSent uint64      // counts.sent when they were tried last
+	rung      int         // of the newest stream, which may have ended
+	isClosed  bool
 }
 
 // New checks all options and returns an Upstream that has not dialled yet.
