@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -124,4 +125,32 @@ func TestTheWayBackIsTriedAgainAfterTheBetterConnectionEnds(t *testing.T) {
 			t.Errorf("%d dials after its end", n)
 		}
 	})
+}
+
+// Addresses that the system has no route to, as those of IPv6 often are, do not delay the
+// way back.
+func TestAddressesWithoutARouteDoNotDelayTheWayBack(t *testing.T) {
+	t.Parallel()
+	dot := dottest.NewServer(t, dottest.Options{})
+	o := trusting(t, dot)
+	o.DoHAddresses = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:443")}
+	for i := range 3 {
+		o.Addresses = append(o.Addresses, netip.MustParseAddrPort(fmt.Sprintf("[2001:db8::%d]:853", i)))
+	}
+	u := open(t, o)
+	counted(u, func(addr netip.AddrPort) error {
+		if strings.HasPrefix(addr.String(), "[") {
+			return syscall.ENETUNREACH
+		}
+		return nil
+	})
+	u.dialer.ordered()[0].suspect() // as after an outage
+	l, to, err := u.dialer.climb(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.abort()
+	if to.addr != dot.Addr() {
+		t.Errorf("connected to %v", to.addr)
+	}
 }

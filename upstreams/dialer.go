@@ -294,7 +294,8 @@ func (d *dialer) leave(rung int, endpoints []*endpoint) {
 }
 
 // climb dials the best endpoint of each transport that is better than that of a rung, and
-// returns the first connection that can be made.
+// returns the first connection that can be made. Endpoints that the system has no route to
+// take no turn.
 func (d *dialer) climb(ctx context.Context, rung int) (link, *endpoint, error) {
 	var problem error
 	for better := range rung {
@@ -307,7 +308,9 @@ func (d *dialer) climb(ctx context.Context, rung int) (link, *endpoint, error) {
 				return a.link, e, nil
 			}
 			problem = withProblem(problem, a.err)
-			break
+			if noRoute(a.err) == 0 {
+				break
+			}
 		}
 	}
 	return link{}, nil, problem
