@@ -102,6 +102,35 @@ func TestErrorsOfHTTP(t *testing.T) {
 	f(dottest.HTTPSFault{ContentType: "text/html"}, HTTPNotDNS, "no DNS message")
 }
 
+// A query that the server fails costs no other one anything, nor the connection.
+func TestAnErrorOfHTTPCostsOneQuery(t *testing.T) {
+	t.Parallel()
+	s, o := overHTTPS(t, dottest.HTTPSOptions{})
+	u := open(t, o)
+	if err := ask(u, "first.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	s.Set(dottest.HTTPSFault{Status: 502, For: "bad", Delay: 5 * time.Millisecond})
+	for round := range 20 {
+		var failing sync.WaitGroup
+		failing.Go(func() {
+			if err := ask(u, fmt.Sprintf("bad%d.example.com", round)); OutcomeOf(err) != HTTPFailed {
+				t.Errorf("bad: %v", err)
+			}
+		})
+		if err := many(u, 20, fmt.Sprintf("n%%d.r%d.example.com", round)); err != nil {
+			t.Error(err)
+		}
+		failing.Wait()
+	}
+	if n := s.Connections(); n > 3 {
+		t.Errorf("%d connections", n)
+	}
+	if n := u.Counts().Resent; n > 3 {
+		t.Errorf("%d queries were sent again", n)
+	}
+}
+
 // A request that the server resets is lost, and no other one.
 func TestAResetRequestIsLostAlone(t *testing.T) {
 	t.Parallel()

@@ -49,9 +49,9 @@ var (
 // like a connection of DNS-over-TLS: messages behind their lengths are written to it and
 // read from it. Each is the body of a POST request, or of the response to one.
 //
-// A response with an error, or with something else than a DNS message, ends the connection
-// with that error: the stream then sends its queries again elsewhere. So does GOAWAY. A
-// request that the server resets (RST_STREAM) gets no answer.
+// Instead of a response that is an error, or something else than a DNS message, Read returns
+// a requestError, and can be called again. GOAWAY ends the connection: the stream then sends
+// its queries again elsewhere. A request that the server resets (RST_STREAM) gets no answer.
 //
 // One goroutine may write while another one reads.
 type http2Conn struct {
@@ -77,6 +77,15 @@ type http2Conn struct {
 	first    int                     // how many may be sent on a new stream
 	err      error                   // why no request can be sent any more, or nil
 }
+
+// A requestError is why one request got no DNS message. The connection goes on.
+type requestError struct {
+	id  uint16 // of the query
+	err error
+}
+
+func (e *requestError) Error() string { return e.err.Error() }
+func (e *requestError) Unwrap() error { return e.err }
 
 // An httpRequest is a request without a whole response.
 type httpRequest struct {
@@ -225,6 +234,9 @@ func (c *http2Conn) Read(p []byte) (int, error) {
 		if !c.over() {
 			err = c.readFrame()
 		}
+		if _, ofOne := err.(*requestError); ofOne {
+			return 0, err
+		}
 		if err != nil {
 			c.fail(err)
 			return 0, err
@@ -256,10 +268,10 @@ func (c *http2Conn) readFrame() error {
 	case *http2.HeadersFrame:
 		return c.readHeaders(frame)
 	case *http2.RSTStreamFrame:
-		if frame.ErrCode == http2.ErrCodeRefusedStream {
-			return errNotProcessed
+		r := c.reset(frame.StreamID)
+		if r != nil && frame.ErrCode == http2.ErrCodeRefusedStream {
+			return &requestError{r.id, errNotProcessed}
 		}
-		c.reset(frame.StreamID)
 	case *http2.SettingsFrame:
 		return c.readSettings(frame)
 	case *http2.PingFrame:
@@ -278,12 +290,15 @@ func (c *http2Conn) readFrame() error {
 	return nil
 }
 
-// reset forgets a request that has got its response, or will get none.
-func (c *http2Conn) reset(number uint32) {
+// reset forgets a request that has got its response, or will get none. It returns nil if
+// there is none.
+func (c *http2Conn) reset(number uint32) *httpRequest {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	r := c.requests[number]
 	delete(c.requests, number)
 	c.changed.Broadcast()
+	return r
 }
 
 // widen adds to the window of the connection (RFC 9113 section 6.9.1).
@@ -371,8 +386,8 @@ func (c *http2Conn) readHeaders(frame *http2.HeadersFrame) error {
 	if r.status == 0 { // else these are trailers
 		r.status, r.isDNS = c.block.status, c.block.isDNS
 	}
-	if !ended {
-		return r.check()
+	if !ended && r.check() == nil {
+		return nil
 	}
 	return c.answered(number, r, r.body)
 }
@@ -417,7 +432,8 @@ func (c *http2Conn) readData(frame *http2.DataFrame) error {
 	}
 	body := frame.Data()
 	if len(r.body)+len(body) > wire.MaxSize {
-		return &failure{HTTPNotDNS, errors.New("response to a DNS query over HTTPS is longer than a DNS message")}
+		c.reset(frame.StreamID)
+		return &requestError{r.id, &failure{HTTPNotDNS, errors.New("response to a DNS query over HTTPS is longer than a DNS message")}}
 	}
 	if len(r.body) > 0 || !frame.StreamEnded() {
 		r.body = append(r.body, body...)
@@ -429,12 +445,13 @@ func (c *http2Conn) readData(frame *http2.DataFrame) error {
 	return c.answered(frame.StreamID, r, body)
 }
 
-// answered hands over the whole response to a request, with the ID of the query.
+// answered hands over the whole response to a request, with the ID of the query. Of one that
+// is an error, the rest need not have come.
 func (c *http2Conn) answered(number uint32, r *httpRequest, body []byte) error {
-	if err := r.check(); err != nil {
-		return err
-	}
 	c.reset(number)
+	if err := r.check(); err != nil {
+		return &requestError{r.id, err}
+	}
 	c.message.Reset()
 	c.message.Write(binary.BigEndian.AppendUint16(c.message.AvailableBuffer(), uint16(len(body))))
 	if len(body) >= 2 {

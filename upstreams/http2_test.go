@@ -1,6 +1,7 @@
 package upstreams
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -184,6 +185,30 @@ func TestARequestWaitsForRoom(t *testing.T) {
 	f("one request at once", func(p *http2Peer) error {
 		return p.WriteSettings(http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1})
 	}, nothing)
+}
+
+// A request that the server has not processed is sent again, and its connection goes on.
+func TestARefusedRequestIsReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, p := newHTTP2Pair(t)
+		go func() { _, _ = c.Write(frames("idquery")) }()
+		number, _, _ := p.request()
+		go func() { _ = p.WriteRSTStream(number, http2.ErrCodeRefusedStream) }()
+		_, err := c.Read(make([]byte, 100))
+		var refused *requestError
+		if !errors.As(err, &refused) || refused.id != 'i'<<8+'d' || !errors.Is(err, errNotProcessed) {
+			t.Errorf("got %v", err)
+		}
+		synctest.Wait() // for the first Write
+		go func() { _, _ = c.Write(frames("idagain")) }()
+		number, _, body := p.request()
+		go p.respond(number, body)
+		message, err := nextFrame(bufio.NewReader(c))
+		if err != nil || string(message) != "idagain" {
+			t.Errorf("got %q, %v", message, err)
+		}
+		c.Conn.Close()
+	})
 }
 
 // What a server may not do ends the connection. None of it makes memory grow.

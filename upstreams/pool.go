@@ -112,6 +112,9 @@ func (u *Upstream) failed(c *call, err error) {
 // garbagePause, so that garbage for all queries causes no flood of dials.
 func (u *Upstream) garbled(s *stream, c *call, err error) {
 	now := u.now()
+	if OutcomeOf(err).ofHTTP() {
+		s.endpoint.suspect() // the server may be fine, and what is behind it not
+	}
 	if last := u.garbage.Load(); last == 0 || now-last >= int64(garbagePause) {
 		u.garbage.CompareAndSwap(last, now)
 	}

@@ -383,24 +383,43 @@ func (s *stream) readLoop() {
 	r := bufio.NewReaderSize(s.link, 2+wire.MaxSize)
 	inARow := 0
 	for {
+		reason := errImproper
 		frame, err := nextFrame(r)
-		if err != nil {
+		if ofOne, ok := errors.AsType[*requestError](err); ok {
+			inARow++
+			reason = fmt.Errorf("%w: %w", errImproper, err)
+			s.refused(ofOne)
+		} else if err != nil {
 			s.close(fmt.Errorf("%w: %w", errReadEnded, err))
 			return
-		}
-		switch s.receive(frame) {
-		case proper:
-			inARow = 0
-		case improper:
-			inARow++
+		} else {
+			switch s.receive(frame) {
+			case proper:
+				inARow = 0
+			case improper:
+				inARow++
+			}
+			if _, err := r.Discard(2 + len(frame)); err != nil {
+				panic("BUG: a frame that was peeked at can't be discarded: " + err.Error())
+			}
 		}
 		if inARow >= improperMax {
-			s.close(errImproper)
+			s.close(reason)
 			return
 		}
-		if _, err := r.Discard(2 + len(frame)); err != nil {
-			panic("BUG: a frame that was peeked at can't be discarded: " + err.Error())
-		}
+	}
+}
+
+// refused hands back the call whose request got an error instead of an answer. One that was
+// not processed is sent again, as after the end of the connection.
+func (s *stream) refused(e *requestError) {
+	c := s.take(e.id)
+	switch {
+	case c == nil:
+	case errors.Is(e, errNotProcessed):
+		s.events.failed(c, &connError{err: e.err, reused: true, at: s.shared.now()})
+	default:
+		s.events.garbled(s, c, e.err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package dottest
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/tls"
 	"io"
@@ -44,6 +45,7 @@ type HTTPSOptions struct {
 // An HTTPSFault is a misbehaviour of an HTTPSServer. The zero HTTPSFault does nothing.
 type HTTPSFault struct {
 	Status      int           // instead of 200, with a page of HTML
+	For         string        // Status is for queries that have this in their names only
 	ContentType string        // instead of that of a DNS message
 	Delay       time.Duration // of responses
 	Never       bool          // no response
@@ -152,7 +154,7 @@ func (s *HTTPSServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f.GoAway > 0 && n%f.GoAway == 0 {
 		w.Header().Set("Connection", "close")
 	}
-	if f.Status != 0 {
+	if f.Status != 0 && bytes.Contains(query, []byte(f.For)) {
 		w.Header().Set("Content-Type", "text/html")
 		w.WriteHeader(f.Status)
 		io.WriteString(w, "<html><body>"+http.StatusText(f.Status)+"</body></html>")
