@@ -36,6 +36,9 @@ const (
 	// http2HeadersMax is how long the header block of a response may be. Those of resolvers
 	// have some hundred octets.
 	http2HeadersMax = 1 << 16
+	// http2FirstRoom is how many requests are sent before the server has said how many it
+	// allows at once: it should allow that many (RFC 9113 section 6.5.2).
+	http2FirstRoom = 100
 	// http2StreamsMax is the number of the last stream. A connection does not get that far.
 	http2StreamsMax = 1<<31 - 1
 )
@@ -73,6 +76,7 @@ type http2Conn struct {
 	requests map[uint32]*httpRequest // without a whole response, by the number of their stream
 	next     uint32                  // the number of the next stream
 	room     int                     // how many requests may be open at once
+	settled  bool                    // the server has sent its settings
 	window   int                     // how many octets may be sent on the connection
 	first    int                     // how many may be sent on a new stream
 	err      error                   // why no request can be sent any more, or nil
@@ -109,7 +113,7 @@ func newHTTP2Conn(conn net.Conn, host, path string) (*http2Conn, error) {
 		Conn: conn, in: http2.NewFramer(io.Discard, bufio.NewReaderSize(conn, 1<<15)),
 		encoder:  newRequestEncoder(host, path),
 		requests: make(map[uint32]*httpRequest), next: 1,
-		room: inFlightMax, window: http2FirstWindow, first: http2FirstWindow,
+		room: http2FirstRoom, window: http2FirstWindow, first: http2FirstWindow,
 	}
 	c.changed.L = &c.mu
 	c.in.SetReuseFrames()
@@ -317,6 +321,9 @@ func (c *http2Conn) readSettings(frame *http2.SettingsFrame) error {
 		return nil
 	}
 	c.mu.Lock()
+	if !c.settled {
+		c.settled, c.room = true, inFlightMax
+	}
 	err := frame.ForeachSetting(func(s http2.Setting) error {
 		switch s.ID {
 		case http2.SettingMaxConcurrentStreams:

@@ -187,6 +187,43 @@ func TestARequestWaitsForRoom(t *testing.T) {
 	}, nothing)
 }
 
+// No more requests are sent at first than any server allows.
+func TestTheFirstRequestsAreFew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, p := newHTTP2Pair(t)
+		go func() { _, _ = io.Copy(io.Discard, c) }()
+		messages := make([]string, 3*http2FirstRoom)
+		for i := range messages {
+			messages[i] = "idquery"
+		}
+		sent := 0
+		go func() { _, _ = c.Write(frames(messages...)) }()
+		go func() {
+			for {
+				f, err := p.ReadFrame()
+				if err != nil {
+					return
+				}
+				if f.Header().Type == http2.FrameHeaders {
+					sent++
+				}
+			}
+		}()
+		synctest.Wait()
+		if sent != http2FirstRoom {
+			t.Errorf("%d before the settings", sent)
+		}
+		if err := p.WriteSettings(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if sent != len(messages) {
+			t.Errorf("%d without a limit", sent)
+		}
+		c.Conn.Close()
+	})
+}
+
 // A request that the server has not processed is sent again, and its connection goes on.
 func TestARefusedRequestIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
