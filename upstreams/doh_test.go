@@ -131,6 +131,28 @@ func TestAnErrorOfHTTPCostsOneQuery(t *testing.T) {
 	}
 }
 
+// Close does not wait for queries that wait for their turn at a server that has been given up.
+func TestCloseWhileQueriesWaitForRoom(t *testing.T) {
+	t.Parallel()
+	s, o := overHTTPS(t, dottest.HTTPSOptions{Streams: 1, Handler: func(_, query []byte) ([]byte, time.Duration) { return query, 0 }})
+	u := open(t, o)
+	for range 5 {
+		if many(u, 50, "n%d.example.com") == nil {
+			t.Error("answered")
+		}
+	}
+	closed := make(chan struct{})
+	go func() {
+		u.Close()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(2 * goodbyeLimit):
+		t.Fatalf("still closing, after %d connections", s.Connections())
+	}
+}
+
 // A request that the server resets is lost, and no other one.
 func TestAResetRequestIsLostAlone(t *testing.T) {
 	t.Parallel()

@@ -204,7 +204,7 @@ func (t *tlsTransport) openOnce(ctx context.Context, e *endpoint, without helloO
 		l.abort()
 		return link{}, err
 	}
-	l.Conn, l.capacity = conn, conn.capacity
+	l.Conn, l.capacity, l.abort = conn, conn.capacity, conn.abort(l.raw)
 	return l, nil
 }
 

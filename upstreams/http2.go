@@ -216,6 +216,15 @@ func (c *http2Conn) capacity() int {
 	return c.room
 }
 
+// abort returns a function that ends the connection at once, and a Write that waits for the
+// server. raw is the connection below TLS.
+func (c *http2Conn) abort(raw net.Conn) func() {
+	return func() {
+		c.fail(net.ErrClosed)
+		raw.Close()
+	}
+}
+
 // Close says goodbye (RFC 9113 section 9.1), and closes the connection.
 func (c *http2Conn) Close() error {
 	c.fail(net.ErrClosed)

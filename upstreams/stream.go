@@ -39,6 +39,9 @@ const (
 	// once. They mostly carry a session ticket. A server that does not send small
 	// segments in a row delays its first answer until the ticket is acknowledged.
 	quickAckWrites = 2
+	// goodbyeLimit is how long the end of an idle connection may take: its last write may wait
+	// for the peer.
+	goodbyeLimit = 5 * time.Second
 	// answerLimit is how long an answer is waited for, whether or not a client still waits:
 	// even a late answer shows how the upstream is doing. A longer
 	// Options.Patience raises it.
@@ -605,9 +608,11 @@ func (s *stream) close(err error) {
 			s.events.failed(c, s.err)
 		}
 	}
-	if !errors.Is(err, errIdle) {
-		s.link.abort()
+	if errors.Is(err, errIdle) {
+		time.AfterFunc(goodbyeLimit, s.link.abort) // writeLoop may be waiting for a peer that never reads
+		return
 	}
+	s.link.abort()
 }
 
 // hasAnswered reports whether the stream has brought a proper answer.

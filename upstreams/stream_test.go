@@ -275,6 +275,33 @@ func TestAnIdleStreamClosesItself(t *testing.T) {
 	})
 }
 
+// A peer may answer queries that it never reads, if it can tell their numbers: the end of the
+// stream does not wait for it.
+func TestAnIdleStreamEndsAlthoughItsPeerDoesNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := newStreamTest(t)
+		near, peer := net.Pipe()
+		defer peer.Close()
+		s := newStream(newLink(near, near, true), new(endpoint), st.shared, st)
+		var loops sync.WaitGroup
+		ended := false
+		loops.Go(s.readLoop)
+		loops.Go(s.writeLoop)
+		go func() { loops.Wait(); ended = true }()
+		c := st.queryOn(s, "www.example.com")
+		reply := c.query.AppendUpstream([]byte{0, 0}, c.id)
+		binary.BigEndian.PutUint16(reply, uint16(len(reply)-2))
+		reply[4] |= 0x80 // a response
+		if _, err := peer.Write(reply); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(st.shared.idle.configured + goodbyeLimit + time.Second)
+		if synctest.Wait(); !ended {
+			t.Error("it waits for its peer")
+		}
+	})
+}
+
 func TestTheIdleLimitIsLearntFromTwoDroppedStreams(t *testing.T) {
 	const ms, second = time.Millisecond, time.Second
 	var i idleTimeout
