@@ -160,6 +160,7 @@ func (u *Upstream) addStreamLocked(l link, to *endpoint) *stream {
 	s := newStream(u.dialer.faults.wrap(l), to, &u.streamShared, u)
 	s.dialled, s.dialTook = l.summary(to), l.tcpTook+l.tlsTook
 	u.dialTime.sample(s.dialTook)
+	u.dialer.throttle.unproven.Store(true)
 	u.streams = append(u.streams, s)
 	u.open.Store(int32(len(u.streams)))
 	u.wg.Go(s.readLoop)

@@ -257,7 +257,6 @@ func (r *dialRace) closeLosers() {
 // although they had been given time (RFC 8305 section 5). Endpoints whose pause is over
 // are probed.
 func (d *dialer) succeeded(won dialAttempt, race *dialRace) {
-	d.throttle.succeeded()
 	for _, a := range race.failed {
 		a.to.penalize(d.log, OutcomeOf(a.err))
 	}

@@ -36,6 +36,7 @@ type fakeServer struct {
 type fakeBehaviour struct {
 	handshake time.Duration // until the server begins its handshake
 	stalls    bool          // it never does
+	hangsUp   bool          // it ends the connection instead of the first answer
 }
 
 // set changes the behaviour, and returns how many dials there were.
@@ -86,6 +87,9 @@ func (s *fakeServer) serve(raw net.Conn, b fakeBehaviour, number int64) {
 		}
 		reply := slices.Clone(frame)
 		if _, err := r.Discard(2 + len(frame)); err != nil {
+			return
+		}
+		if b.hangsUp {
 			return
 		}
 		if number <= s.silent.Load() {

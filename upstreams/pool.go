@@ -64,6 +64,7 @@ func (u *Upstream) sendOn(s *stream, c *call, now int64) {
 // have to be sent again without EDNS.
 func (u *Upstream) answered(s *stream, c *call, message []byte, a wire.Answer, now int64) {
 	u.waiting.Store(0)
+	u.dialer.throttle.answered()
 	if u.dialStep.Load() != 0 {
 		u.dialStep.Store(0)
 		u.wentSilent.Store(false)
@@ -147,6 +148,9 @@ func (u *Upstream) closed(s *stream, end streamEnd) {
 	}
 	if !answered {
 		u.growAfter.Store(end.at + int64(growPause))
+		if end.queries > 0 && u.open.Load() == 0 && !errors.Is(end.err, ErrClosed) {
+			u.dialer.throttle.failed(time.Now().Add(-time.Duration(end.at-s.born)), &addressError{s.endpoint, end.err})
+		}
 	} else if end.pending > 0 && !errors.Is(end.err, errSilent) {
 		u.spareUntil.Store(end.at + int64(sparePeriod))
 	}

@@ -69,6 +69,7 @@ type streamEvents interface {
 type streamEnd struct {
 	err     error
 	at      int64 // instant
+	queries int
 	answers int
 	pending int // calls that got no answer
 	// droppedAfter is how long the stream had been idle when a middlebox dropped it; 0 if
@@ -590,7 +591,7 @@ func (s *stream) close(err error) {
 		s.mu.Unlock()
 		return
 	}
-	end := streamEnd{err: err, at: s.shared.now(), answers: s.answered, pending: int(s.pending.Swap(0))}
+	end := streamEnd{err: err, at: s.shared.now(), queries: s.sent, answers: s.answered, pending: int(s.pending.Swap(0))}
 	if errors.Is(err, errSilent) && s.droppedWhileIdle() {
 		end.droppedAfter = time.Duration(s.idleBefore.Load())
 	}

@@ -23,12 +23,14 @@ const (
 	longDialAfter = 3 * time.Second
 )
 
-// A dialThrottle limits how often an upstream that is out of reach is dialled.
+// A dialThrottle limits how often an upstream is dialled that is out of reach, or whose
+// connections bring no answer.
 type dialThrottle struct {
-	offset time.Duration // of its turns from those of other upstreams
+	offset   time.Duration // of its turns from those of other upstreams
+	unproven atomic.Bool   // a connection was made, and no answer has come since
 
 	mu      sync.Mutex
-	since   time.Time // start of the outage; zero if there is none
+	since   time.Time // start of the outage, which ends with an answer; zero if there is none
 	turn    int64     // of the last dial
 	granted bool      // one dial may be made out of turn
 	changes [networkDialsMax]time.Time
@@ -102,7 +104,7 @@ func (p *dialThrottle) networkChanged(now time.Time) bool {
 	return true
 }
 
-// failed records the failure of a dial that began at the given time.
+// failed records the failure of a dial that began at the given time, or of its connection.
 func (p *dialThrottle) failed(began time.Time, problem error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -112,7 +114,12 @@ func (p *dialThrottle) failed(began time.Time, problem error) {
 	p.problem = problem
 }
 
-func (p *dialThrottle) succeeded() {
+// answered ends the outage. It costs little when there is none.
+func (p *dialThrottle) answered() {
+	if !p.unproven.Load() {
+		return
+	}
+	p.unproven.Store(false)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.since, p.granted = time.Time{}, false
@@ -121,5 +128,5 @@ func (p *dialThrottle) succeeded() {
 func (p *dialThrottle) refusal() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return &failure{DialThrottled, fmt.Errorf("not reached since %s, dialled every %v only: %w", p.since.Format(time.TimeOnly), throttleInterval, p.problem)}
+	return &failure{DialThrottled, fmt.Errorf("no answer since %s, dialled every %v only: %w", p.since.Format(time.TimeOnly), throttleInterval, p.problem)}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -28,7 +29,8 @@ func TestALongOutageIsDialledAtMostTenTimesAMinute(t *testing.T) {
 	if err := p.refusal(); err == nil || !errors.Is(err, p.problem) {
 		t.Errorf("the refusal %q does not tell why", err)
 	}
-	p.succeeded()
+	p.unproven.Store(true)
+	p.answered()
 	for range 100 {
 		if !p.allow(start.Add(10 * time.Minute)) {
 			t.Fatal("still throttleInterval after a success")
@@ -95,6 +97,42 @@ func TestADialWaitsLongerInALongOutage(t *testing.T) {
 	f(time.Second, time.Second)
 	f(longDialAfter, throttleInterval)
 	f(time.Hour, throttleInterval)
-	p.succeeded()
+	p.unproven.Store(true)
+	p.answered()
 	f(time.Hour, time.Second)
+}
+
+// Connections that bring no answer are limited like dials that fail.
+func TestConnectionsWithoutAnswersAreMadeAtMostTenTimesAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := new(fakeServer)
+		u := openFake(t, s, Options{})
+		dials := 0
+		askFor := func(d time.Duration, hungUp bool) (more int) {
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+				_ = askFake(u)
+			}
+			before := dials
+			dials = s.set(fakeBehaviour{hangsUp: hungUp})
+			return dials - before
+		}
+		s.set(fakeBehaviour{hangsUp: true})
+		if n := askFor(unthrottledFor, true); n < 100 {
+			t.Errorf("%d dials at first: a short outage would end late", n)
+		}
+		for range 3 {
+			if n := askFor(time.Minute, true); n < 6 || n > 10 {
+				t.Errorf("%d dials in a minute", n)
+			}
+		}
+		s.set(fakeBehaviour{})
+		askFor(2*throttleInterval, false)
+		if err := askFake(u); err != nil {
+			t.Error(err)
+		}
+		s.closeAll()
+		if err := askFake(u); err != nil {
+			t.Errorf("after the outage: %v", err)
+		}
+	})
 }
