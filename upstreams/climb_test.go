@@ -154,3 +154,38 @@ func TestAddressesWithoutARouteDoNotDelayTheWayBack(t *testing.T) {
 		t.Errorf("connected to %v", to.addr)
 	}
 }
+
+// Queries do not move to a connection that is made and brings no answer, as where DNS over
+// TLS is recognized and dropped after its handshake.
+func TestQueriesDoNotMoveToAConnectionWithoutAnswers(t *testing.T) {
+	t.Parallel()
+	dot, doh, u := fallen(t)
+	dot.Set(dottest.Fault{Never: true})
+	dot.Restart()
+	before := dot.Stats().Accepted
+	asked := 0
+	for end := time.Now().Add(2*climbInterval + 4*time.Second); time.Now().Before(end); asked++ {
+		began := time.Now()
+		if err := ask(u, fmt.Sprintf("n%d.example.com", asked)); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took > 300*time.Millisecond {
+			t.Errorf("an answer took %v", took)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if n := dot.Stats().Accepted - before; n < 1 || n > 4 {
+		t.Errorf("tried %d times", n)
+	}
+	if n := doh.Requests(); n < asked {
+		t.Errorf("%d of %d over HTTPS", n, asked)
+	}
+	dot.Set()
+	answered := dot.Stats().Answers
+	eventually(t, "the way back", func() bool {
+		if err := ask(u, "later.example.com"); err != nil {
+			t.Error(err)
+		}
+		return dot.Stats().Answers > answered+2
+	})
+}

@@ -1,6 +1,7 @@
 package upstreams
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"log/slog"
@@ -233,6 +234,28 @@ func (u *Upstream) climbFrom(rung int) {
 	if s != nil {
 		u.announce(s)
 	}
+}
+
+// testLink asks a query that the upstream has answered before. What blocks a transport may
+// let its handshake pass.
+func (u *Upstream) testLink(ctx context.Context, l link) error {
+	known := u.known.Load()
+	if known == nil {
+		return nil
+	}
+	defer context.AfterFunc(ctx, l.abort)()
+	query := known.query.AppendUpstream(nil, 0)
+	if !l.secure {
+		query = known.query.AppendUnpadded(nil, 0)
+	}
+	err := writeFrames(l, query)
+	if err == nil {
+		_, err = readFrame(l, bufio.NewReaderSize(l, 2+wire.MaxSize))
+	}
+	if err != nil {
+		return &failure{DialFailed, fmt.Errorf("no answer to a test query: %w", err)}
+	}
+	return l.SetReadDeadline(time.Time{})
 }
 
 // passOnLocked has the calls of d, which failed with err, wait for the oldest dial that

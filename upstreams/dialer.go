@@ -66,9 +66,10 @@ type dialer struct {
 	dot, doh   tlsTransport
 	ladder     []transport // those that are used, the best first
 	throttle   dialThrottle
-	faults     faults                      // of a drill
-	background func(func(context.Context)) // runs a function in the background, until the upstream is closed; or nil
-	noAddress  endpoint                    // counts attempts that went to no address
+	faults     faults                            // of a drill
+	background func(func(context.Context))       // runs a function in the background, until the upstream is closed; or nil
+	test       func(context.Context, link) error // tests a connection to an endpoint that is avoided; or nil
+	noAddress  endpoint                          // counts attempts that went to no address
 
 	mu        sync.Mutex
 	endpoints []*endpoint
@@ -150,6 +151,7 @@ type dialAttempt struct {
 	link  link
 	to    *endpoint
 	began time.Time
+	test  func(context.Context, link) error // of the connection; or nil
 	err   error
 }
 
@@ -293,7 +295,7 @@ func (d *dialer) leave(rung int, endpoints []*endpoint) {
 }
 
 // climb dials the best endpoint of each transport that is better than that of a rung, and
-// returns the first connection that can be made. Endpoints that the system has no route to
+// returns the first connection that brings an answer. Endpoints that the system has no route to
 // take no turn.
 func (d *dialer) climb(ctx context.Context, rung int) (link, *endpoint, error) {
 	var problem error
@@ -302,7 +304,7 @@ func (d *dialer) climb(ctx context.Context, rung int) (link, *endpoint, error) {
 			if e.rung != better {
 				continue
 			}
-			a := d.dialOne(ctx, dialAttempt{to: e}, e.via.limits())
+			a := d.dialOne(ctx, dialAttempt{to: e, test: d.test}, e.via.limits())
 			if a.err == nil {
 				return a.link, e, nil
 			}
@@ -318,7 +320,7 @@ func (d *dialer) climb(ctx context.Context, rung int) (link, *endpoint, error) {
 // probeEndpoint finds out whether an endpoint that is avoided works again.
 func (d *dialer) probeEndpoint(ctx context.Context, e *endpoint) {
 	defer e.endProbe()
-	a := d.dialOne(ctx, dialAttempt{to: e}, e.via.limits())
+	a := d.dialOne(ctx, dialAttempt{to: e, test: d.test}, e.via.limits())
 	switch {
 	case a.err == nil:
 		a.link.abort()
@@ -330,6 +332,11 @@ func (d *dialer) probeEndpoint(ctx context.Context, e *endpoint) {
 func (d *dialer) dialOne(ctx context.Context, a dialAttempt, limits dialLimits) dialAttempt {
 	e := a.to
 	a.link, a.err = e.via.open(ctx, e, limits)
+	if a.err == nil && a.test != nil {
+		if a.err = a.test(ctx, a.link); a.err != nil {
+			a.link.abort()
+		}
+	}
 	if a.err == nil {
 		e.dials[GotNoError].Add(1)
 		e.clearPenalties(d.log)

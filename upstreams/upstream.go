@@ -118,6 +118,7 @@ func New(o Options) (*Upstream, error) {
 	}
 	u.ctx, u.stop = context.WithCancel(context.Background())
 	u.dialer.background = func(f func(context.Context)) { u.wg.Go(func() { f(u.ctx) }) }
+	u.dialer.test = u.testLink
 	if err := u.dialer.init(o, u.log, u.dialProgressed); err != nil {
 		return nil, fmt.Errorf("upstream %s: %w", o.Name, err)
 	}
