@@ -109,6 +109,9 @@ func (l *loader) mapped(key string, entry configs.Value) Upstream {
 	if has(written, "addresses", "host") && !has(written, "doh_addresses", "transports") {
 		base.DoHAddresses, base.DoHName, base.Transports = nil, "", nil // those of the preset are elsewhere
 	}
+	if has(written, "preset") && leavesOutDoH(written) {
+		base.DoHAddresses, base.DoHName = nil, ""
+	}
 	u, settings := l.upstreamOn(key, base, from)
 	protocol := u.Protocol
 	if v, ok := written["protocol"]; ok {
@@ -130,6 +133,13 @@ func (l *loader) mapped(key string, entry configs.Value) Upstream {
 // has reports whether one of these options is written.
 func has(written map[string]configs.Value, options ...string) bool {
 	return slices.ContainsFunc(options, func(option string) bool { _, ok := written[option]; return ok })
+}
+
+// leavesOutDoH reports whether a list of other transports is written.
+func leavesOutDoH(written map[string]configs.Value) bool {
+	transports, ok := written["transports"]
+	return ok && transports.IsList() && len(transports.List()) > 0 &&
+		!slices.ContainsFunc(transports.List(), func(v configs.Value) bool { return v.Text() == upstreams.DoH })
 }
 
 // base reads the preset or the URL that a mapping builds on.

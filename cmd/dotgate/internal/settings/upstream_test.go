@@ -83,6 +83,7 @@ func TestUpstreamForms(t *testing.T) {
 	f("https://dns.example", "dns.example: dns.example:853 by [192.0.2.1] #dns.example w1 t0 doh: []/dns-query")
 	f("{preset: cloudflare, transports: [doh]}", "cloudflare: [1.1.1.1:853 1.0.0.1:853 [2606:4700:4700::1111]:853 [2606:4700:4700::1001]:853] #one.one.one.one w1 t0 doh: [104.16.248.249:443 104.16.249.249:443 [2606:4700::6810:f8f9]:443 [2606:4700::6810:f9f9]:443]/dns-query")
 	f("{preset: cloudflare, addresses: [192.0.2.8]}", "cloudflare: [192.0.2.8:853] #one.one.one.one w1 t0")
+	f("{preset: cloudflare, transports: [dot]}", "cloudflare: [1.1.1.1:853 1.0.0.1:853 [2606:4700:4700::1111]:853 [2606:4700:4700::1001]:853] #one.one.one.one w1 t0")
 	f("{name: both, server_name: dns.example, addresses: [192.0.2.8], doh_addresses: [192.0.2.9], doh_path: /q}", "both: [192.0.2.8:853] #dns.example w1 t0 doh: [192.0.2.9:443]/q")
 
 	f("{preset: google}", "google: [8.8.8.8:853 8.8.4.4:853 [2001:4860:4860::8888]:853 [2001:4860:4860::8844]:853] #dns.google w1 t0")
