@@ -116,7 +116,7 @@ func (o Options) withDefaults() Options {
 	o.Protocol = cmp.Or(o.Protocol, TLS)
 	o.Port = cmp.Or(o.Port, 853)
 	o.DoHPort = cmp.Or(o.DoHPort, dohPort)
-	o.DoHPath = cmp.Or(o.DoHPath, "/dns-query")
+	o.DoHPath = cmp.Or(o.DoHPath, dohPath)
 	o.ServerName = cmp.Or(o.ServerName, o.Host)
 	o.Connections = cmp.Or(o.Connections, 4)
 	o.IdleTimeout = cmp.Or(o.IdleTimeout, 8*time.Second)
@@ -131,7 +131,10 @@ const (
 	DoH = "doh"
 )
 
-const dohPort = 443 // RFC 8484 section 4.1
+const (
+	dohPort = 443          // RFC 8484 section 4.1
+	dohPath = "/dns-query" // as most services have it
+)
 
 // ladder returns the names of all transports over TCP, the best first.
 func (o Options) ladder() []string {
@@ -215,10 +218,13 @@ func (o Options) checkPlain(report func(option, problem string, beside ...string
 		report("addresses", "is empty; a server that is asked in clear text needs one, a name won't do", "protocol")
 	}
 	o.checkServers(report)
+	for _, option := range o.setOfDoH() {
+		report(option, "has no effect with protocol "+o.Protocol+", which is clear text; remove it", "protocol")
+	}
 	for option, set := range map[string]bool{
 		"host": o.Host != "", "server_name": o.ServerName != "", "ca_file": o.CAFile != "", "pins": len(o.Pins) > 0,
 		"cert_file": o.CertFile != "", "key_file": o.KeyFile != "", "bootstrap": len(o.Bootstrap) > 0,
-		"transports": len(o.Transports) > 0, "doh_addresses": len(o.DoHAddresses) > 0, "doh_name": o.DoHName != "",
+		"transports": len(o.Transports) > 0,
 	} {
 		if set {
 			report(option, "has no effect with protocol "+o.Protocol+", which is clear text without certificates; remove it", "protocol")
@@ -235,13 +241,28 @@ func (o Options) checkTransports(report func(option, problem string, beside ...s
 			report("transports", fmt.Sprintf("has %s twice", t))
 		}
 	}
-	https := slices.Contains(o.ladder(), DoH)
-	if !https && (len(o.DoHAddresses) > 0 || o.DoHName != "") {
-		report("transports", "does not have doh, but there are options for it", "doh_addresses", "doh_name")
+	if set := o.setOfDoH(); len(set) > 0 && !slices.Contains(o.ladder(), DoH) {
+		report("transports", fmt.Sprintf("does not have doh, but %s is set; add doh here, or remove that", strings.Join(set, ", ")), set...)
 	}
 	if !strings.HasPrefix(o.DoHPath, "/") || strings.ContainsFunc(o.DoHPath, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '#' || r == '{' }) {
 		report("doh_path", fmt.Sprintf("%q is not the path of a URL, as /dns-query is", o.DoHPath))
 	}
+}
+
+// setOfDoH returns the options for DNS over HTTPS that are set.
+func (o Options) setOfDoH() (set []string) {
+	for _, option := range []struct {
+		name string
+		set  bool
+	}{
+		{"doh_addresses", len(o.DoHAddresses) > 0}, {"doh_name", o.DoHName != ""},
+		{"doh_port", o.DoHPort != dohPort}, {"doh_path", o.DoHPath != dohPath},
+	} {
+		if option.set {
+			set = append(set, option.name)
+		}
+	}
+	return set
 }
 
 func (o Options) checkServers(report func(option, problem string, beside ...string)) {

@@ -142,6 +142,7 @@ func TestUpstreamProblems(t *testing.T) {
 	is("Quad9", "did you mean quad9?)")
 	is("quic://192.0.2.1", "quic is not supported; tls:// and https:// are, and udp:// and tcp:// for servers of your own network)")
 	is("HTTPS://dns.example/dns-query", "write https in small letters)")
+	is("https://dns.example?dns", "a query needs a path before it, as in /dns-query?key=value)")
 	is("https://user@dns.example/", "it must not have a user)")
 	is("https://192.0.2.1:0/dns-query", `"0" is not a port)`)
 	is("TLS://192.0.2.1", "write tls in small letters)")

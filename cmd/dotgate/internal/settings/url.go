@@ -82,6 +82,9 @@ func parseURL(text string) (upstreams.Options, error) {
 	if strings.Contains(authority, "@") {
 		return o, errors.New("it must not have a user")
 	}
+	if protocol == httpsScheme && strings.Contains(authority, "?") {
+		return o, errors.New("a query needs a path before it, as in /dns-query?key=value")
+	}
 	if strings.ContainsAny(authority, "/?") {
 		return o, errors.New("it must not have a path or a query")
 	}
