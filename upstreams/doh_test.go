@@ -131,6 +131,31 @@ func TestAnErrorOfHTTPCostsOneQuery(t *testing.T) {
 	}
 }
 
+// A server that responds with errors only is out of reach to the limit of dials, though
+// connections can be made.
+func TestAnHTTPSServerThatOnlyFailsIsDialledSeldom(t *testing.T) {
+	t.Parallel()
+	s, o := overHTTPS(t, dottest.HTTPSOptions{})
+	u := open(t, o)
+	s.Set(dottest.HTTPSFault{Status: 503})
+	for range 20 {
+		if err := ask(u, "www.example.com"); OutcomeOf(err) != HTTPFailed {
+			t.Errorf("got %v", err)
+		}
+	}
+	throttle, later := &u.dialer.throttle, time.Now().Add(unthrottledFor+throttleInterval)
+	if !throttle.allow(later) || throttle.allow(later) {
+		t.Error("dialled any number of times")
+	}
+	s.Set(dottest.HTTPSFault{})
+	if err := ask(u, "www.example.com"); err != nil {
+		t.Error(err)
+	}
+	if !throttle.allow(later) || !throttle.allow(later) {
+		t.Error("dialled seldom although it answers")
+	}
+}
+
 // Close does not wait for queries that wait for their turn at a server that has been given up.
 func TestCloseWhileQueriesWaitForRoom(t *testing.T) {
 	t.Parallel()

@@ -115,6 +115,9 @@ func (u *Upstream) garbled(s *stream, c *call, err error) {
 	now := u.now()
 	if OutcomeOf(err).ofHTTP() {
 		s.endpoint.suspect() // the server may be fine, and what is behind it not
+		if u.dialer.throttle.unproven.Load() {
+			u.noAnswer(s, err, now)
+		}
 	}
 	if last := u.garbage.Load(); last == 0 || now-last >= int64(garbagePause) {
 		u.garbage.CompareAndSwap(last, now)
@@ -149,11 +152,16 @@ func (u *Upstream) closed(s *stream, end streamEnd) {
 	if !answered {
 		u.growAfter.Store(end.at + int64(growPause))
 		if end.queries > 0 && u.open.Load() == 0 && !errors.Is(end.err, ErrClosed) {
-			u.dialer.throttle.failed(time.Now().Add(-time.Duration(end.at-s.born)), &addressError{s.endpoint, end.err})
+			u.noAnswer(s, end.err, end.at)
 		}
 	} else if end.pending > 0 && !errors.Is(end.err, errSilent) {
 		u.spareUntil.Store(end.at + int64(sparePeriod))
 	}
+}
+
+// noAnswer limits further dials, as if that of s had failed.
+func (u *Upstream) noAnswer(s *stream, err error, now int64) {
+	u.dialer.throttle.failed(time.Now().Add(-time.Duration(now-s.born)), &addressError{s.endpoint, err})
 }
 
 // learnIdleLimit learns from a stream that was dropped while it was idle.
