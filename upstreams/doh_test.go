@@ -151,7 +151,7 @@ func TestAnHTTPSServerThatOnlyFailsIsDialledSeldom(t *testing.T) {
 	if err := ask(u, "www.example.com"); err != nil {
 		t.Error(err)
 	}
-	if !throttle.allow(later) || !throttle.allow(later) {
+	if first, second := throttle.allow(later), throttle.allow(later); !first || !second {
 		t.Error("dialled seldom although it answers")
 	}
 }
