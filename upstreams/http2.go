@@ -29,6 +29,7 @@ const (
 	// of it has been used.
 	http2StreamWindow = 1 << 17
 	http2ConnWindow   = 1 << 24
+	http2WindowMax    = 1<<31 - 1 // RFC 9113 section 6.9.1
 	// Defaults of RFC 9113: of a window, of the longest frame, and of a table of header fields.
 	http2FirstWindow = 1<<16 - 1
 	http2FrameMax    = 1 << 14
@@ -318,7 +319,7 @@ func (c *http2Conn) reset(number uint32) *httpRequest {
 func (c *http2Conn) widen(octets int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.window += octets; c.window > http2StreamsMax {
+	if c.window += octets; c.window > http2WindowMax {
 		return http2.ConnectionError(http2.ErrCodeFlowControl)
 	}
 	c.changed.Broadcast()
