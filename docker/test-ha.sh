@@ -233,8 +233,9 @@ row() { printf '%-52s %7s %7s %7s %8s %8s %6s  %s\n' "$@"; }
 # Each case has a limit for failed queries, and one for the address:
 #
 #	alone      no query may fail, even without a retry. If the address moves, up to two
-#	           over TCP may, and none of them if it is repeated once: the other node
-#	           resets a connection whose second packet reaches it instead of the first.
+#	           over TCP may, and none of them if it is repeated once: if the SYN of a
+#	           connection reached one node, and the next packet reaches the other, that
+#	           one resets the connection.
 #	udp        no query may fail over UDP, even without a retry, and none over TCP that
 #	           is repeated once
 #	retried    no query may fail that is repeated once, after a second
