@@ -444,7 +444,7 @@ func TestWhenAllAreDownOneQueryAsksAllAndOthersFailAtOnce(t *testing.T) {
 		if got := strings.Count(log.String(), "a@"); got != 2 {
 			t.Errorf("%d attempts after %v, want 2", got, downTryInterval)
 		}
-		time.Sleep(2 * 5 * time.Second)
+		time.Sleep(2 * 5 * time.Second) // fake time
 	})
 }
 
@@ -468,7 +468,7 @@ func TestLateAnswersExtendTheSilenceLimit(t *testing.T) {
 		f(timing.silenceLimit, false)
 		f(2*time.Second, true)
 		f(2*time.Second, true)
-		time.Sleep(lateFor)
+		time.Sleep(lateFor) // fake time
 		f(timing.silenceLimit, false)
 	})
 }
@@ -557,7 +557,7 @@ func aBrokenNameCostsTwoQueries(t *testing.T, broken string) {
 			time.Sleep(5 * time.Millisecond) // fake time
 		}
 		all.Wait()
-		time.Sleep(2 * 5 * time.Second)
+		time.Sleep(2 * 5 * time.Second) // fake time
 		if c := b.Counts(); c.Attempts > 2*queries+1 {
 			t.Errorf("%d attempts for %d queries", c.Attempts, c.Queries)
 		}
@@ -609,7 +609,7 @@ func TestHedgesOfHealthyMembersAreBounded(t *testing.T) {
 		if got, limit := b.Counts().Hedges, uint64(hedgeBurst+hedgeShare*queries); got > limit {
 			t.Errorf("%d hedges for %d queries, want at most %d", got, queries, limit)
 		}
-		time.Sleep(2 * 5 * time.Second)
+		time.Sleep(2 * 5 * time.Second) // fake time
 	})
 }
 

@@ -116,7 +116,7 @@ func TestALossyMemberIsAskedLessWhateverThePolicy(t *testing.T) {
 			if got := float64(b.Counts().Attempts) / queries; got > 1.25 {
 				t.Errorf("%s, %d %% lost: %.2f attempts a query", policy, share, got)
 			}
-			time.Sleep(10 * time.Second)
+			time.Sleep(10 * time.Second) // fake time
 		})
 	}
 	for _, policy := range Policies() {
@@ -165,11 +165,11 @@ func TestLossesOfOneRecordTypeCostOthersNothing(t *testing.T) {
 			for range 3 {
 				shares()
 			}
-			time.Sleep(10 * time.Second)
+			time.Sleep(10 * time.Second) // fake time
 			if a, aaaa := shares(); aaaa < 0.8*a {
 				t.Errorf("%s, mended: asked first for %.2f of A and %.2f of AAAA", policy, a, aaaa)
 			}
-			time.Sleep(10 * time.Second)
+			time.Sleep(10 * time.Second) // fake time
 		})
 	}
 	for _, policy := range Policies() {
@@ -310,7 +310,7 @@ func TestOneSlowDomainSteersNothing(t *testing.T) {
 				t.Errorf("%s, one domain %v: %d of 100 queries are sent to the first of the list, want %d to %d", policy, discounted, asked, least, most)
 			}
 			answering.Unlock()
-			time.Sleep(10 * time.Second)
+			time.Sleep(10 * time.Second) // fake time
 		})
 	}
 	f("ordered", true, 100, 100)
@@ -339,10 +339,10 @@ func TestLossesEverywhereChangeNoOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 		load(t, b, 1000, time.Millisecond, "A") // until that is known
-		time.Sleep(10 * time.Second)
+		time.Sleep(10 * time.Second)            // fake time
 		first, rest = 0, 0
 		load(t, b, 2000, time.Millisecond, "A")
-		time.Sleep(10 * time.Second)
+		time.Sleep(10 * time.Second) // fake time
 		if first < 3*rest {
 			t.Errorf("the first of the list got %d attempts, the second %d", first, rest)
 		}
