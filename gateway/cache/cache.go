@@ -201,8 +201,8 @@ const (
 	Expired                  // no usable answer, but one that may be, should upstreams fail
 )
 
-// Changes returns a number that differs from the one before if answers were put into the
-// cache in between: else a look-up has the same result.
+// Changes returns a number that differs from an earlier one if answers were put into the
+// cache in between: else a look-up that was a Miss would be one again.
 func (c *Cache) Changes() uint32 { return c.changes.Load() }
 
 // Append appends the reply to q if no upstream needs to be asked; the result is neither Miss
