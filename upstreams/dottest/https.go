@@ -22,6 +22,11 @@ type HTTPSServer struct {
 	handler Handler
 	fault   atomic.Pointer[HTTPSFault] // never nil
 	done    chan struct{}              // closed by Close
+	rtt     time.Duration
+	dice    *dice
+
+	second atomic.Int64 // of PerSecond, and how many requests it had
+	count  atomic.Int64
 
 	requests, connections atomic.Int64
 	mu                    sync.Mutex
@@ -36,6 +41,8 @@ type HTTPSOptions struct {
 	Certificate tls.Certificate
 	// Handler answers. Default: Answer.
 	Handler Handler
+	// RTT is the round-trip time, as in Options.
+	RTT time.Duration
 	// Streams is how many requests a connection may have at once. Default: 250.
 	Streams int
 	// Protocols are those of ALPN. Default: h2, http/1.1.
@@ -44,6 +51,8 @@ type HTTPSOptions struct {
 
 // An HTTPSFault is a misbehaviour of an HTTPSServer. The zero HTTPSFault does nothing.
 type HTTPSFault struct {
+	Share       float64       // of the requests that Status, Never and Reset apply to; 0 means all
+	PerSecond   int           // requests in any second that are answered before Status applies
 	Status      int           // instead of 200, with a page of HTML
 	For         string        // Status is for queries that have this in their names only
 	ContentType string        // instead of that of a DNS message
@@ -64,7 +73,9 @@ func NewHTTPSServer(tb testing.TB, o HTTPSOptions) *HTTPSServer {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	s := &HTTPSServer{addr: listener.Addr().(*net.TCPAddr).AddrPort(), handler: o.Handler, done: make(chan struct{})}
+	s := &HTTPSServer{
+		addr: listener.Addr().(*net.TCPAddr).AddrPort(), handler: o.Handler, done: make(chan struct{}), rtt: o.RTT, dice: newDice(443),
+	}
 	if s.handler == nil {
 		s.handler = Answer
 	}
@@ -72,9 +83,13 @@ func NewHTTPSServer(tb testing.TB, o HTTPSOptions) *HTTPSServer {
 		o.Protocols = []string{"h2", "http/1.1"}
 	}
 	s.Set(HTTPSFault{})
+	far := func(*tls.ClientHelloInfo) (*tls.Config, error) { // one round trip for TCP, and one for TLS
+		time.Sleep(2 * s.rtt)
+		return nil, nil
+	}
 	server := &http.Server{
 		Handler: s, ErrorLog: log.New(io.Discard, "", 0), ReadHeaderTimeout: time.Minute,
-		TLSConfig: &tls.Config{Certificates: []tls.Certificate{o.Certificate}, NextProtos: o.Protocols},
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{o.Certificate}, NextProtos: o.Protocols, GetConfigForClient: far},
 		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: o.Streams},
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			if state == http.StateNew {
@@ -127,7 +142,7 @@ func (s *HTTPSServer) wait(r *http.Request, f *HTTPSFault, after time.Duration) 
 	if f.Never {
 		after = 1 << 62
 	}
-	timer := time.NewTimer(after + f.Delay)
+	timer := time.NewTimer(after + f.Delay + s.rtt)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
@@ -136,8 +151,28 @@ func (s *HTTPSServer) wait(r *http.Request, f *HTTPSFault, after time.Duration) 
 	}
 }
 
+// faultOf returns the fault as it applies to a query.
+func (s *HTTPSServer) faultOf(query []byte) HTTPSFault {
+	f := *s.fault.Load()
+	if f.Share > 0 && s.dice.float() >= f.Share {
+		f.Never, f.Reset, f.Status = false, false, 0
+	}
+	if f.PerSecond > 0 {
+		if now := time.Now().Unix(); s.second.Swap(now) != now {
+			s.count.Store(0)
+		}
+		if s.count.Add(1) <= int64(f.PerSecond) {
+			f.Status = 0
+		}
+	}
+	if !bytes.Contains(query, []byte(f.For)) {
+		f.Status = 0
+	}
+	return f
+}
+
 func (s *HTTPSServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	n, f := s.requests.Add(1), s.fault.Load()
+	n := s.requests.Add(1)
 	s.mu.Lock()
 	s.last = r.Host + r.URL.Path
 	s.mu.Unlock()
@@ -146,15 +181,16 @@ func (s *HTTPSServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "not a query", http.StatusBadRequest)
 		return
 	}
+	f := s.faultOf(query)
 	reply, after := s.handler(nil, query)
-	s.wait(r, f, after)
+	s.wait(r, &f, after)
 	if f.Reset {
 		panic(http.ErrAbortHandler)
 	}
 	if f.GoAway > 0 && n%f.GoAway == 0 {
 		w.Header().Set("Connection", "close")
 	}
-	if f.Status != 0 && bytes.Contains(query, []byte(f.For)) {
+	if f.Status != 0 {
 		w.Header().Set("Content-Type", "text/html")
 		w.WriteHeader(f.Status)
 		io.WriteString(w, "<html><body>"+http.StatusText(f.Status)+"</body></html>")

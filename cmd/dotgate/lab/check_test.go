@@ -5,6 +5,7 @@ package lab
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 const (
 	healthyCostLimit = 1.05
 	faultCostLimit   = 1.5
+	switchCostLimit  = 1.15 // in the second in which queries move to another transport
 	specialCostLimit = 2.01 // two upstreams are asked, and sometimes a third one
 	// startPatience is the time after its start that a gateway may be slow.
 	startPatience = 500 * time.Millisecond
@@ -51,7 +53,7 @@ func judge(w world, s scenario, line timeline, asked int) report {
 	c := checker{report{scenario: s, recovered: -1}, line, w, asked}
 	before, during, after := line.parts()
 	c.before, c.during, c.after = sum(before), sum(during), sum(after)
-	limit := c.healthy().p99 + p99Limit
+	limit := c.healthy().p99 + s.p99Limit()
 	for _, o := range during {
 		if o.took > limit || o.failed() {
 			c.late = max(c.late, o.end().Sub(line.start))
@@ -62,10 +64,13 @@ func judge(w world, s scenario, line timeline, asked int) report {
 	if c.before.sent == 0 {
 		c.healthyCost = line.cost(line.end, line.end.Add(time.Hour))
 	}
-	c.faultCost = line.worstCost()
+	c.faultCost, c.switchCost = line.worstCost(), line.cost(line.start, line.start.Add(time.Second))
 	c.dials = line.dialled(s.on, line.start, line.end)
 	if len(s.on) > 0 && *long && s.expect != outage {
 		c.recovered = line.recovery(s.on[0])
+	}
+	if s.checksBack() {
+		c.recovered = line.backOnBest()
 	}
 	c.replies()
 	switch s.expect {
@@ -79,6 +84,7 @@ func judge(w world, s scenario, line timeline, asked int) report {
 		c.latencies()
 	}
 	c.costs()
+	c.transports()
 	c.specialNames()
 	c.verification()
 	c.dialling()
@@ -147,7 +153,7 @@ func (c *checker) latencies() {
 	switch {
 	case c.during.sent < fewQueries && c.during.max > fewLimit:
 		c.figure("a query took %v during the fault", c.during.max)
-	case c.during.sent >= fewQueries && p99 > healthy.p99+p99Limit:
+	case c.during.sent >= fewQueries && p99 > healthy.p99+c.scenario.p99Limit():
 		c.figure("p99 is %v during the fault and %v without", p99, healthy.p99)
 	}
 }
@@ -219,6 +225,39 @@ func (c *checker) costs() {
 	}
 }
 
+// transports checks how queries move from one transport to another and back.
+func (c *checker) transports() {
+	s := c.scenario
+	if s.transports != nil && s.interval <= steadyRate && s.start.empty() && c.switchCost > switchCostLimit {
+		c.figure("%.2f upstream queries per query in the first second of the fault", c.switchCost)
+	}
+	if s.checksBack() && (c.recovered < 0 || c.recovered > s.back) {
+		c.failUnlessLate("queries went over the best transport again %v after the end", c.recovered.Round(time.Millisecond))
+	}
+	if first := c.line.firstAnswer(); s.first > 0 && (first < 0 || first > s.first) {
+		c.failUnlessLate("the first answer came after %v", first.Round(time.Millisecond))
+	}
+	if s.share > 0 {
+		before := c.line.shareOf(s.on[0], c.line.begin, c.line.start)
+		during := c.line.shareOf(s.on[0], c.line.start.Add(time.Second), c.line.end)
+		if math.Abs(before-during) > float64(s.share) {
+			c.figure("the share of the first upstream was %.0f %% before and %.0f %% during the fault", before, during)
+		}
+	}
+}
+
+// firstAnswer returns how long the first good answer took from the start of the clients, or
+// -1 if there was none.
+func (line timeline) firstAnswer() time.Duration {
+	first := time.Duration(-1)
+	for _, o := range line.outcomes {
+		if took := o.end().Sub(line.begin); !o.failed() && (first < 0 || took < first) {
+			first = took
+		}
+	}
+	return first
+}
+
 // specialNames checks that slow names are answered, that names without an answer get an
 // error, and that names that one upstream does not answer are answered by the others,
 // in time.
@@ -275,7 +314,7 @@ func (c *checker) verification() {
 			c.failAlways("%d connections were made to an upstream that is not verified", n)
 		}
 		// Established connections may continue, unless they were reset.
-		if n := last.queries[s.upstream] - first.queries[s.upstream]; n != 0 && (s.fault.has("reset") || !c.scenario.start.empty()) {
+		if n := last.best[s.upstream] - first.best[s.upstream]; n != 0 && (s.fault.has("reset") || !c.scenario.start.empty()) {
 			c.failAlways("%d queries reached an upstream that is not verified", n)
 		}
 	}

@@ -24,6 +24,9 @@ import (
 //	certificate=WHICH  expired, future, self, stranger, name or good
 //
 // or fields of dottest.Fault: never, share=0.5, rcode=SERVFAIL, greeting=silence.
+// With "http.", it is a field of dottest.HTTPSFault: http.status=503. Other faults are of
+// the server over TLS.
+//
 // In a network:
 //
 //	nft-refused        a TCP reset for every packet; nft-unreachable, nft-prohibited: the ICMP message
@@ -31,6 +34,9 @@ import (
 //	nft-established    packets of established connections are lost
 //	loss=10            each packet is lost with that probability in percent, both ways
 //	forget=2s          packets of a flow that was idle for that time are lost
+//	mtu=1200           longer packets are lost, both ways
+//	port=853           the faults above are at that port only
+//	prefix=1           they are at the first address only
 //	no-route           no route to the upstream
 //	link-down          the gateway's end of the link is down; carrier-lost: the upstream's
 //	kill, pause        Unbound is killed, or stopped, until the end of the fault
@@ -39,9 +45,13 @@ type fault struct {
 	words       []string
 	behaviour   dottest.Fault
 	behaves     bool // behaviour is set
+	https       dottest.HTTPSFault
 	certificate string
 	loss        int
 	forget      time.Duration
+	mtu         int
+	port        int // 0: all
+	prefix      int // 0: all
 }
 
 var (
@@ -55,7 +65,7 @@ var (
 func (f fault) has(word string) bool { return slices.Contains(f.words, word) }
 
 func (f fault) empty() bool {
-	return !f.behaves && f.certificate == "" && len(f.words) == 0 && f.loss == 0 && f.forget == 0
+	return !f.behaves && f.certificate == "" && len(f.words) == 0 && f.loss == 0 && f.forget == 0 && f.mtu == 0 && f.https == (dottest.HTTPSFault{})
 }
 
 // refuses reports whether dials fail at once.
@@ -95,19 +105,28 @@ func (f *fault) add(word string, network bool) (err error) {
 	switch {
 	case network && key == "loss":
 		_, err = fmt.Sscan(value, &f.loss)
+	case network && key == "mtu":
+		_, err = fmt.Sscan(value, &f.mtu)
+	case network && key == "port":
+		_, err = fmt.Sscan(value, &f.port)
+	case network && key == "prefix":
+		_, err = fmt.Sscan(value, &f.prefix)
 	case network && key == "forget":
 		f.forget, err = time.ParseDuration(value)
 	case network:
 		err = fmt.Errorf("a network can't do that wrong")
 	case key == "certificate":
 		f.certificate = value
+	case strings.HasPrefix(key, "http."):
+		err = setField(&f.https, strings.TrimPrefix(key, "http."), value)
 	default:
 		err, f.behaves = setField(&f.behaviour, key, value), true
 	}
 	return err
 }
 
-func setField(f *dottest.Fault, name, value string) error {
+// setField sets a field of a struct that f points to.
+func setField(f any, name, value string) error {
 	field := reflect.ValueOf(f).Elem().FieldByNameFunc(func(n string) bool { return strings.EqualFold(n, name) })
 	if !field.IsValid() {
 		return fmt.Errorf("a server can't do that wrong")
@@ -121,7 +140,7 @@ func setField(f *dottest.Fault, name, value string) error {
 		d, err := time.ParseDuration(value)
 		*p = d
 		return err
-	case *float64, *int:
+	case *float64, *int, *int64:
 		_, err := fmt.Sscan(value, p)
 		return err
 	case *uint16:

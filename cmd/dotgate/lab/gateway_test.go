@@ -32,6 +32,9 @@ func newGateway(t *testing.T, addr netip.AddrPort, caFile string, urls []string)
 		"DOTGATE_ADMIN_LISTEN=off",
 		"DOTGATE_HEALTH_PROBE_NAME=probe.lab.example.com", "DOTGATE_HEALTH_PROBE_TYPE=A",
 	}
+	if len(urls) == 1 && strings.HasSuffix(urls[0], ".yaml") {
+		g.cmd.Env[2] = "DOTGATE_CONFIG=" + urls[0]
+	}
 	g.cmd.Stderr = &g.log
 	// It ends if the lab crashes.
 	g.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -5,13 +5,13 @@
 //
 // A scenario is a block of text in testdata: the upstreams it concerns, the fault, and
 // the limits if they are not the usual ones. Most scenarios have three servers of
-// upstreams/dottest. Those of testdata/network.txt have three Unbound servers, each in a
+// upstreams/dottest. Those with "world: network" have three Unbound servers, each in a
 // network namespace of its own, with nftables and links that fail between them and the
 // gateway. They need root and the Debian packages iproute2, nftables and unbound, and
 // fail without.
 //
-// The scenarios of testdata/network.txt are not run, and reported so, if network
-// namespaces can't be created, as in most containers.
+// The scenarios of networks are not run, and reported so, if network namespaces can't be
+// created, as in most containers.
 package lab
 
 import (
@@ -35,8 +35,9 @@ var (
 )
 
 const (
-	slowLimit = time.Second           // within the timeout of all common clients
-	p99Limit  = 80 * time.Millisecond // that a fault may add to p99
+	slowLimit   = time.Second            // within the timeout of all common clients
+	p99Limit    = 80 * time.Millisecond  // that a fault may add to p99
+	p99Switched = 100 * time.Millisecond // the same where queries move to another transport
 )
 
 // program is the path of the program under test.

@@ -8,6 +8,9 @@ import (
 	"time"
 )
 
+// ports are those of DNS over TLS and HTTPS.
+const ports = "{ 853, 443 }"
+
 // dialCounter has the source ports of the gateway's dials: a repeated SYN has the same
 // port.
 const dialCounter = `
@@ -15,7 +18,7 @@ table ip lab {
 	set dials { type ipv4_addr . inet_service; size 65535; flags dynamic; }
 	chain out {
 		type filter hook output priority 0;
-		tcp dport 853 tcp flags & (syn | ack) == syn add @dials { ip daddr . tcp sport }
+		tcp dport { 853, 443 } tcp flags & (syn | ack) == syn add @dials { ip daddr . tcp sport }
 	}
 }
 `
@@ -38,11 +41,11 @@ table ip lab {
 	set flows { type ipv4_addr . inet_service; size 65535; flags dynamic, timeout; timeout %v; }
 	chain learn_in {
 		type filter hook input priority 10;
-		tcp dport 853 update @flows { ip saddr . tcp sport }
+		tcp dport { 853, 443 } update @flows { ip saddr . tcp sport }
 	}
 	chain learn_out {
 		type filter hook output priority 10;
-		tcp sport 853 update @flows { ip daddr . tcp dport }
+		tcp sport { 853, 443 } update @flows { ip daddr . tcp dport }
 	}
 }
 `, forget)
@@ -51,8 +54,15 @@ table ip lab {
 // breakage returns the rules for f.
 func breakage(f fault) string {
 	var b strings.Builder
-	in := func(rule string) { fmt.Fprintf(&b, "add rule ip lab in tcp dport 853 %s\n", rule) }
-	out := func(rule string) { fmt.Fprintf(&b, "add rule ip lab out tcp sport 853 %s\n", rule) }
+	to, from := "tcp dport "+ports, "tcp sport "+ports
+	if f.port > 0 {
+		to, from = fmt.Sprintf("tcp dport %d", f.port), fmt.Sprintf("tcp sport %d", f.port)
+	}
+	if f.prefix > 0 {
+		to, from = "ip daddr "+firstPrefix+" "+to, "ip saddr "+firstPrefix+" "+from
+	}
+	in := func(rule string) { fmt.Fprintf(&b, "add rule ip lab in %s %s\n", to, rule) }
+	out := func(rule string) { fmt.Fprintf(&b, "add rule ip lab out %s %s\n", from, rule) }
 	const syn, noSYN = "tcp flags & (syn | ack) == syn", "tcp flags & (syn | ack) != syn"
 	if f.has("nft-refused") {
 		in("reject with tcp reset")
@@ -74,6 +84,10 @@ func breakage(f fault) string {
 	if f.loss > 0 {
 		in(fmt.Sprintf("numgen random mod 100 < %d drop", f.loss))
 		out(fmt.Sprintf("numgen random mod 100 < %d drop", f.loss))
+	}
+	if f.mtu > 0 {
+		in(fmt.Sprintf("ip length > %d drop", f.mtu))
+		out(fmt.Sprintf("ip length > %d drop", f.mtu))
 	}
 	if f.forget > 0 {
 		in(noSYN + " ip saddr . tcp sport != @flows drop")

@@ -57,11 +57,19 @@ func newNetwork(t *testing.T, s scenario) *network {
 	}
 	ca := dottest.NewCA()
 	var urls []string
+	var dot, doh [upstreams][]netip.AddrPort
 	for i := range w.unbounds {
 		n := newNamespace(t, fmt.Sprintf("%d-%c", id, 'a'+i))
 		w.link(i, n)
-		w.unbounds[i] = newUnbound(t, n, w.addr(i).Addr(), ca)
+		dot[i] = []netip.AddrPort{w.addr(i)}
+		if s.transports != nil {
+			doh[i] = []netip.AddrPort{netip.AddrPortFrom(w.addr(i).Addr(), 443), netip.AddrPortFrom(otherAddr(i), 443)}
+		}
+		w.unbounds[i] = newUnbound(t, n, w.addr(i).Addr(), doh[i], ca)
 		urls = append(urls, fmt.Sprintf("tls://%s#%s", w.addr(i), dottest.ServerName))
+	}
+	if s.transports != nil {
+		urls = []string{upstreamsFile(t, s, dot, doh)}
 	}
 	for _, u := range w.unbounds {
 		u.waitUntilServing()
@@ -99,6 +107,9 @@ addr add %[3]s dev %[1]s
 link set %[1]s up
 `, linkName(i), n, near), "-n", string(w.here), "-batch", "-")
 	ip(w.t, fmt.Sprintf("addr add %s dev eth0\nlink set eth0 up\n", far), "-n", string(n), "-batch", "-")
+	near, far = netip.PrefixFrom(otherAddr(i).Prev(), 30), netip.PrefixFrom(otherAddr(i), 30)
+	ip(w.t, fmt.Sprintf("addr add %s dev %s\n", near, linkName(i)), "-n", string(w.here), "-batch", "-")
+	ip(w.t, fmt.Sprintf("addr add %s dev eth0\n", far), "-n", string(n), "-batch", "-")
 	if err := n.nft(middlebox(w.forget)); err != nil {
 		w.t.Fatal(err)
 	}
@@ -112,6 +123,12 @@ func (w *network) gateway() *gateway { return w.g }
 func (w *network) addr(i int) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(4*i + 2)}), 853)
 }
+
+// firstPrefix is the network of all addresses of DNS over TLS. Over HTTPS, an upstream has
+// another address, too.
+const firstPrefix = "198.51.100.0/24"
+
+func otherAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{203, 0, 113, byte(4*i + 2)}) }
 
 func (w *network) truth() truth {
 	return truth{recordType: "A", address: func(string) string { return unboundAnswer }}
@@ -177,7 +194,7 @@ func (w *network) pause() time.Duration { return 250 * time.Millisecond }
 func (w *network) sample() sample {
 	s := sample{at: time.Now()}
 	for i, u := range w.unbounds {
-		s.queries[i] = u.queries()
+		s.queries[i], s.best[i] = u.queries()
 	}
 	s.dials, s.unroutable = w.countDials(s.at), w.unroutable()
 	return s
@@ -198,7 +215,7 @@ func (w *network) countDials(now time.Time) [upstreams]int {
 	})
 	w.must(err)
 	for i := range w.dials {
-		w.dials[i] = strings.Count(string(out), w.addr(i).Addr().String()+" . ")
+		w.dials[i] = strings.Count(string(out), w.addr(i).Addr().String()+" . ") + strings.Count(string(out), otherAddr(i).String()+" . ")
 	}
 	w.dialsAt = now
 	return w.dials

@@ -101,7 +101,7 @@ func runFault(w world, s scenario, d time.Duration, begin time.Time) (spells []s
 	f := s.fault
 	start := func(i int) {
 		on[i] = time.Now()
-		w.startFault(i, f)
+		w.startFault(i, s.faultAt(i, f))
 	}
 	stop := func(i int) {
 		spells = append(spells, spell{i, on[i], time.Now(), f})

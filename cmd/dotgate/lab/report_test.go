@@ -14,6 +14,7 @@ type report struct {
 	late                  time.Duration // from the start of the fault until no query was late any more
 	recovered             time.Duration // from the end of the fault until the upstream had its usual share, or until the first answer; -1 if never
 	healthyCost           float64       // upstream queries per client query before
+	switchCost            float64       // in the first second of the fault
 	faultCost             float64       // the most in 2 s of the fault, after the first 2 s
 	dials                 int           // to upstreams with the fault, while it lasted
 	problems              []string
@@ -107,6 +108,34 @@ func (line timeline) worstCost() (worst float64) {
 	return worst
 }
 
+// backOnBest returns the time from the end of the fault until all queries went over the best
+// transport, or -1 if they did not.
+func (line timeline) backOnBest() time.Duration {
+	other := func(s sample) (n int) {
+		for i := range s.queries {
+			n += s.queries[i] - s.best[i]
+		}
+		return n
+	}
+	last := line.samples[len(line.samples)-1]
+	for i, s := range line.samples {
+		if other(s) < other(last) {
+			continue
+		}
+		if i > len(line.samples)-4 {
+			return -1
+		}
+		return max(0, s.at.Sub(line.end))
+	}
+	return -1
+}
+
+// shareOf returns the part of the queries that went to an upstream, in percent.
+func (line timeline) shareOf(i int, from, to time.Time) float64 {
+	a, b := line.at(from), line.at(to)
+	return 100 * float64(b.queries[i]-a.queries[i]) / float64(max(b.total()-a.total(), 1))
+}
+
 // dialled returns the number of dials to upstreams with the fault.
 func (line timeline) dialled(on []int, from, to time.Time) (n int) {
 	a, b := line.at(from), line.at(to)
@@ -119,17 +148,13 @@ func (line timeline) dialled(on []int, from, to time.Time) (n int) {
 // recovery returns the time from the end of the fault until upstream i had its share of
 // the queries again, or -1 if it did not, or never had a tenth of them.
 func (line timeline) recovery(i int) time.Duration {
-	share := func(from, to time.Time) float64 {
-		a, b := line.at(from), line.at(to)
-		return float64(b.queries[i]-a.queries[i]) / float64(max(b.total()-a.total(), 1))
-	}
-	usual := share(line.begin, line.start)
-	if usual < 0.1 {
+	usual := line.shareOf(i, line.begin, line.start)
+	if usual < 10 {
 		return -1
 	}
 	end := line.samples[len(line.samples)-1].at
 	for from := line.end; from.Add(time.Second).Before(end); from = from.Add(100 * time.Millisecond) {
-		if share(from, from.Add(time.Second)) >= 0.8*usual {
+		if line.shareOf(i, from, from.Add(time.Second)) >= 0.8*usual {
 			return from.Sub(line.end)
 		}
 	}

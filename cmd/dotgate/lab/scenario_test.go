@@ -30,6 +30,12 @@ import (
 //	    queries of the same name; with "at a", only a follows the instruction
 //	returns: the upstreams whose fault ends first, in an outage; for the others it ends
 //	    with the scenario
+//	transports: of the upstreams, the best first, if not dot: dot, doh
+//	whole: the upstreams whose fault is at all ports, whatever port it has at the others
+//	back: how long after the fault all queries must go over the best transport again; with
+//	    a !, in the short form, too
+//	first: the limit for the first answer after a fault from the start
+//	share: by how many points the first upstream's share of the queries may change
 //	single: "yes": the gateway has upstream a only
 //	down: the upstreams that the gateway's log must report as down, or "none". Except for
 //	    "none", it does not apply to variants
@@ -59,6 +65,19 @@ type scenario struct {
 	policies    []string
 	mixed       bool
 	lasts       [2]time.Duration
+	transports  []string // nil: dot
+	whole       []int
+	back, first time.Duration // 0: not checked
+	backInShort bool
+	share       int // 0: not checked
+}
+
+// faultAt returns the fault as upstream i has it.
+func (s scenario) faultAt(i int, f fault) fault {
+	if slices.Contains(s.whole, i) {
+		f.port, f.prefix = 0, 0
+	}
+	return f
 }
 
 // A shape is the course of a fault over time.
@@ -110,6 +129,9 @@ func (s scenario) phases() phases {
 	if s.lasts[form] > 0 {
 		p.during = s.lasts[form]
 	}
+	if s.checksBack() {
+		p.after = max(p.after, s.back+time.Second)
+	}
 	// Each phase must have several queries.
 	p.before = max(p.before, 3*s.interval)
 	p.after = max(p.after, 2*s.interval)
@@ -118,6 +140,15 @@ func (s scenario) phases() phases {
 	}
 	return p
 }
+
+func (s scenario) p99Limit() time.Duration {
+	if s.transports != nil {
+		return p99Switched
+	}
+	return p99Limit
+}
+
+func (s scenario) checksBack() bool { return s.back > 0 && (*long || s.backInShort) }
 
 // variants are the words of a line "also".
 var variants = map[string]struct {
@@ -246,6 +277,17 @@ func (s *scenario) set(key, value string) (err error) {
 		s.special, err = parseSpecialNames(value)
 	case "returns":
 		s.returns, err = parseUpstreams(value)
+	case "transports":
+		s.transports = strings.Fields(value)
+	case "whole":
+		s.whole, err = parseUpstreams(value)
+	case "back":
+		value, s.backInShort = strings.CutSuffix(value, "!")
+		s.back, err = time.ParseDuration(value)
+	case "first":
+		s.first, err = time.ParseDuration(value)
+	case "share":
+		s.share, err = strconv.Atoi(value)
 	case "single":
 		s.single = value == "yes"
 	case "down":

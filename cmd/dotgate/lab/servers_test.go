@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -22,6 +23,8 @@ type servers struct {
 	t      *testing.T
 	ca     *dottest.CA
 	all    []*dottest.Server
+	https  []*dottest.HTTPSServer // none without that transport
+	best   string                 // transport
 	g      *gateway
 	mayCut bool
 	late   sync.WaitGroup // functions that run later
@@ -29,7 +32,7 @@ type servers struct {
 
 func newServers(t *testing.T, s scenario) *servers {
 	t.Helper()
-	w := &servers{t: t, ca: dottest.NewCA(), mayCut: s.fault.behaviour.Mangle&dottest.Huge != 0}
+	w := &servers{t: t, ca: dottest.NewCA(), best: DoT, mayCut: s.fault.behaviour.Mangle&dottest.Huge != 0}
 	t.Cleanup(w.late.Wait)
 	var urls []string
 	for i, rtt := range roundTrips {
@@ -42,6 +45,9 @@ func newServers(t *testing.T, s scenario) *servers {
 		server := dottest.NewServer(t, o)
 		w.all = append(w.all, server)
 		urls = append(urls, fmt.Sprintf("tls://%s#%s", server.Addr(), dottest.ServerName))
+	}
+	if s.transports != nil {
+		urls = []string{w.addHTTPS(s)}
 	}
 	for _, i := range s.on {
 		w.startFault(i, s.start)
@@ -63,9 +69,37 @@ func newServers(t *testing.T, s scenario) *servers {
 	return w
 }
 
-func (w *servers) gateway() *gateway         { return w.g }
-func (w *servers) addr(i int) netip.AddrPort { return w.all[i].Addr() }
-func (w *servers) pause() time.Duration      { return 100 * time.Millisecond }
+const (
+	DoT = "dot"
+	DoH = "doh"
+)
+
+// addHTTPS adds servers over HTTPS, and returns the configuration with all.
+func (w *servers) addHTTPS(s scenario) (file string) {
+	var dot, doh [upstreams][]netip.AddrPort
+	w.best = s.transports[0]
+	for i, rtt := range roundTrips {
+		server := dottest.NewHTTPSServer(w.t, dottest.HTTPSOptions{RTT: rtt, Certificate: w.certificate("good")})
+		w.https = append(w.https, server)
+		doh[i] = []netip.AddrPort{server.Addr()}
+		if slices.Contains(s.transports, DoT) {
+			dot[i] = []netip.AddrPort{w.all[i].Addr()}
+		}
+	}
+	return upstreamsFile(w.t, s, dot, doh)
+}
+
+func (w *servers) gateway() *gateway { return w.g }
+
+// addr returns the address in the name of upstream i.
+func (w *servers) addr(i int) netip.AddrPort {
+	if w.best == DoH {
+		return w.https[i].Addr()
+	}
+	return w.all[i].Addr()
+}
+
+func (w *servers) pause() time.Duration { return 100 * time.Millisecond }
 
 // truth asks for AAAA: the answers have 64 bits of the name's hash, so that they differ.
 func (w *servers) truth() truth {
@@ -80,6 +114,16 @@ func (w *servers) sample() sample {
 	for i, server := range w.all {
 		stats := server.Stats()
 		s.queries[i], s.dials[i], s.handshakes[i] = stats.Queries, stats.Accepted, stats.Handshakes
+		s.best[i] = s.queries[i]
+		if w.https == nil {
+			continue
+		}
+		requests := w.https[i].Requests()
+		s.queries[i] += requests
+		s.dials[i] += w.https[i].Connections()
+		if w.best == DoH {
+			s.best[i] = requests
+		}
 	}
 	return s
 }
@@ -117,6 +161,9 @@ func (w *servers) startFault(i int, f fault) {
 	if f.behaves {
 		s.Set(f.behaviour)
 	}
+	if w.https != nil {
+		w.https[i].Set(f.https)
+	}
 	for _, word := range f.words {
 		switch word {
 		case "stop":
@@ -148,6 +195,9 @@ func (w *servers) soon(f func()) {
 func (w *servers) endFault(i int, f fault) {
 	s := w.all[i]
 	s.Set()
+	if w.https != nil {
+		w.https[i].Set(dottest.HTTPSFault{})
+	}
 	if f.certificate != "" {
 		s.SetCertificate(w.certificate("good"))
 	}

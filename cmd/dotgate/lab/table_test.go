@@ -62,7 +62,8 @@ func table(reports []report) string {
 	fmt.Fprint(&b, `
 Times in ms, as p50/p99/max. *Late*: until no query was late any more. *Back*: until
 the first upstream with the fault had its share again; in an outage, until the first
-answer. *Cost*: upstream queries per query, before the fault, and the most in 2 s of it.
+answer. *Cost*: upstream queries per query, before the fault, in its first
+second where upstreams have several transports, and the most in 2 s of it.
 *Try*: it was run again, as the machine itself had stalled. **(!)**: a limit was broken.
 
 | scenario | failed | >1 s | before | during | after | late | back | cost | dials |
@@ -89,6 +90,9 @@ answer. *Cost*: upstream queries per query, before the fault, and the most in 2 
 		cost := "-"
 		if r.scenario.interval <= steadyRate && r.healthyCost > 0 {
 			cost = fmt.Sprintf("%.2f, %.2f", r.healthyCost, r.faultCost)
+			if r.scenario.transports != nil {
+				cost = fmt.Sprintf("%.2f, %.2f, %.2f", r.healthyCost, r.switchCost, r.faultCost)
+			}
 		}
 		fmt.Fprintf(&b, "| %s | %d | %d | %v | %v | %v | %s | %s | %s | %d |\n", name, failed, slow,
 			r.before, r.during, r.after, ms(r.late, r.late > 0), ms(r.recovered, r.recovered >= 0), cost, r.dials)

@@ -39,15 +39,22 @@ type unbound struct {
 
 	mu     sync.Mutex
 	paused bool
-	before int // queries of processes that were killed
-	count  int // queries of the current one
+	before received // by processes that were killed
+	count  received // by the current one
 }
 
-func newUnbound(t *testing.T, n namespace, addr netip.Addr, ca *dottest.CA) *unbound {
+// received counts queries, and of these those over HTTPS.
+type received struct{ all, https int }
+
+// newUnbound starts one that answers over TLS at addr, and over HTTPS at others.
+func newUnbound(t *testing.T, n namespace, addr netip.Addr, https []netip.AddrPort, ca *dottest.CA) *unbound {
 	t.Helper()
 	u := &unbound{t: t, namespace: n, dir: t.TempDir()}
 	chain, key := pemOf(t, ca.Issue(dottest.CertOptions{Names: []string{dottest.ServerName}}))
 	config := strings.NewReplacer("@ADDR@", addr.String(), "@DIR@", u.dir, "@ANSWER@", unboundAnswer).Replace(unboundConfig)
+	for _, a := range https {
+		config += fmt.Sprintf("\nserver:\n\tinterface: %s@%d\n\thttps-port: %[2]d\n", a.Addr(), a.Port())
+	}
 	for name, data := range map[string][]byte{"unbound.conf": []byte(config), "cert.pem": chain, "key.pem": key} {
 		if err := os.WriteFile(filepath.Join(u.dir, name), data, 0o600); err != nil {
 			t.Fatal(err)
@@ -75,7 +82,7 @@ func (u *unbound) kill() {
 	_ = u.cmd.Wait()
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.before, u.count = u.before+u.count, 0
+	u.before, u.count = u.before.plus(u.count), received{}
 }
 
 func (u *unbound) pause() {
@@ -116,36 +123,41 @@ func (u *unbound) waitUntilServing() {
 	}
 }
 
-// queries returns the number of queries that u has received, as far as it is known.
-func (u *unbound) queries() int {
+func (r received) plus(s received) received { return received{r.all + s.all, r.https + s.https} }
+
+// queries returns the number of queries that u has received, as far as it is known, and of
+// these those over TLS.
+func (u *unbound) queries() (all, dot int) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if n, ok := u.ask(); ok {
 		u.count = n
 	}
-	return u.before + u.count
+	sum := u.before.plus(u.count)
+	return sum.all, sum.all - sum.https
 }
 
 // ask sends a command to Unbound, as unbound-control does.
-func (u *unbound) ask() (n int, ok bool) {
+func (u *unbound) ask() (n received, ok bool) {
 	if u.paused {
-		return 0, false
+		return n, false
 	}
 	conn, err := net.Dial("unix", filepath.Join(u.dir, "control"))
 	if err != nil {
-		return 0, false
+		return n, false
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(200 * time.Millisecond)) // never fails for a socket
 	if _, err := fmt.Fprint(conn, "UBCT1 stats_noreset\n"); err != nil {
-		return 0, false
+		return n, false
 	}
 	for lines := bufio.NewScanner(conn); lines.Scan(); {
-		if _, err := fmt.Sscanf(lines.Text(), "total.num.queries=%d", &n); err == nil {
-			return n, true
+		if _, err := fmt.Sscanf(lines.Text(), "total.num.queries=%d", &n.all); err == nil {
+			ok = true
 		}
+		fmt.Sscanf(lines.Text(), "num.query.https=%d", &n.https)
 	}
-	return 0, false
+	return n, ok
 }
 
 func pemOf(t *testing.T, c tls.Certificate) (chain, key []byte) {

@@ -3,9 +3,15 @@
 package lab
 
 import (
+	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"dotgate/upstreams/dottest"
 )
 
 // upstreams is the number of upstreams in a world: a, b and c.
@@ -27,6 +33,31 @@ type world interface {
 	truth() truth
 }
 
+// upstreamsFile writes a configuration with upstreams that have several transports: their
+// addresses for DNS over TLS, and for HTTPS.
+func upstreamsFile(t *testing.T, s scenario, dot, doh [upstreams][]netip.AddrPort) (file string) {
+	t.Helper()
+	text := "upstreams:\n"
+	for i := range dot {
+		if s.single && i > 0 {
+			break
+		}
+		name := "upstream@" + append(dot[i], doh[i]...)[0].String()
+		text += fmt.Sprintf("- {name: %q, server_name: %s, transports: [%s]", name, dottest.ServerName, strings.Join(s.transports, ", "))
+		for option, list := range map[string][]netip.AddrPort{"addresses": dot[i], "doh_addresses": doh[i]} {
+			if len(list) > 0 {
+				text += fmt.Sprintf(", %s: [%s]", option, strings.ReplaceAll(strings.Trim(fmt.Sprint(list), "[]"), " ", ", "))
+			}
+		}
+		text += "}\n"
+	}
+	file = filepath.Join(t.TempDir(), "dotgate.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
 // newWorld returns a running world, with the fault that s has at the start.
 func newWorld(t *testing.T, s scenario) world {
 	t.Helper()
@@ -40,6 +71,7 @@ func newWorld(t *testing.T, s scenario) world {
 type sample struct {
 	at         time.Time
 	queries    [upstreams]int
+	best       [upstreams]int // of these: over the best transport
 	dials      [upstreams]int
 	handshakes [upstreams]int // completed
 	unroutable int            // packets, SYNs among them, that the gateway's kernel had no route for
