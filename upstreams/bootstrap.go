@@ -49,23 +49,49 @@ func parseBootstrap(text string) (bootstrap, error) {
 }
 
 // resolve looks up the addresses of Host, if there is one and the last look-up is old
-// enough. Known addresses stay in use when no resolver answers.
+// enough. While some endpoints are known, a look-up that takes longer than attemptDelay is
+// continued in the background. They stay in use when no resolver answers.
 func (d *dialer) resolve(ctx context.Context) error {
-	if d.o.Host == "" {
-		return nil
-	}
 	d.mu.Lock()
-	due := len(d.endpoints) == 0 || time.Since(d.resolved) > resolveEvery
+	known := len(d.endpoints) > 0 && d.background != nil
+	due := d.o.Host != "" && !d.resolving && (len(d.endpoints) == 0 || time.Since(d.resolved) > resolveEvery)
+	d.resolving = d.resolving || due && known
 	d.mu.Unlock()
-	if !due {
+	switch {
+	case !due:
 		return nil
+	case !known:
+		return d.setHosts(ctx)
 	}
+	looked := make(chan struct{})
+	d.background(func(ctx context.Context) {
+		defer close(looked)
+		d.resolveAgain(ctx)
+	})
+	select {
+	case <-looked:
+	case <-time.After(attemptDelay):
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// resolveAgain looks up the addresses of Host while other addresses are known.
+func (d *dialer) resolveAgain(ctx context.Context) {
+	err := d.setHosts(ctx)
+	d.mu.Lock()
+	repeated := d.unresolved
+	d.resolving, d.unresolved = false, err != nil
+	d.mu.Unlock()
+	if err != nil && !repeated && ctx.Err() == nil {
+		d.log.Warn("host was not resolved, known addresses are used", "host", d.o.Host, "error", err)
+	}
+}
+
+// setHosts looks up the addresses of Host, and makes them endpoints.
+func (d *dialer) setHosts(ctx context.Context) error {
 	hosts, err := d.lookUp(ctx)
 	if err != nil {
-		if len(d.addresses()) > 0 {
-			d.log.Warn("keeping the known addresses", "host", d.o.Host, "error", err)
-			return nil
-		}
 		return err
 	}
 	d.setPlaces(d.o.placesOf(hosts))
@@ -101,9 +127,15 @@ func (d *dialer) lookUp(ctx context.Context) (hosts []netip.Addr, err error) {
 	return nil, &failure{Bootstrapping, fmt.Errorf("resolve %s through %s (setting bootstrap): %w", d.o.Host, strings.Join(d.o.Bootstrap, ", "), last)}
 }
 
-// dialBootstrap connects to b. net.Resolver uses the TCP format on any connection that is
-// not a net.PacketConn. Over TLS, that is DNS-over-TLS.
-func (d *dialer) dialBootstrap(ctx context.Context, network string, b bootstrap) (net.Conn, error) {
+// dialBootstrap connects to b, until ctx is done: net.Resolver would leave a read behind. It uses
+// the TCP format on any connection that is not a net.PacketConn. Over TLS, that is
+// DNS-over-TLS.
+func (d *dialer) dialBootstrap(ctx context.Context, network string, b bootstrap) (conn net.Conn, err error) {
+	defer func() {
+		if err == nil {
+			context.AfterFunc(ctx, func() { conn.Close() })
+		}
+	}()
 	if !b.tls {
 		return new(net.Dialer).DialContext(ctx, network, b.addr.String())
 	}

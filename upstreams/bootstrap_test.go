@@ -109,3 +109,37 @@ func TestBootstrapResolversAreWrittenInOneOfTwoWays(t *testing.T) {
 		}
 	}
 }
+
+// While no bootstrap resolver answers, addresses that are known are dialled; once one does,
+// the host is used as well.
+func TestKnownAddressesDoNotWaitForTheHost(t *testing.T) {
+	t.Parallel()
+	https, o := overHTTPS(t, dottest.HTTPSOptions{})
+	silent, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	o.Transports, o.Host, o.Port = nil, dottest.ServerName, 1
+	o.Bootstrap = []string{silent.LocalAddr().String()}
+	u := open(t, o)
+	began := time.Now()
+	if err := ask(u, "www.example.com"); err != nil || https.Requests() == 0 {
+		t.Errorf("%v; %d over HTTPS", err, https.Requests())
+	}
+	if took := time.Since(began); took > resolveTimeout-time.Second {
+		t.Errorf("took %v", took)
+	}
+	if got := u.Addresses(); len(got) != 1 {
+		t.Errorf("addresses: %v", got)
+	}
+
+	o.Bootstrap = []string{plainResolver(t, https.Addr().Addr())}
+	u = open(t, o)
+	if err := ask(u, "www.example.com"); err != nil {
+		t.Error(err)
+	}
+	if got := u.Addresses(); len(got) != 2 || got[0] != netip.AddrPortFrom(https.Addr().Addr(), 1) {
+		t.Errorf("addresses: %v", got)
+	}
+}

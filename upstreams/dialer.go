@@ -74,6 +74,8 @@ type dialer struct {
 	mu        sync.Mutex
 	endpoints []*endpoint
 	resolved  time.Time // when Host was resolved
+	// A look-up of Host is in progress in the background, and the last one of these failed.
+	resolving, unresolved bool
 }
 
 // init checks and reads what the options name. reached is called when a dial has got
@@ -87,9 +89,7 @@ func (d *dialer) init(o Options, log *slog.Logger, reached func(step int32)) err
 	for _, name := range o.ladder() {
 		d.ladder = append(d.ladder, map[string]transport{DoT: &d.dot, DoH: &d.doh, TCP: &d.tcp}[name])
 	}
-	if o.Host == "" {
-		d.setPlaces(o.placesOf(nil))
-	}
+	d.setPlaces(o.placesOf(nil)) // those of Host follow
 	d.throttle.assignTurn()
 	return nil
 }
@@ -298,6 +298,7 @@ func (d *dialer) leave(rung int, endpoints []*endpoint) {
 // returns the first connection that brings an answer. Endpoints that the system has no route to
 // take no turn.
 func (d *dialer) climb(ctx context.Context, rung int) (link, *endpoint, error) {
+	_ = d.resolve(ctx) // one of the endpoints is in use
 	var problem error
 	for better := range rung {
 		for _, e := range d.ordered() {

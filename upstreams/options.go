@@ -42,7 +42,7 @@ type Options struct {
 	// transports, the default is addresses or host, with doh_port.
 	DoHAddresses []netip.AddrPort `config:"doh_addresses"`
 	// DoHPort is the port that goes with host and addresses over HTTPS.
-	DoHPort uint16 `config:"doh_port"`
+	DoHPort uint16 `config:"doh_port" bounds:"1 65535"`
 	// DoHPath is the path of its URL.
 	DoHPath string `config:"doh_path"`
 	// DoHName is the name that the certificate must be valid for over HTTPS, and the host of
@@ -51,7 +51,7 @@ type Options struct {
 	// Host is a name whose addresses are looked up, through bootstrap, instead of addresses.
 	Host string `config:"host"`
 	// Port is the port that goes with host, for DNS over TLS.
-	Port uint16 `config:"port"`
+	Port uint16 `config:"port" bounds:"1 65535"`
 	// Bootstrap are the resolvers to ask for host. The default is the section bootstrap.
 	//
 	// "192.0.2.1:53" is plain DNS, "tls://192.0.2.1:853#dns.example" is DoT.
@@ -114,7 +114,7 @@ const (
 
 func (o Options) withDefaults() Options {
 	o.Protocol = cmp.Or(o.Protocol, TLS)
-	o.Port = cmp.Or(o.Port, 853)
+	o.Port = cmp.Or(o.Port, dotPort)
 	o.DoHPort = cmp.Or(o.DoHPort, dohPort)
 	o.DoHPath = cmp.Or(o.DoHPath, dohPath)
 	o.ServerName = cmp.Or(o.ServerName, o.Host)
@@ -132,6 +132,7 @@ const (
 )
 
 const (
+	dotPort = 853          // RFC 7858 section 3.1
 	dohPort = 443          // RFC 8484 section 4.1
 	dohPath = "/dns-query" // as most services have it
 )
@@ -184,6 +185,8 @@ func (o Options) Check(report func(option, problem string, beside ...string)) {
 	case TLS:
 		o.checkTransports(report)
 		o.checkAddresses(report)
+		o.checkPorts(report)
+		o.checkNames(report)
 	case UDP, TCP:
 		o.checkPlain(report)
 	default:
@@ -224,7 +227,7 @@ func (o Options) checkPlain(report func(option, problem string, beside ...string
 	for option, set := range map[string]bool{
 		"host": o.Host != "", "server_name": o.ServerName != "", "ca_file": o.CAFile != "", "pins": len(o.Pins) > 0,
 		"cert_file": o.CertFile != "", "key_file": o.KeyFile != "", "bootstrap": len(o.Bootstrap) > 0,
-		"transports": len(o.Transports) > 0,
+		"transports": len(o.Transports) > 0, "port": o.Port != dotPort,
 	} {
 		if set {
 			report(option, "has no effect with protocol "+o.Protocol+", which is clear text without certificates; remove it", "protocol")
@@ -264,6 +267,42 @@ func (o Options) setOfDoH() (set []string) {
 	}
 	return set
 }
+
+func (o Options) checkPorts(report func(option, problem string, beside ...string)) {
+	if o.Port != dotPort && (o.Host == "" || !slices.Contains(o.ladder(), DoT)) {
+		report("port", "has no effect without a host for DNS over TLS; a port of addresses goes there, as in 192.0.2.1:8853", "addresses")
+	}
+	if o.DoHPort != dohPort && len(o.DoHAddresses) > 0 {
+		report("doh_port", "has no effect beside doh_addresses; a port goes there, as in 192.0.2.1:8443", "doh_addresses")
+	}
+}
+
+// checkNames checks the names of servers: a misspelt one would fail each handshake.
+func (o Options) checkNames(report func(option, problem string, beside ...string)) {
+	if o.Host != "" && !IsHostname(o.Host) {
+		report("host", fmt.Sprintf("%q is not a host name", o.Host))
+	}
+	for option, name := range map[string]string{"server_name": o.ServerName, "doh_name": o.DoHName} {
+		if _, err := netip.ParseAddr(name); err != nil && name != "" && !IsHostname(name) && name != o.Host {
+			report(option, fmt.Sprintf("%q is neither a host name nor an address", name))
+		}
+	}
+}
+
+// IsHostname reports whether text is a name that a server can have, rather than a
+// misspelt address.
+func IsHostname(text string) bool {
+	labels := strings.Split(strings.TrimSuffix(text, "."), ".")
+	for _, label := range labels {
+		if label == "" || len(label) > 63 || strings.Trim(label, hostLetters) != "" {
+			return false
+		}
+	}
+	last := labels[len(labels)-1]
+	return len(text) <= 253 && strings.Trim(last, "0123456789") != ""
+}
+
+const hostLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
 
 func (o Options) checkServers(report func(option, problem string, beside ...string)) {
 	for option, addresses := range map[string][]netip.AddrPort{"addresses": o.Addresses, "doh_addresses": o.DoHAddresses} {

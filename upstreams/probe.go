@@ -65,8 +65,10 @@ func Probe(ctx context.Context, o Options, q wire.Query, idle time.Duration) ([]
 		return nil, err
 	}
 	defer u.Close()
-	if err := u.dialer.resolve(ctx); err != nil {
-		return nil, named(o.Name, err)
+	if o.Host != "" {
+		if err := u.dialer.setHosts(ctx); err != nil {
+			return nil, named(o.Name, err)
+		}
 	}
 	var all []*ProbeReport
 	var probes sync.WaitGroup

@@ -62,7 +62,7 @@ func outside(value reflect.Value, bounds []string) string {
 	if len(bounds) < 2 || len(bounds) > 3 {
 		panic(fmt.Sprintf("BUG: bounds are two or three values, not %q", bounds))
 	}
-	n := value.Int()
+	n := integer(value)
 	if parse(value.Type(), bounds[0]) <= n && n <= parse(value.Type(), bounds[1]) {
 		return ""
 	}
@@ -76,6 +76,13 @@ func outside(value reflect.Value, bounds []string) string {
 	return text
 }
 
+func integer(value reflect.Value) int64 {
+	if value.CanUint() {
+		return int64(value.Uint())
+	}
+	return value.Int()
+}
+
 // parse returns a bound, which is written as values of the type are.
 func parse(t reflect.Type, text string) int64 {
 	value := reflect.New(t)
@@ -87,9 +94,9 @@ func parse(t reflect.Type, text string) int64 {
 		n = int64(*to)
 	case encoding.TextUnmarshaler:
 		err = to.UnmarshalText([]byte(text))
-		n = value.Elem().Int()
+		n = integer(value.Elem())
 	default:
-		n, err = strconv.ParseInt(text, 10, t.Bits())
+		n, err = strconv.ParseInt(text, 10, 64)
 	}
 	if err != nil {
 		panic("BUG: a bound can't be parsed: " + err.Error())

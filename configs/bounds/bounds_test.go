@@ -14,11 +14,12 @@ func TestOptionsOutOfTheirBoundsAreReported(t *testing.T) {
 	type options struct {
 		Free    int           `config:"free"`
 		Count   int           `config:"count" bounds:"1 100"`
+		Port    uint16        `config:"port" bounds:"1 65535"`
 		Learnt  time.Duration `config:"learnt" bounds:"10ms 1m 0s"`
 		Inner   inner         `config:"inner"`
 		Skipped inner         `config:"-"`
 	}
-	good := options{Count: 1, Inner: inner{time.Millisecond}}
+	good := options{Count: 1, Port: 1, Inner: inner{time.Millisecond}}
 	f := func(change func(*options), want string) {
 		t.Helper()
 		o := good
@@ -32,6 +33,8 @@ func TestOptionsOutOfTheirBoundsAreReported(t *testing.T) {
 	f(func(o *options) {}, "")
 	f(func(o *options) { o.Count, o.Learnt, o.Inner.Latency = 100, time.Minute, time.Minute }, "")
 	f(func(o *options) { o.Count = 0 }, "count must be between 1 and 100")
+	f(func(o *options) { o.Port = 65535 }, "")
+	f(func(o *options) { o.Port = 0 }, "port must be between 1 and 65535")
 	f(func(o *options) { o.Count = 101 }, "count must be between 1 and 100")
 	f(func(o *options) { o.Learnt = time.Millisecond }, "learnt must be between 10ms and 1m, or 0s")
 	f(func(o *options) { o.Learnt = -1 }, "learnt must be between 10ms and 1m, or 0s")

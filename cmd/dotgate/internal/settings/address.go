@@ -98,18 +98,3 @@ func splitPort(authority string, usual uint16) (host string, port uint16, err er
 	}
 	return host, uint16(n), nil
 }
-
-// isHostname tells whether text is a name that a server can have, rather than a
-// misspelt address.
-func isHostname(text string) bool {
-	labels := strings.Split(text, ".")
-	for _, label := range labels {
-		if label == "" || len(label) > 63 || strings.Trim(label, hostLetters) != "" {
-			return false
-		}
-	}
-	last := labels[len(labels)-1]
-	return len(text) <= 253 && strings.Trim(last, "0123456789") != ""
-}
-
-const hostLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"

@@ -182,6 +182,13 @@ func TestUpstreamProblems(t *testing.T) {
 		`5: upstreams[0].port: 70000 is out of range`, `6: upstreams[0].connections: must be between 1 and 1000`, `7: upstreams[0].idle_timeout: "3" has no unit`)
 	f("- {preset: quad9, weight: 0}", "2: upstreams[0].weight: must be between 1 and 1000000")
 	f("- {preset: quad9, port: -1}", "2: upstreams[0].port: -1 must not be below 0")
+	f("- {host: dns.example, doh_port: 0, port: 0, transports: [dot, doh], bootstrap: [192.0.2.1]}",
+		"2: upstreams[0].doh_port: must be between 1 and 65535", "2: upstreams[0].port: must be between 1 and 65535")
+	f("- {addresses: [192.0.2.1], port: 854}", "2: upstreams[0].port: has no effect without a host for DNS over TLS; a port of addresses goes there, as in")
+	f("- {protocol: udp, addresses: [192.0.2.1], port: 54}", "2: upstreams[0].port: has no effect with protocol udp")
+	f("- {preset: cloudflare, doh_port: 8443}", "2: upstreams[0].doh_port: has no effect beside doh_addresses; a port goes there, as in")
+	f("- host: d ns\n  server_name: a..b\n  doh_name: '*'\n  transports: [dot, doh]\n  bootstrap: [192.0.2.1]", `2: upstreams[0].host: "d ns" is not a host name`,
+		`3: upstreams[0].server_name: "a..b" is neither a host name nor an address`, `4: upstreams[0].doh_name: "*" is neither`)
 	f("- {preset: quad8}", `2: upstreams[0].preset: "quad8" is not a preset; there are cloudflare, `)
 	f("- {preset: [quad9]}", `2: upstreams[0].preset: a list is not a preset`)
 	f("- {preset: quad9, server_name: ''}", `2: upstreams[0].server_name: is empty; remove the key to have the default, dns.quad9.net`)

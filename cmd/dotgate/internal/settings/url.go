@@ -101,7 +101,7 @@ func parseURL(text string) (upstreams.Options, error) {
 		*place = []netip.AddrPort{netip.AddrPortFrom(a, port)}
 	} else if o.Protocol != "" {
 		return o, fmt.Errorf("%q is not an address; a server in clear text needs one", host)
-	} else if o.Host, *ofHost = strings.TrimSuffix(host, "."), port; !isHostname(o.Host) {
+	} else if o.Host, *ofHost = strings.TrimSuffix(host, "."), port; !upstreams.IsHostname(o.Host) {
 		return o, fmt.Errorf("%q is neither an address nor a host name", host)
 	}
 	if hasName {
@@ -120,7 +120,7 @@ func splitPath(text string) (authority, path string) {
 
 func serverNameOf(text string) (string, error) {
 	name := strings.TrimSuffix(text, ".")
-	if _, err := netip.ParseAddr(name); err != nil && !isHostname(name) {
+	if _, err := netip.ParseAddr(name); err != nil && !upstreams.IsHostname(name) {
 		return "", fmt.Errorf("%q is not a server name", text)
 	}
 	return name, nil
