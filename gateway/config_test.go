@@ -175,6 +175,34 @@ func TestAFailedChangeChangesNothing(t *testing.T) {
 	}
 }
 
+// Queries that have come before Serve are answered, although their address is not served any
+// more when it begins.
+func TestAChangeBeforeServeLosesNoQuery(t *testing.T) {
+	g, err := New(addressed, Options{Listen: []netip.AddrPort{loopback}, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	early := &dns.Conn{Conn: dial(t, "udp", g.Addrs()[0])}
+	if err := early.WriteMsg(query("early.example.com.")); err != nil {
+		t.Fatal(err)
+	}
+	change(t, g, addressed, Options{Listen: []netip.AddrPort{netip.AddrPortFrom(loopback.Addr().Next(), 0)}})
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error)
+	go func() { served <- g.Serve(ctx) }()
+	early.SetReadDeadline(time.Now().Add(patience))
+	if _, err := early.ReadMsg(); err != nil {
+		t.Error(err)
+	}
+	cancel()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
 // TestNoQueryIsLostWhenAWildcardReplacesAddresses changes from one address to all, and back,
 // while queries come to that address.
 func TestNoQueryIsLostWhenAWildcardReplacesAddresses(t *testing.T) {

@@ -84,6 +84,10 @@ func (s *Server) begin(ctx context.Context) bool {
 	for _, l := range s.listeners {
 		s.serve(l)
 	}
+	for _, l := range s.draining { // removed by a Change before
+		s.serve(l)
+		l.drain()
+	}
 	return true
 }
 

@@ -128,8 +128,7 @@ type Change struct {
 
 // Prepare gets a Change ready by which s serves at other addresses. Sockets for new addresses
 // are open when it returns. Addresses that stay keep their sockets, and so do all if they
-// were adopted. A Server must serve, and may have one Change at a time. On an error, there is
-// none.
+// were adopted. A Server may have one Change at a time. On an error, there is none.
 func (s *Server) Prepare(listen []netip.AddrPort) (*Change, error) {
 	have, draining, adopted := s.beginChange()
 	if adopted {
@@ -175,20 +174,19 @@ func (c *Change) Commit(apply func()) {
 	apply()
 	before := s.listeners
 	s.listeners, s.unbound = append(c.kept, c.added...), c.unbound
-	if s.service.ctx == nil { // Serve will begin with the new listeners
-		for _, l := range before {
-			if !slices.Contains(c.kept, l) {
-				l.close()
-			}
+	for _, l := range before {
+		if !slices.Contains(c.kept, l) {
+			s.draining = append(s.draining, l)
 		}
-		return
+	}
+	if s.service.ctx == nil {
+		return // begin serves all, and drains those that were removed
 	}
 	for _, l := range c.added {
 		s.serve(l)
 	}
 	for _, l := range before {
 		if !slices.Contains(c.kept, l) {
-			s.draining = append(s.draining, l)
 			l.drain()
 		}
 	}
