@@ -28,6 +28,22 @@ func TestAWildcardsApexIsNoted(t *testing.T) {
 	f("{'*.corp.example': [udp://10.0.0.1], corp.example: [udp://10.0.0.2]}")
 }
 
+func TestAnAddressOfAPresetIsNoted(t *testing.T) {
+	t.Parallel()
+	f := func(upstreams, want string) {
+		t.Helper()
+		if got := strings.Join(mustParse(t, "upstreams: "+upstreams).Notes(), "\n"); !strings.HasPrefix(got, want) || want == "" && got != "" {
+			t.Errorf("%s: got %q, want %q", upstreams, got, want)
+		}
+	}
+	f("[quad9, 'tls://1.1.1.1#one.one.one.one']", "upstreams[1]: 1.1.1.1 is an address of the preset cloudflare, which has")
+	f("[tls://8.8.8.8]", "upstreams[0]: 8.8.8.8 is an address of the preset google")
+	f("[{addresses: [192.0.2.1, '2620:fe::10']}]", "upstreams[0]: 2620:fe::10 is an address of the preset quad9-unfiltered")
+	f("['https://104.16.248.249/dns-query#cloudflare-dns.com']", "upstreams[0]: 104.16.248.249 is an address of the preset cloudflare")
+	f("[google, {preset: quad9, addresses: [9.9.9.9]}]", "")
+	f("[tls://192.0.2.1]", "")
+}
+
 func TestNamesAreComparableOnceLoaded(t *testing.T) {
 	t.Parallel()
 	c := mustParse(t, "gateway: {forward_local: [Home.Arpa., '*.Bücher.local'], allow_private: [BÜCHER.example]}\nhealth: {probe_name: Bücher.example.}")

@@ -55,7 +55,9 @@ type Config struct {
 	// As a variable it replaces the whole list:
 	// DOTGATE_UPSTREAMS=cloudflare,quad9,tls://192.0.2.53#dns.example
 	//
-	//	cloudflare                          a preset: cloudflare, google, quad9, quad9-unfiltered
+	//	cloudflare                          a preset: adguard, adguard-unfiltered, cloudflare,
+	//	                                    cloudflare-family, cloudflare-security, controld, google,
+	//	                                    mullvad, opendns, quad9, quad9-unfiltered
 	//	tls://192.0.2.53#dns.example        an address (with :port if it is not 853) and, after #,
 	//	                                    the name in its certificate
 	//	"tls://[2001:db8::53]"              an address that the certificate itself must contain
@@ -268,6 +270,7 @@ func load(from configs.Sources) (*Config, error) {
 	l.checkBootstrap()
 	l.checkSystemRoots(from.Environ)
 	l.noteApexes()
+	l.notePresets()
 	c.notes = l.Notes()
 	return c, l.Err()
 }

@@ -293,6 +293,23 @@ func (l *loader) checkUpstreams() {
 	}
 }
 
+// notePresets notes each upstream that has some address of a preset, but neither all of
+// them nor its name.
+func (l *loader) notePresets() {
+	for key, u := range l.config.allUpstreams() {
+		for _, a := range slices.Concat(u.Addresses, u.DoHAddresses) {
+			name := presetOf(a.Addr())
+			if name == "" || u.Name == name {
+				continue
+			}
+			if o := presets[name]; slices.ContainsFunc(o.Addresses, func(b netip.AddrPort) bool { return !slices.Contains(u.Addresses, b) }) {
+				l.Note("%s: %v is an address of the preset %s, which has all addresses of that service and the name in its certificate", key, a.Addr(), name)
+				break
+			}
+		}
+	}
+}
+
 // renameDuplicates makes the names of nameUnnamed longer if another upstream has the same:
 // two servers of one service, or one server over two protocols.
 func (l *loader) renameDuplicates() {

@@ -2,6 +2,7 @@ package settings
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -29,10 +30,32 @@ func TestPresets(t *testing.T) {
 			t.Errorf("%s: not the defaults: %+v", name, u)
 		}
 	}
-	f("cloudflare", "one.one.one.one", 8*time.Second, "1.1.1.1", "1.0.0.1", "2606:4700:4700::1111", "2606:4700:4700::1001")
+	f("cloudflare", "cloudflare-dns.com", 8*time.Second, "1.1.1.1", "1.0.0.1", "2606:4700:4700::1111", "2606:4700:4700::1001")
 	f("quad9", "dns.quad9.net", 3500*time.Millisecond, "9.9.9.9", "149.112.112.112", "2620:fe::fe", "2620:fe::9")
 	f("google", "dns.google", 8*time.Second, "8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844")
 	f("quad9-unfiltered", "dns10.quad9.net", 3500*time.Millisecond, "9.9.9.10", "149.112.112.10", "2620:fe::10", "2620:fe::fe:10")
+}
+
+// The addresses, names and paths of presets are those of one service.
+func TestPresetsAreWhole(t *testing.T) {
+	t.Parallel()
+	seen := make(map[string]string)
+	for _, name := range Presets() {
+		u := mustParse(t, "upstreams: ["+name+"]").Upstreams[0]
+		for _, a := range slices.Concat(u.Addresses, u.DoHAddresses) {
+			if other := seen[a.String()]; other != "" {
+				t.Errorf("%v is in %s and %s", a, other, name)
+			}
+			seen[a.String()] = name
+		}
+		v6 := func(a netip.AddrPort) bool { return a.Addr().Is6() }
+		if u.Host != "" || !slices.ContainsFunc(u.Addresses, v6) || len(u.DoHAddresses) > 0 && !slices.ContainsFunc(u.DoHAddresses, v6) {
+			t.Errorf("%s: %+v", name, u)
+		}
+		if len(u.DoHAddresses) == 0 && !slices.Contains(u.Transports, upstreams.DoH) {
+			t.Errorf("%s is not asked over HTTPS", name)
+		}
+	}
 }
 
 func TestAPresetIsNotShared(t *testing.T) {
@@ -81,9 +104,9 @@ func TestUpstreamForms(t *testing.T) {
 	f("https://192.0.2.53/dns-query#dns.example", "dns.example: [] #dns.example w1 t0 doh: [192.0.2.53:443]/dns-query")
 	f("https://[2001:db8::53]:8443/x{?dns}", "[2001:db8::53]:8443: [] # w1 t0 doh: [[2001:db8::53]:8443]/x")
 	f("https://dns.example", "dns.example: dns.example:853 by [192.0.2.1] #dns.example w1 t0 doh: []/dns-query")
-	f("{preset: cloudflare, transports: [doh]}", "cloudflare: [1.1.1.1:853 1.0.0.1:853 [2606:4700:4700::1111]:853 [2606:4700:4700::1001]:853] #one.one.one.one w1 t0 doh: [104.16.248.249:443 104.16.249.249:443 [2606:4700::6810:f8f9]:443 [2606:4700::6810:f9f9]:443]/dns-query")
-	f("{preset: cloudflare, addresses: [192.0.2.8]}", "cloudflare: [192.0.2.8:853] #one.one.one.one w1 t0")
-	f("{preset: cloudflare, transports: [dot]}", "cloudflare: [1.1.1.1:853 1.0.0.1:853 [2606:4700:4700::1111]:853 [2606:4700:4700::1001]:853] #one.one.one.one w1 t0")
+	f("{preset: cloudflare, transports: [doh]}", "cloudflare: [1.1.1.1:853 1.0.0.1:853 [2606:4700:4700::1111]:853 [2606:4700:4700::1001]:853] #cloudflare-dns.com w1 t0 doh: [104.16.248.249:443 104.16.249.249:443 [2606:4700::6810:f8f9]:443 [2606:4700::6810:f9f9]:443]/dns-query")
+	f("{preset: cloudflare, addresses: [192.0.2.8]}", "cloudflare: [192.0.2.8:853] #cloudflare-dns.com w1 t0")
+	f("{preset: cloudflare, transports: [dot]}", "cloudflare: [1.1.1.1:853 1.0.0.1:853 [2606:4700:4700::1111]:853 [2606:4700:4700::1001]:853] #cloudflare-dns.com w1 t0")
 	f("{name: both, server_name: dns.example, addresses: [192.0.2.8], doh_addresses: [192.0.2.9], doh_path: /q}", "both: [192.0.2.8:853] #dns.example w1 t0 doh: [192.0.2.9:443]/q")
 
 	f("{preset: google}", "google: [8.8.8.8:853 8.8.4.4:853 [2001:4860:4860::8888]:853 [2001:4860:4860::8844]:853] #dns.google w1 t0")
@@ -133,8 +156,10 @@ func TestUpstreamProblems(t *testing.T) {
 		t.Helper()
 		f("- '"+text+"'", fmt.Sprintf("2: upstreams[0]: %q is not an upstream (%s", text, reason))
 	}
-	is("one.one", "it is neither a preset nor a URL); there are the presets cloudflare, google, quad9, quad9-unfiltered, and URLs: tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], https://HOST[:PORT]/PATH[#NAME], udp://ADDRESS[:PORT]")
-	is("1.1.1.1", "write tls://1.1.1.1 or, for a server of one's own network without TLS, udp://1.1.1.1)")
+	is("nothing.one", "it is neither a preset nor a URL); there are the presets adguard, adguard-unfiltered, cloudflare, cloudflare-family, cloudflare-security, controld, google, mullvad, opendns, quad9, quad9-unfiltered, and URLs: tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], https://HOST[:PORT]/PATH[#NAME], udp://ADDRESS[:PORT]")
+	is("1.1.1.1", "write cloudflare, the preset that has this address, or tls://1.1.1.1)")
+	is("[2001:4860:4860::8888]:53", "write google, the preset that has this address, or tls://[2001:4860:4860::8888]:53)")
+	is("192.0.2.1", "write tls://192.0.2.1 or, for a server of one's own network without TLS, udp://192.0.2.1)")
 	is("10.0.0.1:53", "write tls://10.0.0.1:53 or")
 	is("2001:db8::1", "write tls://[2001:db8::1] or")
 	is("[2001:db8::1]:853", "write tls://[2001:db8::1]:853 or")
@@ -189,7 +214,7 @@ func TestUpstreamProblems(t *testing.T) {
 	f("- {preset: cloudflare, doh_port: 8443}", "2: upstreams[0].doh_port: has no effect beside doh_addresses; a port goes there, as in")
 	f("- host: d ns\n  server_name: a..b\n  doh_name: '*'\n  transports: [dot, doh]\n  bootstrap: [192.0.2.1]", `2: upstreams[0].host: "d ns" is not a host name`,
 		`3: upstreams[0].server_name: "a..b" is neither a host name nor an address`, `4: upstreams[0].doh_name: "*" is neither`)
-	f("- {preset: quad8}", `2: upstreams[0].preset: "quad8" is not a preset; there are cloudflare, `)
+	f("- {preset: quad8}", `2: upstreams[0].preset: "quad8" is not a preset; there are adguard, `)
 	f("- {preset: [quad9]}", `2: upstreams[0].preset: a list is not a preset`)
 	f("- {preset: quad9, server_name: ''}", `2: upstreams[0].server_name: is empty; remove the key to have the default, dns.quad9.net`)
 	f("- preset: quad9\n  url: tls://192.0.2.1", `3: upstreams[0].url: is set, and preset too; remove one of them`)

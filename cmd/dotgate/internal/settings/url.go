@@ -32,6 +32,8 @@ func named(text string) (upstreams.Options, error) {
 		reason = fmt.Sprintf("%s is not supported; tls:// and https:// are, and udp:// and tcp:// for servers of your own network", scheme)
 	case strings.ContainsAny(text, " \t;"):
 		reason = "write commas between several"
+	case presetIn(text) != "":
+		reason = fmt.Sprintf("write %s, the preset that has this address, or tls://%s", presetIn(text), inURL(text))
 	case inURL(text) != "":
 		reason = fmt.Sprintf("write tls://%s or, for a server of one's own network without TLS, udp://%[1]s", inURL(text))
 	default:
@@ -58,6 +60,16 @@ func inURL(text string) string {
 		return ""
 	}
 	return text
+}
+
+// presetIn returns the preset that has an address, with or without a port, or "".
+func presetIn(text string) string {
+	host, _, _ := splitPort(inURL(text), dotPort)
+	a, err := netip.ParseAddr(host)
+	if err != nil {
+		return ""
+	}
+	return presetOf(a)
 }
 
 // httpsScheme is that of URLs of DNS over HTTPS.
