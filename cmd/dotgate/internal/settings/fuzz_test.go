@@ -20,6 +20,7 @@ func FuzzLoad(f *testing.F) {
 	f.Add([]byte("---\n---\n"), "\xff")
 	f.Add([]byte("!!binary x: !!map []\nlog: !!null x"), " ")
 	f.Add([]byte("\xef\xbb\xbflog: {level: \"\\uD800\"}"), "tls://]:[")
+	f.Add([]byte("upstreams: [{urls: [tls://dns.example, https://192.0.2.1/q], tier: 1}]\nbootstrap: [192.0.2.1]"), "tls://192.0.2.1#a.example|https://192.0.2.2#b.example")
 	f.Fuzz(func(t *testing.T, document []byte, upstreams string) {
 		var environ []string
 		if upstreams != "" {

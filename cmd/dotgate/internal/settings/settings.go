@@ -66,6 +66,11 @@ type Config struct {
 	//	tls://dns.example                   a host, whose addresses the resolvers of bootstrap know
 	//	https://192.0.2.53/dns-query#dns.example
 	//	                                    DNS over HTTPS, at an address or a host
+	//	tls://dns.example|https://dns.example/dns-query
+	//	                                    one upstream: the next URL is used while no connection
+	//	                                    can be made by those before it
+	//	{urls: [tls://192.0.2.53, https://192.0.2.53/dns-query]}
+	//	                                    the same, as a mapping with further options
 	//	{preset: quad9, weight: 2}          a preset or a url, and the options that differ from it
 	Upstreams []Upstream `config:"upstreams"`
 	// Routes are names that have upstreams of their own, and are never asked elsewhere; the

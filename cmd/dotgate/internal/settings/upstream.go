@@ -100,7 +100,7 @@ func (l *loader) upstreamOn(key string, base upstreams.Options, from configs.Sou
 // mapped reads an upstream that is written as a mapping: on a preset or a URL
 // if it names one, or else on the defaults.
 func (l *loader) mapped(key string, entry configs.Value) Upstream {
-	names := []string{"preset", "url"}
+	names := []string{"preset", "url", "urls"}
 	for _, s := range configs.SettingsOf("", new(Upstream)) {
 		names = append(names, s.Key)
 	}
@@ -142,35 +142,58 @@ func leavesOutDoH(written map[string]configs.Value) bool {
 		!slices.ContainsFunc(transports.List(), func(v configs.Value) bool { return v.Text() == upstreams.DoH })
 }
 
-// base reads the preset or the URL that a mapping builds on.
+// base reads the preset or the URLs that a mapping builds on.
 func (l *loader) base(key string, at configs.Source, written map[string]configs.Value) (upstreams.Options, configs.Source) {
-	p, hasPreset := written["preset"]
-	url, hasURL := written["url"]
-	switch {
-	case hasPreset && hasURL:
-		l.Report(url.At, key+".url", "is set, and preset too; remove one of them")
-		l.muteServer(key)
-	case hasPreset:
-		base, known := preset(p.Text())
-		if !known {
-			l.Report(p.At, key+".preset", "%s is not a preset; there are %s", p.Kind(), strings.Join(Presets(), ", "))
+	found := ""
+	for _, option := range []string{"preset", "url", "urls"} {
+		switch v, ok := written[option]; {
+		case ok && found != "":
+			l.Report(v.At, key+"."+option, "is set, and %s too; remove one of them", found)
 			l.muteServer(key)
-			break
+			return upstreams.Options{}, at
+		case ok:
+			found = option
 		}
-		return base, viaPreset(p.At, base)
-	case hasURL:
-		return l.baseURL(key, url, written), url.At
+	}
+	v := written[found]
+	switch found {
+	case "preset":
+		base, known := preset(v.Text())
+		if !known {
+			l.Report(v.At, key+".preset", "%s is not a preset; there are %s", v.Kind(), strings.Join(Presets(), ", "))
+			l.muteServer(key)
+			return upstreams.Options{}, at
+		}
+		return base, viaPreset(v.At, base)
+	case "url":
+		return l.baseURL(key+".url", key, v, written), v.At
+	case "urls":
+		return l.baseURLs(key, v, written), v.At
 	}
 	return upstreams.Options{}, at
 }
 
-func (l *loader) baseURL(key string, url configs.Value, written map[string]configs.Value) upstreams.Options {
-	if scheme, _, isURL := strings.Cut(url.Text(), "://"); !isURL || !isSupported(scheme) {
-		l.Report(url.At, key+".url", "%s is not a URL; write tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME] or https://HOST[:PORT]/PATH[#NAME]", url.Kind())
+// baseURLs reads the URLs of one upstream.
+func (l *loader) baseURLs(key string, urls configs.Value, written map[string]configs.Value) upstreams.Options {
+	var texts []string
+	for _, url := range urls.List() {
+		texts = append(texts, url.Text())
+	}
+	if len(texts) == 0 {
+		l.Report(urls.At, key+".urls", "is %s; it takes the URLs of one upstream, as in [tls://dns.example, https://dns.example/dns-query]", urls.Kind())
 		l.muteServer(key)
 		return upstreams.Options{}
 	}
-	base, ok := l.named(key+".url", url)
+	return l.baseURL(key+".urls", key, configs.TextOf(urls.At, strings.Join(texts, urlSeparator)), written)
+}
+
+func (l *loader) baseURL(option, key string, url configs.Value, written map[string]configs.Value) upstreams.Options {
+	if !strings.Contains(url.Text(), "://") {
+		l.Report(url.At, option, "%s is not a URL; write %s", url.Kind(), urlForms)
+		l.muteServer(key)
+		return upstreams.Options{}
+	}
+	base, ok := l.named(option, url)
 	if !ok {
 		l.muteServer(key)
 	}
@@ -181,9 +204,9 @@ func (l *loader) baseURL(key string, url configs.Value, written map[string]confi
 	if base.ServerName != "" {
 		said = append(said, "server_name")
 	}
-	for _, option := range said {
-		if v, twice := written[option]; twice {
-			l.Report(v.At, key+"."+option, "is set, and url has it too; remove one of them")
+	for _, set := range said {
+		if v, twice := written[set]; twice {
+			l.Report(v.At, key+"."+set, "is set, and %s has it too; remove one of them", strings.TrimPrefix(option, key+"."))
 		}
 	}
 	return base

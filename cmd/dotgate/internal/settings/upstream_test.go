@@ -123,6 +123,63 @@ func TestUpstreamForms(t *testing.T) {
 	f("{protocol: tls, addresses: [192.0.2.53]}", "192.0.2.53: [192.0.2.53:853] # w1 t0")
 }
 
+// Several URLs are one upstream with a ladder in their order.
+func TestSeveralURLsAreOneUpstream(t *testing.T) {
+	t.Parallel()
+	f := func(urls, ladder, want string) {
+		t.Helper()
+		list := strings.ReplaceAll(strings.ReplaceAll(urls, "|", "', '"), "  ", "")
+		for _, c := range []*Config{
+			mustParse(t, "bootstrap: [192.0.2.1]", "DOTGATE_UPSTREAMS="+urls),
+			mustParse(t, "bootstrap: [192.0.2.1]\nupstreams: [{urls: ['"+list+"']}]"),
+			mustParse(t, "bootstrap: [192.0.2.1]\nupstreams: [{url: '"+urls+"'}]"),
+		} {
+			u := c.Upstreams[0]
+			got := strings.Join(u.Transports, " ") + ", " + summary(u)
+			if u.DoHName != "" {
+				got += " #" + u.DoHName
+			}
+			if want := ladder + ", " + want; got != want || len(c.Upstreams) != 1 {
+				t.Errorf("%s: got %s, want %s", urls, got, want)
+			}
+			sameAgain(t, c)
+		}
+	}
+	f("tls://dns.example|https://dns.example/q", "dot doh", "dns.example: dns.example:853 by [192.0.2.1] #dns.example w1 t0")
+	f("https://dns.example/q|tls://dns.example:8853", "doh dot", "dns.example: dns.example:8853 by [192.0.2.1] #dns.example w1 t0")
+	f("tls://192.0.2.1#a.example|tls://192.0.2.2|https://192.0.2.3/q#b.example", "dot doh",
+		"a.example: [192.0.2.1:853 192.0.2.2:853] #a.example w1 t0 doh: [192.0.2.3:443]/q #b.example")
+	f("tls://dns.example|https://192.0.2.3", "dot doh", "dns.example: dns.example:853 by [192.0.2.1] #dns.example w1 t0 doh: [192.0.2.3:443]/dns-query")
+	f("tls://192.0.2.1|https://192.0.2.1#dns.example", "dot doh", "dns.example: [192.0.2.1:853] #dns.example w1 t0 doh: [192.0.2.1:443]/dns-query")
+	f("udp://10.0.0.53|udp://10.0.0.54", "", "10.0.0.53: [10.0.0.53:53 10.0.0.54:53] # w1 t0")
+}
+
+func TestURLsOfOneUpstreamMustAgree(t *testing.T) {
+	t.Parallel()
+	f := func(urls, want string) {
+		t.Helper()
+		want = fmt.Sprintf("DOTGATE_UPSTREAMS: upstreams[0]: %q is not an upstream (%s", urls, want)
+		if got := problemsOf(t, "", "DOTGATE_UPSTREAMS="+urls); !strings.HasPrefix(got, want) {
+			t.Errorf("got %s want %s", got, want)
+		}
+	}
+	f("tls://a.example|https://b.example", "one URL has the host a.example, another one b.example; they must agree)")
+	f("tls://192.0.2.1#a.example|tls://192.0.2.2#b.example", "one URL has the server_name a.example, another one b.example; they must agree)")
+	f("https://dns.example/a|https://dns.example/b", "one URL has the doh_path /a, another one /b; they must agree)")
+	f("tls://dns.example|tls://dns.example:8853", "one URL has the port 853, another one 8853; they must agree)")
+	f("tls://192.0.2.1|udp://192.0.2.1", "one URL has the protocol tls, another one udp; they must agree)")
+	f("tls://192.0.2.1|https://dns.example", "one URL has an address and another one the host dns.example; write an address in each, and the name after #)")
+	f("https://192.0.2.1|https://dns.example", "one URL has an address and another one the host dns.example;")
+	f("tls://192.0.2.1|quad9", "a preset can't stand beside URLs)")
+	f("tls://192.0.2.1|", "it is neither")
+	if got, want := problemsOf(t, "upstreams: [{urls: quad9}]"), "dotgate.yaml:1: upstreams[0].urls: is \"quad9\"; it takes the URLs of one upstream, as in [tls://dns.example, https://dns.example/dns-query]\n"; got != want {
+		t.Errorf("got %s want %s", got, want)
+	}
+	if got, want := problemsOf(t, "upstreams: [{urls: [tls://192.0.2.1], preset: quad9}]"), "dotgate.yaml:1: upstreams[0].urls: is set, and preset too; remove one of them\n"; got != want {
+		t.Errorf("got %s want %s", got, want)
+	}
+}
+
 func TestUnnamedUpstreamsAreToldApart(t *testing.T) {
 	t.Parallel()
 	f := func(urls string, want ...string) {
@@ -156,7 +213,7 @@ func TestUpstreamProblems(t *testing.T) {
 		t.Helper()
 		f("- '"+text+"'", fmt.Sprintf("2: upstreams[0]: %q is not an upstream (%s", text, reason))
 	}
-	is("nothing.one", "it is neither a preset nor a URL); there are the presets adguard, adguard-unfiltered, cloudflare, cloudflare-family, cloudflare-security, controld, google, mullvad, opendns, quad9, quad9-unfiltered, and URLs: tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], https://HOST[:PORT]/PATH[#NAME], udp://ADDRESS[:PORT]")
+	is("nothing.one", "it is neither a preset nor a URL); there are the presets adguard, adguard-unfiltered, cloudflare, cloudflare-family, cloudflare-security, controld, google, mullvad, opendns, quad9, quad9-unfiltered, and URLs: tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], https://HOST[:PORT]/PATH[#NAME], udp://ADDRESS[:PORT], or several of one upstream: URL|URL")
 	is("1.1.1.1", "write cloudflare, the preset that has this address, or tls://1.1.1.1)")
 	is("[2001:4860:4860::8888]:53", "write google, the preset that has this address, or tls://[2001:4860:4860::8888]:53)")
 	is("192.0.2.1", "write tls://192.0.2.1 or, for a server of one's own network without TLS, udp://192.0.2.1)")

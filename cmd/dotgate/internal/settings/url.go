@@ -1,16 +1,20 @@
 package settings
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
+	"slices"
 	"strings"
 
 	"dotgate/configs"
 	"dotgate/upstreams"
 )
 
-// named returns the upstream that a text alone stands for: a preset or a URL.
+// named returns the upstream that a text alone stands for: a preset, a URL, or several URLs
+// with | between them.
 func named(text string) (upstreams.Options, error) {
 	if o, ok := preset(text); ok {
 		return o, nil
@@ -18,32 +22,92 @@ func named(text string) (upstreams.Options, error) {
 	if text == "" {
 		return upstreams.Options{}, errors.New("is empty")
 	}
-	var reason string
-	switch scheme, _, isURL := strings.Cut(text, "://"); {
-	case isURL && isSupported(scheme):
-		o, err := parseURL(text)
-		if err == nil {
-			return o, nil
+	o, err := parseURLs(strings.Split(text, urlSeparator))
+	if err != nil {
+		return o, fmt.Errorf("%q is not an upstream (%v); there are the presets %s, and URLs: %s", text, err, strings.Join(Presets(), ", "), urlForms)
+	}
+	return o, nil
+}
+
+// urlSeparator is between the URLs of one upstream.
+const urlSeparator = "|"
+
+const urlForms = "tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], https://HOST[:PORT]/PATH[#NAME], udp://ADDRESS[:PORT], or several of one upstream: URL|URL"
+
+// parseURLs reads the URLs of one upstream. Its transports have their order.
+func parseURLs(texts []string) (upstreams.Options, error) {
+	var all []upstreams.Options
+	for _, text := range texts {
+		o, err := parseURL(strings.TrimSpace(text))
+		if err != nil {
+			return o, err
 		}
-		reason = err.Error()
-	case isURL && isSupported(strings.ToLower(scheme)):
-		reason = "write " + strings.ToLower(scheme) + " in small letters"
-	case isURL:
-		reason = fmt.Sprintf("%s is not supported; tls:// and https:// are, and udp:// and tcp:// for servers of your own network", scheme)
-	case strings.ContainsAny(text, " \t;"):
-		reason = "write commas between several"
-	case presetIn(text) != "":
-		reason = fmt.Sprintf("write %s, the preset that has this address, or tls://%s", presetIn(text), inURL(text))
-	case inURL(text) != "":
-		reason = fmt.Sprintf("write tls://%s or, for a server of one's own network without TLS, udp://%[1]s", inURL(text))
-	default:
-		reason = "it is neither a preset nor a URL"
-		if meant := configs.Nearest(text, Presets()); meant != "" {
-			reason = "did you mean " + meant + "?"
+		all = append(all, o)
+	}
+	if len(all) == 1 {
+		return all[0], nil
+	}
+	return combined(all)
+}
+
+// combined returns the upstream that is asked in all of these ways. A name in one URL is
+// that of all which have none.
+func combined(all []upstreams.Options) (upstreams.Options, error) {
+	var sum upstreams.Options
+	mixed := false
+	for _, o := range all {
+		overHTTPS := slices.Contains(o.Transports, upstreams.DoH)
+		o.ServerName = cmp.Or(o.ServerName, o.Host)
+		switch {
+		case overHTTPS:
+			o.DoHName, o.ServerName = o.ServerName, ""
+		case o.Protocol == "":
+			o.Protocol, o.Transports = upstreams.TLS, []string{upstreams.DoT}
+		}
+		o.Protocol = cmp.Or(o.Protocol, upstreams.TLS)
+		if err := addTo(&sum, &o); err != nil {
+			return sum, err
+		}
+		mixed = mixed || sum.Host != "" && (len(sum.Addresses) > 0 || overHTTPS && o.Host != "" && len(sum.DoHAddresses) > 0)
+	}
+	if mixed {
+		return sum, fmt.Errorf("one URL has an address and another one the host %s; write an address in each, and the name after #", sum.Host)
+	}
+	sum.ServerName = cmp.Or(sum.ServerName, sum.DoHName)
+	if sum.DoHName == sum.ServerName {
+		sum.DoHName = ""
+	}
+	return sum, nil
+}
+
+// addTo adds the options of one URL to those of the others, which they must not contradict.
+func addTo(sum, o *upstreams.Options) error {
+	added := configs.SettingsOf("", o)
+	for i, s := range configs.SettingsOf("", sum) {
+		field := added[i].Field
+		switch {
+		case field.Kind() == reflect.Slice:
+			for _, element := range field.Seq2() {
+				if !contains(s.Field, element) {
+					s.Field.Set(reflect.Append(s.Field, element))
+				}
+			}
+		case s.Field.IsZero():
+			s.Field.Set(field)
+		case !field.IsZero() && !s.Field.Equal(field):
+			return fmt.Errorf("one URL has the %s %v, another one %v; they must agree", s.Key, s.Field, field)
 		}
 	}
-	return upstreams.Options{}, fmt.Errorf("%q is not an upstream (%s); there are the presets %s, and URLs: tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], https://HOST[:PORT]/PATH[#NAME], udp://ADDRESS[:PORT]",
-		text, reason, strings.Join(Presets(), ", "))
+	return nil
+}
+
+func contains(list, element reflect.Value) bool {
+	for _, e := range list.Seq2() {
+		if e.Equal(element) {
+			return true
+		}
+	}
+	return false
 }
 
 // inURL returns how the address of a server, with or without a port, stands in a URL, or
@@ -79,9 +143,36 @@ func isSupported(scheme string) bool {
 	return scheme == upstreams.TLS || scheme == httpsScheme || scheme == upstreams.UDP || scheme == upstreams.TCP
 }
 
+// schemeProblem returns why a text is no URL with a scheme of an upstream, or "".
+func schemeProblem(text string) string {
+	switch scheme, _, isURL := strings.Cut(text, "://"); {
+	case isURL && isSupported(scheme):
+		return ""
+	case isURL && isSupported(strings.ToLower(scheme)):
+		return "write " + strings.ToLower(scheme) + " in small letters"
+	case isURL:
+		return fmt.Sprintf("%s is not supported; tls:// and https:// are, and udp:// and tcp:// for servers of your own network", scheme)
+	case strings.ContainsAny(text, " \t;"):
+		return "write commas between several"
+	case presetIn(text) != "":
+		return fmt.Sprintf("write %s, the preset that has this address, or tls://%s", presetIn(text), inURL(text))
+	case inURL(text) != "":
+		return fmt.Sprintf("write tls://%s or, for a server of one's own network without TLS, udp://%[1]s", inURL(text))
+	}
+	if meant := configs.Nearest(text, Presets()); meant == text {
+		return "a preset can't stand beside URLs"
+	} else if meant != "" {
+		return "did you mean " + meant + "?"
+	}
+	return "it is neither a preset nor a URL"
+}
+
 // parseURL reads tls://192.0.2.53:853#dns.example: the server, and after the #
 // the name in its certificate. Over HTTPS there is a path before it.
 func parseURL(text string) (upstreams.Options, error) {
+	if problem := schemeProblem(text); problem != "" {
+		return upstreams.Options{}, errors.New(problem)
+	}
 	var o upstreams.Options
 	protocol, rest, _ := strings.Cut(text, "://")
 	authority, serverName, hasName := strings.Cut(rest, "#")
