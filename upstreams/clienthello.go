@@ -135,6 +135,7 @@ func (r *helloRace) run(ctx context.Context) (link, error) {
 	late := time.NewTimer(r.transport.helloPatience())
 	defer late.Stop()
 	var problem error
+	var failed link // says how far it came
 	for r.inProgress > 0 {
 		select {
 		case <-late.C:
@@ -153,7 +154,7 @@ func (r *helloRace) run(ctx context.Context) (link, error) {
 				return result.link, nil
 			}
 			if problem == nil {
-				problem = result.err
+				problem, failed = result.err, result.link
 			}
 			if left := r.untried(r.first.remedy(result.err, r.known)); left != 0 && ctx.Err() == nil {
 				r.try(ctx, r.tried|left, new(helloProgress))
@@ -163,7 +164,7 @@ func (r *helloRace) run(ctx context.Context) (link, error) {
 	if ctx.Err() == nil {
 		r.lost(problem)
 	}
-	return link{}, problem
+	return failed, problem
 }
 
 func (r *helloRace) try(ctx context.Context, without helloOmissions, p *helloProgress) {

@@ -149,6 +149,7 @@ func (u *Upstream) runDial(ctx context.Context, d *dial, first bool) {
 	u.mu.Unlock()
 	if s != nil {
 		u.announce(s)
+		u.reportLosses(s, l.lost)
 	}
 	for _, e := range ended {
 		e.stream, e.err = s, err
@@ -184,12 +185,61 @@ func (u *Upstream) announce(s *stream) {
 	u.log.Log(u.ctx, level, "the transport has changed", "transport", to.via, "before", u.dialer.ladder[s.after], "address", to.addr)
 }
 
+// reportLosses tells the Network why s has another transport than was used before: dials of
+// better ones were lost, or its connections have brought no answer any more.
+func (u *Upstream) reportLosses(s *stream, lost []portLoss) {
+	if len(lost) == 0 && s.endpoint.rung > s.after {
+		for _, e := range u.dialer.ordered() {
+			if e.rung == s.after {
+				lost = append(lost, portLoss{port: e.port, failure: noAnswers, at: time.Now()})
+				break
+			}
+		}
+	}
+	for _, loss := range lost {
+		loss.port.saw(portLost, u, loss, s.endpoint.via.String())
+	}
+}
+
+// portChanged has queries leave connections at once that the network blocks, and better
+// transports tried: to learn how they are blocked, or because they are not any more.
+func (u *Upstream) portChanged() {
+	now := u.now()
+	u.mu.Lock()
+	if u.isClosed {
+		u.mu.Unlock()
+		return
+	}
+	var silent []*stream
+	usable := false
+	for _, s := range u.streams {
+		if !s.isBlocked() {
+			usable = true
+		} else if s.silentFor(now) > 0 {
+			silent = append(silent, s)
+		}
+	}
+	if !usable && len(u.streams) > 0 && len(u.dials) == 0 {
+		u.newDialLocked()
+	}
+	u.climbLaterLocked()
+	if u.climbing != nil {
+		if u.climbAgain = !u.climbing.Stop(); !u.climbAgain {
+			u.climbing.Reset(0)
+		}
+	}
+	u.mu.Unlock()
+	for _, s := range silent {
+		u.failover(s)
+	}
+}
+
 // rungLocked returns the best rung in use: that of the newest connection if none is open.
 func (u *Upstream) rungLocked() int {
-	rung := u.rung
-	for i, s := range u.streams {
-		if i == 0 || s.endpoint.rung < rung {
-			rung = s.endpoint.rung
+	rung, found := u.rung, false
+	for _, s := range u.streams {
+		if !s.isBlocked() && (!found || s.endpoint.rung < rung) {
+			rung, found = s.endpoint.rung, true
 		}
 	}
 	return rung
@@ -218,6 +268,7 @@ func (u *Upstream) climb() {
 }
 
 func (u *Upstream) climbFrom(rung int) {
+	began := time.Now()
 	l, to, err := u.dialer.climb(u.ctx, rung)
 	var s *stream
 	u.mu.Lock()
@@ -227,9 +278,13 @@ func (u *Upstream) climbFrom(rung int) {
 		s = u.addStreamLocked(l, to)
 	case err == nil:
 		l.abort()
-	case !u.isClosed:
-		u.climbing.Reset(climbInterval)
+	case u.isClosed:
+	case u.climbAgain:
+		u.climbing.Reset(0)
+	default:
+		u.climbing.Reset(climbInterval - min(time.Since(began), climbInterval/2))
 	}
+	u.climbAgain = false
 	u.mu.Unlock()
 	if s != nil {
 		u.announce(s)
@@ -253,10 +308,16 @@ func (u *Upstream) testLink(ctx context.Context, l link) error {
 		_, err = readFrame(l, bufio.NewReaderSize(l, 2+wire.MaxSize))
 	}
 	if err != nil {
-		return &failure{DialFailed, fmt.Errorf("no answer to a test query: %w", err)}
+		return &failure{DialFailed, &testError{err}}
 	}
 	return l.SetReadDeadline(time.Time{})
 }
+
+// A testError is a connection that was made, and brought no answer.
+type testError struct{ err error }
+
+func (e *testError) Error() string { return "no answer to a test query: " + e.err.Error() }
+func (e *testError) Unwrap() error { return e.err }
 
 // passOnLocked has the calls of d, which failed with err, wait for the oldest dial that
 // is still in progress, if d took too long: that one may just take longer.

@@ -50,6 +50,7 @@ type link struct {
 	tls      *tls.ConnectionState // nil without TLS
 	abort    func()               // ends the connection at once
 	capacity func() int           // how many queries the server answers at once; nil: any number
+	lost     []portLoss           // of better transports, beside which this one was made
 
 	tcpTook, tlsTook time.Duration // how long the handshakes took
 }
@@ -70,6 +71,7 @@ type dialer struct {
 	background func(func(context.Context))       // runs a function in the background, until the upstream is closed; or nil
 	test       func(context.Context, link) error // tests a connection to an endpoint that is avoided; or nil
 	noAddress  endpoint                          // counts attempts that went to no address
+	user       networkUser                       // or nil
 
 	mu        sync.Mutex
 	endpoints []*endpoint
@@ -105,7 +107,11 @@ func (d *dialer) setPlaces(places [][]netip.AddrPort) {
 		if i := slices.IndexFunc(old, same); i >= 0 {
 			d.endpoints = append(d.endpoints, old[i])
 		} else {
-			d.endpoints = append(d.endpoints, &endpoint{addr: addr, via: d.ladder[rung], rung: rung})
+			e := &endpoint{addr: addr, via: d.ladder[rung], rung: rung}
+			if d.user != nil {
+				e.port = d.o.Network.join(d.user, e.via.String(), addr)
+			}
+			d.endpoints = append(d.endpoints, e)
 		}
 	}
 	for _, e := range old {
@@ -160,7 +166,8 @@ type dialRace struct {
 	results    chan dialAttempt
 	inProgress []dialAttempt // without results
 	failed     []dialAttempt
-	problem    error // the errors of all that failed
+	cancelled  []dialAttempt // those in progress when another one succeeded, with errors
+	problem    error         // the errors of all that failed
 }
 
 func (r *dialRace) ended(a dialAttempt) {
@@ -210,6 +217,7 @@ func (d *dialer) dial(ctx context.Context, patient bool) (link, *endpoint, error
 			if a.err == nil {
 				cancel()
 				race.closeLosers()
+				a.link.lost = race.lostAbove(a.to.rung)
 				d.succeeded(a, &race)
 				return a.link, a.to, nil
 			}
@@ -217,6 +225,7 @@ func (d *dialer) dial(ctx context.Context, patient bool) (link, *endpoint, error
 		}
 	}
 	if ctx.Err() == nil {
+		race.problem = d.o.Network.explain(race.problem)
 		d.throttle.failed(began, race.problem)
 	}
 	return link{}, nil, race.problem
@@ -249,9 +258,12 @@ func (d *dialer) delay(e *endpoint, rest []*endpoint) time.Duration {
 // closes their connections.
 func (r *dialRace) closeLosers() {
 	for range r.inProgress {
-		if a := <-r.results; a.err == nil {
+		a := <-r.results
+		if a.err == nil {
 			a.link.abort()
+			continue
 		}
+		r.cancelled = append(r.cancelled, a)
 	}
 }
 
@@ -269,7 +281,7 @@ func (d *dialer) succeeded(won dialAttempt, race *dialRace) {
 		}
 	}
 	endpoints := d.ordered()
-	if race.lostAbove(won.to.rung) {
+	if len(won.link.lost) > 0 {
 		d.leave(won.to.rung, endpoints)
 	}
 	for _, e := range endpoints {
@@ -279,9 +291,20 @@ func (d *dialer) succeeded(won dialAttempt, race *dialRace) {
 	}
 }
 
-// lostAbove reports whether a dial of a better transport than that of a rung has lost.
-func (r *dialRace) lostAbove(rung int) bool {
-	return slices.ContainsFunc(slices.Concat(r.failed, r.inProgress), func(a dialAttempt) bool { return a.to.rung < rung })
+// lostAbove returns the dials of better transports than that of a rung that have lost. Those
+// that the system has no route for say nothing.
+func (r *dialRace) lostAbove(rung int) (all []portLoss) {
+	for _, a := range r.failed {
+		if a.to.rung < rung && noRoute(a.err) == 0 {
+			all = append(all, lossOf(a, false))
+		}
+	}
+	for _, a := range r.cancelled {
+		if a.to.rung < rung {
+			all = append(all, lossOf(a, true))
+		}
+	}
+	return all
 }
 
 // leave has all endpoints avoided whose transport is better than that of a rung, which works:
@@ -305,12 +328,16 @@ func (d *dialer) climb(ctx context.Context, rung int) (link, *endpoint, error) {
 			if e.rung != better {
 				continue
 			}
-			a := d.dialOne(ctx, dialAttempt{to: e, test: d.test}, e.via.limits())
+			a := d.dialOne(ctx, dialAttempt{to: e, began: time.Now(), test: d.test}, e.via.limits())
 			if a.err == nil {
 				return a.link, e, nil
 			}
+			if ctx.Err() != nil {
+				return link{}, nil, a.err
+			}
 			problem = withProblem(problem, a.err)
 			if noRoute(a.err) == 0 {
+				e.port.saw(portStillLost, d.user, lossOf(a, false), "")
 				break
 			}
 		}
@@ -337,6 +364,9 @@ func (d *dialer) dialOne(ctx context.Context, a dialAttempt, limits dialLimits) 
 		if a.err = a.test(ctx, a.link); a.err != nil {
 			a.link.abort()
 		}
+	}
+	if a.err == nil && a.test != nil {
+		e.port.saw(portAnswered, d.user, portLoss{}, "")
 	}
 	if a.err == nil {
 		e.dials[GotNoError].Add(1)

@@ -33,6 +33,7 @@ type endpoint struct {
 	addr        netip.AddrPort
 	via         transport           // nil for UDP
 	rung        int                 // of via: 0 for the best transport of the upstream
+	port        *port               // or nil, if no Network is asked
 	suspected   expiring[time.Time] // when it last seemed to fail
 	hello       expiring[helloMemory]
 	noEDNS      limitation                // the server does not know EDNS
@@ -151,22 +152,27 @@ func (e *endpoint) avoided() (until time.Time, penalties int) {
 
 // A rank orders addresses: the lower the better.
 type rank struct {
+	blocked   int // 1 if its port is
 	penalties int
 	suspected time.Time // zero if it is not
 }
 
 func (e *endpoint) rank() (s rank) {
+	if e.port.blockedAt() != nil {
+		s.blocked = 1
+	}
 	_, s.penalties = e.avoided()
 	s.suspected, _ = e.suspected.get()
 	return s
 }
 
 func (s rank) compare(t rank) int {
-	return cmp.Or(cmp.Compare(s.penalties, t.penalties), s.suspected.Compare(t.suspected))
+	return cmp.Or(cmp.Compare(s.blocked, t.blocked), cmp.Compare(s.penalties, t.penalties), s.suspected.Compare(t.suspected))
 }
 
-// inOrder returns endpoints, the best first: those that work, then those that failed
-// least often, and of these the one that failed last at the end.
+// inOrder returns endpoints, the best first: those that work, those at ports that the network
+// blocks at the end. In between are those that failed, the one that failed least often first, and of
+// these the one that failed last at the end.
 func inOrder[E interface {
 	comparable
 	rank() rank

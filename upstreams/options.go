@@ -98,6 +98,8 @@ type Options struct {
 	// Built is when the program was built. While the system's clock is behind it,
 	// certificates are verified as of Built. Zero means by the system's clock always.
 	Built time.Time `config:"-"`
+	// Network is what the upstreams of this machine know together. Default: one of its own.
+	Network *Network `config:"-"`
 	// Log gets the messages for the operator. Default: slog.Default.
 	Log *slog.Logger `config:"-"`
 }

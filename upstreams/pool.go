@@ -65,6 +65,9 @@ func (u *Upstream) sendOn(s *stream, c *call, now int64) {
 func (u *Upstream) answered(s *stream, c *call, message []byte, a wire.Answer, now int64) {
 	u.waiting.Store(0)
 	u.dialer.throttle.answered()
+	if since := s.endpoint.port.blockedAt(); since != nil && s.at(s.born).After(*since) {
+		s.endpoint.port.saw(portAnswered, u, portLoss{}, "")
+	}
 	if u.dialStep.Load() != 0 {
 		u.dialStep.Store(0)
 		u.wentSilent.Store(false)
@@ -290,7 +293,7 @@ type streamChoice struct {
 
 func (c *streamChoice) consider(s *stream, now int64, overdue time.Duration) {
 	switch {
-	case s.silentFor(now) > overdue:
+	case s.silentFor(now) > overdue, s.isBlocked():
 		if c.silent == nil || s.lastRead.Load() > c.silent.lastRead.Load() {
 			c.silent = s
 		}
@@ -312,6 +315,16 @@ func (s *stream) busyAt() int {
 	}
 	return min(busy, s.link.capacity())
 }
+
+// isBlocked reports whether the network blocks the port, and s has brought no answer since that
+// is known.
+func (s *stream) isBlocked() bool {
+	since := s.endpoint.port.blockedAt()
+	return since != nil && since.After(s.at(s.lastRead.Load()))
+}
+
+// at returns the time of an instant.
+func (s *stream) at(instant int64) time.Time { return s.shared.epoch.Add(time.Duration(instant)) }
 
 // betterThan reports whether to prefer s to t: for its transport, or as it was used last.
 func (s *stream) betterThan(t *stream) bool {

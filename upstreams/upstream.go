@@ -17,6 +17,8 @@
 // An endpoint is an address and a transport. The transports of an upstream form a ladder:
 // while no connection can be made on a better rung, the next one is used, and the better
 // rungs are tried every 8 s. Queries move to the better connection as soon as there is one.
+// If the same transport fails at several upstreams at once, the Network is taken to block it:
+// all leave it, and all return to it when it works for one of them.
 //
 // # What it never does
 //
@@ -28,6 +30,7 @@
 // # Files
 //
 //   - upstream.go, pool.go, dial.go: the service, its connections, and the dials in progress
+//   - network.go: what the network does to all upstreams
 //   - dialer.go, endpoint.go, throttle.go, limits.go: which address is dialled, when, and for
 //     how long
 //   - dot.go, clienthello.go, certificate.go, tcp.go: the transports that open connections
@@ -101,8 +104,10 @@ type Upstream struct {
 	dials     []*dial     // in progress, the newest last
 	climbing  *time.Timer // runs climb; nil if no better transport is to be tried
 	climbSent uint64      // counts.sent when they were tried last
-	rung      int         // of the newest stream, which may have ended
-	isClosed  bool
+	// climbAgain is set if a try has begun before the network changed.
+	climbAgain bool
+	rung       int // of the newest stream, which may have ended
+	isClosed   bool
 }
 
 // New checks all options and returns an Upstream that has not dialled yet.
@@ -111,6 +116,9 @@ func New(o Options) (*Upstream, error) {
 	if err != nil {
 		return nil, err
 	}
+	if o.Network == nil {
+		o.Network = NewNetwork(o.Log)
+	}
 	u := &Upstream{o: o, log: o.Log.With("upstream", o.Name)}
 	u.epoch, u.patience, u.idle.configured = time.Now(), o.Patience, o.IdleTimeout
 	if o.Protocol == TCP {
@@ -118,8 +126,9 @@ func New(o Options) (*Upstream, error) {
 	}
 	u.ctx, u.stop = context.WithCancel(context.Background())
 	u.dialer.background = func(f func(context.Context)) { u.wg.Go(func() { f(u.ctx) }) }
-	u.dialer.test = u.testLink
+	u.dialer.test, u.dialer.user = u.testLink, u
 	if err := u.dialer.init(o, u.log, u.dialProgressed); err != nil {
+		o.Network.leave(u)
 		return nil, fmt.Errorf("upstream %s: %w", o.Name, err)
 	}
 	return u, nil
@@ -264,6 +273,7 @@ func (u *Upstream) Close() error {
 		s.close(ErrClosed)
 	}
 	u.wg.Wait()
+	u.o.Network.leave(u)
 	u.dialer.faults.reading.Wait()
 	return nil
 }

@@ -64,6 +64,9 @@ func writeStatus(out io.Writer, s api.Status, now time.Time) error {
 	if s.Outage != "" {
 		fmt.Fprintf(out, "NO UPSTREAM IS UP: %s\n", s.Outage)
 	}
+	if s.Network != "" {
+		fmt.Fprintln(out, s.Network)
+	}
 	fmt.Fprintln(out)
 	if err := writeUpstreams(out, s.Upstreams, now); err != nil {
 		return err

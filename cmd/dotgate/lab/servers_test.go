@@ -37,7 +37,7 @@ func newServers(t *testing.T, s scenario) *servers {
 	var urls []string
 	for i, rtt := range roundTrips {
 		o := dottest.Options{
-			CA: w.ca, RTT: rtt, Certificate: w.certificate("good"), Seed: uint64(i + 1), CountNames: s.special.repeat > 0,
+			Addr: samePort(i, w.all), CA: w.ca, RTT: rtt, Certificate: w.certificate("good"), Seed: uint64(i + 1), CountNames: s.special.repeat > 0,
 		}
 		if s.special.label != "" && !s.special.at(i) {
 			o.Handler = plain
@@ -73,6 +73,16 @@ const (
 	DoT = "dot"
 	DoH = "doh"
 )
+
+// samePort returns another address of this machine, with the port of the first of some
+// servers, as a network blocks one port of all.
+func samePort(i int, all []*dottest.Server) string {
+	addr := netip.AddrPortFrom(dottest.Loopback(), 0)
+	if i > 0 {
+		addr = netip.AddrPortFrom(addr.Addr(), all[0].Addr().Port())
+	}
+	return addr.String()
+}
 
 // addHTTPS adds servers over HTTPS, and returns the configuration with all.
 func (w *servers) addHTTPS(s scenario) (file string) {

@@ -43,7 +43,7 @@ func (s *Server) Readiness(now time.Time) Readiness {
 			r.Degraded = append(r.Degraded, fmt.Sprintf("no upstream is up for the route %s", route))
 		}
 	}
-	r.Degraded = append(r.Degraded, ending...)
+	r.Degraded = append(append(r.Degraded, s.blocked()...), ending...)
 	answers := s.p.Cache.Usage().Answers
 	switch {
 	case r.Stopping:
@@ -59,6 +59,14 @@ func (s *Server) Readiness(now time.Time) Readiness {
 		r.Why += "; no upstream is up: " + outage
 	}
 	return r
+}
+
+// blocked returns a line if the network blocks a port.
+func (s *Server) blocked() []string {
+	if text := s.p.Network(); text != "" {
+		return []string{text}
+	}
+	return nil
 }
 
 // countMember counts an upstream for the main list or the routes that it is in. It reports

@@ -14,7 +14,7 @@ type Readiness struct {
 	Ready bool `json:"ready"`
 	// Why is the reason, in one line.
 	Why      string   `json:"why"`
-	Degraded []string `json:"degraded"` // a line for each upstream, route or certificate with a problem
+	Degraded []string `json:"degraded"` // a line for each problem of an upstream, a route, a certificate or the network
 	// Redundancy is the number of upstreams of the main list that are up.
 	Redundancy int `json:"redundancy"`
 	// Answering is the number of those that have not been silent for twice their patience.

@@ -117,6 +117,8 @@ type Options struct {
 	// Outage returns why no upstream is up, the most important cause first. It is empty if
 	// one is up.
 	Outage func() string
+	// Network returns which ports the network blocks. It is empty if none is.
+	Network func() string
 	// LogDropped returns the number of dropped log lines.
 	LogDropped func() uint64
 	Peers      func() peers.Status // what is known of other gateways

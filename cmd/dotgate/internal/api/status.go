@@ -28,6 +28,7 @@ type Status struct {
 	Listening []netip.AddrPort `json:"listening"`
 	OnLink    []access.Link    `json:"on_link,omitempty"` // networks that on_link stands for now; nil if gateway.allow does not include it
 	Outage    string           `json:"outage,omitempty"`  // why no upstream of the main list is up; empty if one is
+	Network   string           `json:"network,omitempty"` // which ports it blocks; empty if none
 	Upstreams []UpstreamStatus `json:"upstreams"`
 	Clients   ClientStatus     `json:"clients"`
 	Balancer  balancer.Counts  `json:"balancer"`
@@ -120,7 +121,7 @@ type DrillStatus struct {
 func (s *Server) Status() Status {
 	status := Status{
 		Version: s.o.Version, PID: os.Getpid(), Started: s.started, Listening: s.o.Gateway.Addrs(),
-		OnLink: s.o.Gateway.OnLink(), Outage: s.o.Outage(), Clients: clientStatus(s.o.Gateway), Balancer: s.o.Balancer.Counts(),
+		OnLink: s.o.Gateway.OnLink(), Outage: s.o.Outage(), Network: s.o.Network(), Clients: clientStatus(s.o.Gateway), Balancer: s.o.Balancer.Counts(),
 		LogDropped: s.o.LogDropped(), Drill: s.drillStatus(), Peers: s.o.Peers().Peers,
 	}
 	for _, m := range s.o.Members() {

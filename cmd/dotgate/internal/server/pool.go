@@ -77,7 +77,7 @@ func (m *member) String() string { return m.config.Name }
 func (m *member) make(ps *pools) (err error) {
 	c, o := m.config.Options, m.health
 	c.Log, o.Log, o.Changed = ps.log, ps.log, ps.states
-	c.Built, c.Patience = ps.built, o.Patience
+	c.Built, c.Patience, c.Network = ps.built, o.Patience, ps.network
 	if m.upstream, err = newUpstream(c); err != nil {
 		return err
 	}

@@ -30,10 +30,12 @@ import (
 // An upstream that is in several lists is one: it has one set of connections, one
 // state and one AdminState. Its weight and its tier belong to each list.
 type pools struct {
-	log    *slog.Logger
-	built  time.Time // see Options
-	record func(route string, s balancer.Trace)
-	main   *pool
+	log   *slog.Logger
+	built time.Time // see Options
+	// network is what all upstreams know together.
+	network *upstreams.Network
+	record  func(route string, s balancer.Trace)
+	main    *pool
 	// States has one place: what is known of an upstream may have changed. Changed is
 	// the same for other gateways, once outages are noted.
 	states, changed chan struct{}
@@ -52,7 +54,7 @@ type pools struct {
 
 // newPools makes the upstreams of a configuration.
 func newPools(config *settings.Config, built time.Time, record func(string, balancer.Trace), log *slog.Logger) (*pools, *balancer.Router, error) {
-	ps := &pools{log: log, built: built, record: record, states: make(chan struct{}, 1), changed: make(chan struct{}, 1)}
+	ps := &pools{log: log, built: built, network: upstreams.NewNetwork(log), record: record, states: make(chan struct{}, 1), changed: make(chan struct{}, 1)}
 	ps.published.Store(new([]api.Member))
 	ps.main = ps.newPool()
 	first, err := ps.prepare(config)

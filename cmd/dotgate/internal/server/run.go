@@ -62,7 +62,11 @@ func (s *server) run(ctx context.Context, predecessor *api.Client) error {
 	group.Go(func() error { return s.handleSignals(ctx) })
 	group.Go(func() error { return s.watchFiles(ctx, func() { _, _ = s.Reload() }) }) // which logs the result
 	group.Go(func() error {
-		if err := upstreams.WatchNetwork(ctx, s.pools.recheck, s.gateway.NetworkChanged); err != nil {
+		changed := func() {
+			s.pools.network.Changed()
+			s.gateway.NetworkChanged()
+		}
+		if err := upstreams.WatchNetwork(ctx, s.pools.recheck, changed); err != nil {
 			s.log.Info("the end of an outage may be noticed a few seconds later", "reason", err)
 		}
 		return nil
