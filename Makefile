@@ -97,6 +97,7 @@ fuzz:
 	for target in FuzzParseQuery FuzzParseAnswer FuzzAppendReply; do $(FUZZ) "^$$target$$" ./gateway/wire || exit 1; done
 	$(FUZZ) '^FuzzStream$$' ./gateway
 	$(FUZZ) '^FuzzLoad$$' ./cmd/dotgate/internal/settings
+	$(FUZZ) '^FuzzStamp$$' ./cmd/dotgate/internal/settings
 	$(FUZZ) '^FuzzLoad$$' ./gateway/cache
 
 # What is made from the code: configs/dotgate.yaml, from the comments of the options'

@@ -22,6 +22,7 @@ const sessionPause = 10 * time.Minute
 var (
 	errHandshake = errors.New("TLS handshake failed")
 	errPin       = errors.New("no certificate in the verified chain has a pinned key (setting pins)")
+	errCertHash  = errors.New("no certificate in the verified chain has one of the hashes (setting cert_hashes, or a DNS stamp)")
 )
 
 // A tlsTransport opens connections for DNS over TLS (RFC 7858), or over HTTPS (RFC 8484).
@@ -57,6 +58,10 @@ func (t *tlsTransport) init(kind string, o Options, tcp *tcpTransport, log *slog
 	if err != nil {
 		return err
 	}
+	hashes, err := o.certHashes()
+	if err != nil {
+		return err
+	}
 	t.kind, t.path, t.tcp, t.log = kind, o.DoHPath, tcp, log
 	t.handshake.set, t.handshake.usual, t.handshake.max = o.HandshakeTimeout, handshakeUsual, o.Patience
 	t.clock = certificateClock{built: o.Built, log: log, warned: &clockWarned}
@@ -74,22 +79,30 @@ func (t *tlsTransport) init(kind string, o Options, tcp *tcpTransport, log *slog
 		t.config.NextProtos = []string{http2Protocol}
 		t.config.ServerName = cmp.Or(o.DoHName, o.ServerName)
 	}
-	if len(pins) > 0 {
+	if len(pins)+len(hashes) > 0 {
 		// Unlike VerifyPeerCertificate, this runs on resumed sessions too.
-		t.config.VerifyConnection = func(state tls.ConnectionState) error { return checkPins(state, pins) }
+		t.config.VerifyConnection = func(state tls.ConnectionState) error { return checkDigests(state, pins, hashes) }
 	}
 	return nil
 }
 
-func checkPins(state tls.ConnectionState, pins map[[sha256.Size]byte]bool) error {
+// checkDigests checks that the verified chain has one of the pinned keys, and one of the
+// certificates with these hashes. None of either means any.
+func checkDigests(state tls.ConnectionState, pins, hashes digests) error {
+	pinned, hashed := len(pins) == 0, len(hashes) == 0
 	for _, chain := range state.VerifiedChains {
 		for _, certificate := range chain {
-			if pins[sha256.Sum256(certificate.RawSubjectPublicKeyInfo)] {
-				return nil
-			}
+			pinned = pinned || pins[sha256.Sum256(certificate.RawSubjectPublicKeyInfo)]
+			hashed = hashed || hashes[sha256.Sum256(certificate.RawTBSCertificate)]
 		}
 	}
-	return errPin
+	switch {
+	case !pinned:
+		return errPin
+	case !hashed:
+		return errCertHash
+	}
+	return nil
 }
 
 func (t *tlsTransport) String() string { return t.kind }

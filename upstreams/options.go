@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -65,6 +66,9 @@ type Options struct {
 	// Pins are base64 SHA-256 digests of public keys (SPKI), one of which must be in the
 	// verified chain as well. They stop matching when the service changes its keys.
 	Pins []string `config:"pins"`
+	// CertHashes are hexadecimal SHA-256 digests of certificates without their signatures
+	// (TBSCertificate), one of which must be in the verified chain as well. DNS stamps have them.
+	CertHashes []string `config:"cert_hashes"`
 	// CertFile is a PEM file with a client certificate, for a service that requires one; it
 	// needs key_file.
 	CertFile string `config:"cert_file"`
@@ -201,6 +205,9 @@ func (o Options) Check(report func(option, problem string, beside ...string)) {
 	if _, err := o.pins(); err != nil {
 		report("pins", err.Error())
 	}
+	if _, err := o.certHashes(); err != nil {
+		report("cert_hashes", err.Error())
+	}
 	if _, err := o.certificates(); err != nil {
 		report("cert_file", err.Error(), "key_file")
 	}
@@ -227,7 +234,7 @@ func (o Options) checkPlain(report func(option, problem string, beside ...string
 		report(option, "has no effect with protocol "+o.Protocol+", which is clear text; remove it", "protocol")
 	}
 	for option, set := range map[string]bool{
-		"host": o.Host != "", "server_name": o.ServerName != "", "ca_file": o.CAFile != "", "pins": len(o.Pins) > 0,
+		"host": o.Host != "", "server_name": o.ServerName != "", "ca_file": o.CAFile != "", "pins": len(o.Pins) > 0, "cert_hashes": len(o.CertHashes) > 0,
 		"cert_file": o.CertFile != "", "key_file": o.KeyFile != "", "bootstrap": len(o.Bootstrap) > 0,
 		"transports": len(o.Transports) > 0, "port": o.Port != dotPort,
 	} {
@@ -340,8 +347,23 @@ func (o Options) roots() (*x509.CertPool, error) {
 	return files.Authorities(o.CAFile)
 }
 
-func (o Options) pins() (map[[sha256.Size]byte]bool, error) {
-	pins := make(map[[sha256.Size]byte]bool)
+// digests are SHA-256 digests, one of which must be that of a part of a certificate.
+type digests map[[sha256.Size]byte]bool
+
+func (o Options) certHashes() (digests, error) {
+	hashes := make(digests)
+	for _, text := range o.CertHashes {
+		digest, err := hex.DecodeString(text)
+		if err != nil || len(digest) != sha256.Size {
+			return nil, fmt.Errorf("%q is not the hexadecimal form of a SHA-256 digest", text)
+		}
+		hashes[[sha256.Size]byte(digest)] = true
+	}
+	return hashes, nil
+}
+
+func (o Options) pins() (digests, error) {
+	pins := make(digests)
 	for _, text := range o.Pins {
 		digest, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(text, "sha256/"))
 		if err != nil || len(digest) != sha256.Size {

@@ -205,7 +205,7 @@ func outcomeOf(a wire.Answer, err error) Outcome {
 	switch {
 	case errors.As(err, &known):
 		return known.outcome
-	case errors.Is(err, errPin), errors.As(err, &certificate):
+	case errors.Is(err, errPin), errors.Is(err, errCertHash), errors.As(err, &certificate):
 		return TLSCertificate
 	case alerted(err):
 		return TLSAlert

@@ -511,6 +511,16 @@ func pinOf(t testing.TB, certificate []byte) string {
 	return base64.StdEncoding.EncodeToString(digest[:])
 }
 
+// hashOf returns the hash of a certificate without its signature.
+func hashOf(t *testing.T, certificate []byte) string {
+	t.Helper()
+	parsed, err := x509.ParseCertificate(certificate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(parsed.RawTBSCertificate))
+}
+
 func TestPinsHoldOnResumedSessionsToo(t *testing.T) {
 	t.Parallel()
 	ca := dottest.NewCA()
@@ -520,26 +530,33 @@ func TestPinsHoldOnResumedSessionsToo(t *testing.T) {
 	block, _ := pem.Decode(ca.PEM())
 	foreign := pinOf(t, dottest.NewCA().Issue(dottest.CertOptions{}).Certificate[0])
 
-	f := func(pins []string, works bool) {
+	f := func(pins, hashes []string, want error) {
 		t.Helper()
-		o := trusting(t, s)
-		o.Pins = pins
+		o, works := trusting(t, s), want == nil
+		o.Pins, o.CertHashes = pins, hashes
 		u := open(t, o)
 		for i := range 3 {
 			if err := ask(u, fmt.Sprintf("n%d.example.com", i)); (err == nil) != works {
-				t.Errorf("pins %v, query %d: %v", pins, i, err)
-			} else if !works && !errors.Is(err, errPin) {
-				t.Errorf("pins %v: %v", pins, err)
+				t.Errorf("pins %v, hashes %v, query %d: %v", pins, hashes, i, err)
+			} else if !works && (!errors.Is(err, want) || OutcomeOf(err) != TLSCertificate) {
+				t.Errorf("pins %v, hashes %v: %v", pins, hashes, err)
 			}
 		}
 		if works && u.Counts().Resumed == 0 {
 			t.Error("no session was resumed, so this test tests nothing")
 		}
 	}
-	f([]string{good}, true)
-	f([]string{foreign, "sha256/" + good}, true)
-	f([]string{pinOf(t, block.Bytes)}, true) // the authority's
-	f([]string{foreign}, false)
+	f([]string{good}, nil, nil)
+	f([]string{foreign, "sha256/" + good}, nil, nil)
+	f([]string{pinOf(t, block.Bytes)}, nil, nil) // the authority's
+	f([]string{foreign}, nil, errPin)
+
+	hash, other := hashOf(t, certificate.Certificate[0]), hashOf(t, dottest.NewCA().Issue(dottest.CertOptions{}).Certificate[0])
+	f(nil, []string{hash}, nil)
+	f([]string{good}, []string{other, strings.ToUpper(hashOf(t, block.Bytes))}, nil)
+	f(nil, []string{other}, errCertHash)
+	f([]string{good}, []string{other}, errCertHash)
+	f([]string{foreign}, []string{hash}, errPin)
 
 	// The check itself must run on resumed sessions, so that changed pins take effect.
 	o := trusting(t, s)

@@ -71,6 +71,7 @@ type Config struct {
 	//	                                    can be made by those before it
 	//	{urls: [tls://192.0.2.53, https://192.0.2.53/dns-query]}
 	//	                                    the same, as a mapping with further options
+	//	sdns://AwAA…                        a DNS stamp of DNS over TLS or HTTPS, with its hashes
 	//	{preset: quad9, weight: 2}          a preset or a url, and the options that differ from it
 	Upstreams []Upstream `config:"upstreams"`
 	// Routes are names that have upstreams of their own, and are never asked elsewhere; the

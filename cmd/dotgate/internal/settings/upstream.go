@@ -204,6 +204,9 @@ func (l *loader) baseURL(option, key string, url configs.Value, written map[stri
 	if base.ServerName != "" {
 		said = append(said, "server_name")
 	}
+	if len(base.CertHashes) > 0 {
+		said = append(said, "cert_hashes")
+	}
 	for _, set := range said {
 		if v, twice := written[set]; twice {
 			l.Report(v.At, key+"."+set, "is set, and %s has it too; remove one of them", strings.TrimPrefix(option, key+"."))

@@ -38,7 +38,7 @@ const urlForms = "tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], https:/
 func parseURLs(texts []string) (upstreams.Options, error) {
 	var all []upstreams.Options
 	for _, text := range texts {
-		o, err := parseURL(strings.TrimSpace(text))
+		o, err := parseOne(strings.TrimSpace(text))
 		if err != nil {
 			return o, err
 		}
@@ -48,6 +48,16 @@ func parseURLs(texts []string) (upstreams.Options, error) {
 		return all[0], nil
 	}
 	return combined(all)
+}
+
+func parseOne(text string) (upstreams.Options, error) {
+	if problem := schemeProblem(text); problem != "" {
+		return upstreams.Options{}, errors.New(problem)
+	}
+	if stamp, ok := strings.CutPrefix(text, stampScheme+"://"); ok {
+		return parseStamp(stamp)
+	}
+	return parseURL(text)
 }
 
 // combined returns the upstream that is asked in all of these ways. A name in one URL is
@@ -61,7 +71,7 @@ func combined(all []upstreams.Options) (upstreams.Options, error) {
 		switch {
 		case overHTTPS:
 			o.DoHName, o.ServerName = o.ServerName, ""
-		case o.Protocol == "":
+		case o.Protocol == "" && len(o.Transports) == 0:
 			o.Protocol, o.Transports = upstreams.TLS, []string{upstreams.DoT}
 		}
 		o.Protocol = cmp.Or(o.Protocol, upstreams.TLS)
@@ -140,7 +150,7 @@ func presetIn(text string) string {
 const httpsScheme = "https"
 
 func isSupported(scheme string) bool {
-	return scheme == upstreams.TLS || scheme == httpsScheme || scheme == upstreams.UDP || scheme == upstreams.TCP
+	return scheme == upstreams.TLS || scheme == httpsScheme || scheme == stampScheme || scheme == upstreams.UDP || scheme == upstreams.TCP
 }
 
 // schemeProblem returns why a text is no URL with a scheme of an upstream, or "".
@@ -159,9 +169,10 @@ func schemeProblem(text string) string {
 	case inURL(text) != "":
 		return fmt.Sprintf("write tls://%s or, for a server of one's own network without TLS, udp://%[1]s", inURL(text))
 	}
-	if meant := configs.Nearest(text, Presets()); meant == text {
+	if _, isPreset := presets[text]; isPreset {
 		return "a preset can't stand beside URLs"
-	} else if meant != "" {
+	}
+	if meant := configs.Nearest(text, Presets()); meant != "" {
 		return "did you mean " + meant + "?"
 	}
 	return "it is neither a preset nor a URL"
@@ -170,9 +181,6 @@ func schemeProblem(text string) string {
 // parseURL reads tls://192.0.2.53:853#dns.example: the server, and after the #
 // the name in its certificate. Over HTTPS there is a path before it.
 func parseURL(text string) (upstreams.Options, error) {
-	if problem := schemeProblem(text); problem != "" {
-		return upstreams.Options{}, errors.New(problem)
-	}
 	var o upstreams.Options
 	protocol, rest, _ := strings.Cut(text, "://")
 	authority, serverName, hasName := strings.Cut(rest, "#")
