@@ -159,7 +159,7 @@ func (u *Upstream) runDial(ctx context.Context, d *dial, first bool) {
 
 // addStreamLocked puts a stream over an open connection into the pool.
 func (u *Upstream) addStreamLocked(l link, to *endpoint) *stream {
-	s := newStream(u.dialer.faults.wrap(l), to, &u.streamShared, u)
+	s := newStream(l, to, &u.streamShared, u)
 	s.dialled, s.dialTook = l.summary(to), l.tcpTook+l.tlsTook
 	u.dialTime.sample(s.dialTook)
 	u.dialer.throttle.unproven.Store(true)
@@ -298,6 +298,8 @@ func (u *Upstream) testLink(ctx context.Context, l link) error {
 	if known == nil {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, probeAnswerLimit)
+	defer cancel()
 	defer context.AfterFunc(ctx, l.abort)()
 	query := known.query.AppendUpstream(nil, 0)
 	if !l.secure {

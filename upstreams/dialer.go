@@ -84,7 +84,7 @@ type dialer struct {
 // further; it may be nil.
 func (d *dialer) init(o Options, log *slog.Logger, reached func(step int32)) error {
 	d.o, d.log = o, log
-	d.tcp.init(o, d.faults.wrapDial(connectTCP), reached)
+	d.tcp.init(o, d.faults.wrapDial(connectTCP, false), reached)
 	if err := errors.Join(d.dot.init(DoT, o, &d.tcp, log), d.doh.init(DoH, o, &d.tcp, log)); err != nil {
 		return err
 	}
@@ -359,7 +359,9 @@ func (d *dialer) probeEndpoint(ctx context.Context, e *endpoint) {
 
 func (d *dialer) dialOne(ctx context.Context, a dialAttempt, limits dialLimits) dialAttempt {
 	e := a.to
-	a.link, a.err = e.via.open(ctx, e, limits)
+	if a.link, a.err = e.via.open(ctx, e, limits); a.err == nil {
+		a.link = d.faults.wrap(a.link, e)
+	}
 	if a.err == nil && a.test != nil {
 		if a.err = a.test(ctx, a.link); a.err != nil {
 			a.link.abort()

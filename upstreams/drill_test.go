@@ -30,6 +30,9 @@ func TestParseDrill(t *testing.T) {
 	f("servfail=20%", Drill{Fault: ServFail, Share: 20})
 	f("servfail=100%", Drill{Fault: ServFail, Share: 100})
 	f("close", Drill{Fault: Hangup})
+	f("block=853", Drill{Fault: Block, Port: 853})
+	f("block=443/udp", Drill{Fault: Block, Port: 443, UDP: true})
+	f("http=503", Drill{Fault: HTTPStatus, Status: 503})
 }
 
 func TestParseDrillSaysWhatIsWrong(t *testing.T) {
@@ -40,7 +43,7 @@ func TestParseDrillSaysWhatIsWrong(t *testing.T) {
 			t.Errorf("%q: got %v, %v, want %s", text, d, err, want)
 		}
 	}
-	f("", `"" is no fault; there are blackhole, delay=300ms, servfail=20%, close`)
+	f("", `"" is no fault; there are blackhole, delay=300ms, servfail=20%, close, block=853, block=443/udp, http=503`)
 	f("blackhol", `"blackhol" is no fault; there are`)
 	f("Close", "is no fault")
 	f("blackhole=1", `"blackhole=1": blackhole takes no value`)
@@ -55,6 +58,12 @@ func TestParseDrillSaysWhatIsWrong(t *testing.T) {
 	f("servfail=few%", "is no share")
 	f("servfail=0%", "between 1% and 100%")
 	f("servfail=101%", "between 1% and 100%")
+	for _, text := range []string{"block", "block=", "block=0", "block=65536", "block=/udp", "block=853/tcp"} {
+		f(text, "is no port; write one such as block=853, or block=443/udp for QUIC")
+	}
+	for _, text := range []string{"http", "http=200", "http=600", "http=x"} {
+		f(text, "is no HTTP status from 300 to 599; write one such as http=503")
+	}
 }
 
 // drill starts a drill of u. It ends with the test or when end is called, which
@@ -251,5 +260,102 @@ func TestThereIsOneDrillAtATimeAndNoneAfterClose(t *testing.T) {
 	}
 	if took := time.Since(began); took > 3*time.Second {
 		t.Errorf("the end took %v", took)
+	}
+}
+
+// A blocked port is one for all connections to it, open and new. The other transport is used
+// meanwhile.
+func TestADrilledBlockIsOfOnePort(t *testing.T) {
+	t.Parallel()
+	dot, doh, u := ladder(t)
+	if err := ask(u, "before.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	before, requests := dot.Stats(), doh.Requests()
+	end := drill(t, u, fmt.Sprintf("block=%d", dot.Addr().Port()))
+	for i := range 10 {
+		if err := ask(u, fmt.Sprintf("n%d.example.com", i)); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := dot.Stats(); got.Queries != before.Queries || got.Accepted != before.Accepted || doh.Requests() < requests+10 {
+		t.Errorf("the blocked server saw %+v, the other one %d requests", got, doh.Requests()-requests)
+	}
+	end()
+	for deadline := time.Now().Add(2 * climbInterval); dot.Stats().Queries <= before.Queries+1 && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		if err := ask(u, "after.example.com"); err != nil {
+			t.Error(err)
+		}
+	}
+	if dot.Stats().Queries <= before.Queries+1 {
+		t.Error("the port is not used again")
+	}
+	for _, text := range []string{fmt.Sprintf("block=%d/udp", dot.Addr().Port()), "block=1"} {
+		d, err := ParseDrill(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := fmt.Sprintf("test: no endpoint has the fault %s: %v (dot), %v (doh)", text, dot.Addr(), doh.Addr())
+		if err := u.Drill(t.Context(), d); err == nil || err.Error() != want {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	}
+}
+
+// The server answers, and each answer over HTTPS is replaced. Over TLS, none is.
+func TestADrilledHTTPStatusReplacesAnswersOverHTTPS(t *testing.T) {
+	t.Parallel()
+	f := func(fault string, want Outcome, text string) {
+		t.Helper()
+		s, o := overHTTPS(t, dottest.HTTPSOptions{})
+		u := open(t, o)
+		if err := ask(u, "before.example.com"); err != nil {
+			t.Fatal(err)
+		}
+		end := drill(t, u, fault)
+		for i := range 3 {
+			if err := ask(u, fmt.Sprintf("n%d.example.com", i)); OutcomeOf(err) != want || !strings.Contains(err.Error(), text) {
+				t.Errorf("%s: got %v", fault, err)
+			}
+		}
+		end()
+		if err := ask(u, "after.example.com"); err != nil {
+			t.Error(err)
+		}
+		if s.Connections() > 2 {
+			t.Errorf("%d connections", s.Connections())
+		}
+	}
+	f("http=503", HTTPFailed, "HTTP status 503")
+	f("http=429", HTTPLimited, "HTTP status 429")
+
+	dot, doh, u := ladder(t)
+	drill(t, u, "http=503")
+	if err := ask(u, "tls.example.com"); err != nil || dot.Stats().Queries == 0 || doh.Requests() > 0 {
+		t.Errorf("%v; %d over HTTPS", err, doh.Requests())
+	}
+}
+
+// An error of the server in place of one answer is passed on during a drill, and the
+// connection goes on.
+func TestADrillPassesErrorsOfOneAnswerOn(t *testing.T) {
+	t.Parallel()
+	s, o := overHTTPS(t, dottest.HTTPSOptions{})
+	u := open(t, o)
+	if err := ask(u, "before.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	drill(t, u, "delay=1ms")
+	s.Set(dottest.HTTPSFault{Status: 502, For: "bad"})
+	for i := range 3 {
+		if err := ask(u, fmt.Sprintf("bad%d.example.com", i)); OutcomeOf(err) != HTTPFailed {
+			t.Errorf("bad: %v", err)
+		}
+		if err := ask(u, fmt.Sprintf("good%d.example.com", i)); err != nil {
+			t.Errorf("good: %v", err)
+		}
+	}
+	if n := s.Connections(); n > 3 {
+		t.Errorf("%d connections", n)
 	}
 }

@@ -3,6 +3,7 @@ package upstreams
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -11,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"dotgate/gateway/wire"
 )
 
 // faults injects the fault of a drill into the connections of an upstream: by wrapping
@@ -57,14 +60,23 @@ func (f *faults) is(fault Fault) *activeFault {
 	return nil
 }
 
+// swallowing returns the drill because of which nothing comes back from an endpoint, or nil.
+func (f *faults) swallowing(e *endpoint) *activeFault {
+	if active := f.active.Load(); active != nil && active.swallows(e.addr, overUDP(e.via)) {
+		return active
+	}
+	return nil
+}
+
 // A networkDial connects to an address without TLS, within a limit, with small packets
 // only if small is set.
 type networkDial func(ctx context.Context, addr netip.AddrPort, limit time.Duration, small bool) (net.Conn, error)
 
-// wrapDial returns dial with faults: with Blackhole, it takes until its limit.
-func (f *faults) wrapDial(dial networkDial) networkDial {
+// wrapDial returns dial, over TCP or UDP, with faults: if nothing comes back, it takes until
+// its limit.
+func (f *faults) wrapDial(dial networkDial, udp bool) networkDial {
 	return func(ctx context.Context, addr netip.AddrPort, limit time.Duration, small bool) (net.Conn, error) {
-		if active := f.is(Blackhole); active != nil {
+		if active := f.active.Load(); active != nil && active.swallows(addr, udp) {
 			select {
 			case <-active.over:
 			case <-time.After(limit):
@@ -77,8 +89,9 @@ func (f *faults) wrapDial(dial networkDial) networkDial {
 	}
 }
 
-func (f *faults) wrap(l link) link {
-	c := &faultyConn{Conn: l.Conn, faults: f, abort: l.abort, gone: make(chan struct{})}
+// wrap returns a connection to an endpoint with faults.
+func (f *faults) wrap(l link, to *endpoint) link {
+	c := &faultyConn{Conn: l.Conn, faults: f, to: to, abort: l.abort, gone: make(chan struct{})}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.conns == nil {
@@ -98,6 +111,7 @@ func (f *faults) wrap(l link) link {
 type faultyConn struct {
 	net.Conn
 	faults *faults
+	to     *endpoint
 	abort  func()        // ends Conn at once
 	gone   chan struct{} // closed with the connection
 	once   sync.Once     // for gone
@@ -136,7 +150,7 @@ func (c *faultyConn) closed() {
 }
 
 func (c *faultyConn) Write(p []byte) (int, error) {
-	if c.faults.is(Blackhole) != nil || c.hungUp.Load() {
+	if c.faults.swallowing(c.to) != nil || c.hungUp.Load() {
 		return len(p), nil // as into the system's buffer
 	}
 	return c.Conn.Write(p)
@@ -178,7 +192,11 @@ func (c *faultyConn) readDelayed(p []byte) (int, error) {
 		}
 	}
 	if len(c.current.frame) == 0 {
-		return 0, c.current.err
+		err := c.current.err
+		if _, ofOne := errors.AsType[*requestError](err); ofOne {
+			c.current = delivery{}
+		}
+		return 0, err
 	}
 	n := copy(p, c.current.frame)
 	c.current.frame, c.current.at = c.current.frame[n:], time.Time{}
@@ -199,16 +217,18 @@ func (c *faultyConn) readAhead(err error) {
 	buf := make([]byte, readAheadSize)
 	for {
 		for frame, whole := c.split.next(); frame != nil; frame, whole = c.split.next() {
-			c.inject(frame, whole)
+			c.inject(delivery{frame: frame}, whole)
 		}
-		if err != nil {
+		if ofOne, ok := errors.AsType[*requestError](err); ok {
+			c.inject(delivery{err: ofOne}, true)
+		} else if err != nil {
 			break
 		}
 		var n int
 		n, err = c.Conn.Read(buf)
 		c.split.buf = append(c.split.buf, buf[:n]...)
 	}
-	if active := c.faults.is(Blackhole); active != nil { // the end of the connection is not seen either
+	if active := c.faults.swallowing(c.to); active != nil { // the end of the connection is not seen either
 		select {
 		case <-active.over:
 		case <-c.gone:
@@ -223,21 +243,22 @@ func (c *faultyConn) readAhead(err error) {
 // readAheadSize is how much is read at once.
 const readAheadSize = 16 << 10
 
-// inject queues what the fault makes of a message. One that began to be read before the
-// fault stays as it is.
-func (c *faultyConn) inject(frame []byte, whole bool) {
-	d := delivery{frame: frame}
-	if active := c.faults.active.Load(); active != nil && whole {
-		switch active.Fault {
-		case Blackhole:
-			return
-		case Late:
-			d.at, d.over = time.Now().Add(active.Delay), active.over
-		case ServFail:
-			if rand.IntN(100) < active.Share {
-				d.frame = asServFail(frame)
-			}
-		}
+// inject queues what the fault makes of a message, or of an error in its place. One that
+// began to be read before the fault stays as it is.
+func (c *faultyConn) inject(d delivery, whole bool) {
+	active := c.faults.active.Load()
+	switch {
+	case active == nil || !whole:
+	case active.swallows(c.to.addr, overUDP(c.to.via)):
+		return
+	case active.Fault == Late:
+		d.at, d.over = time.Now().Add(active.Delay), active.over
+	case d.frame == nil:
+	case active.Fault == ServFail && rand.IntN(100) < active.Share:
+		d.frame = asServFail(d.frame)
+	case active.Fault == HTTPStatus && overHTTP(c.to.via):
+		status := httpRequest{status: active.Status}
+		d = delivery{err: &requestError{wire.ID(d.frame[2:]), status.check()}}
 	}
 	c.deliver(d)
 }

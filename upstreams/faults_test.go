@@ -37,7 +37,7 @@ func framed(t *testing.T, name string, rcode int) []byte {
 func faultyPipe(t *testing.T, f *faults) (c link, peer net.Conn) {
 	t.Helper()
 	near, peer := net.Pipe()
-	c = f.wrap(newLink(near, near, false))
+	c = f.wrap(newLink(near, near, false), new(endpoint))
 	t.Cleanup(func() { c.abort(); peer.Close(); f.reading.Wait() })
 	return c, peer
 }

@@ -38,6 +38,9 @@ The fault is one of
   delay=300ms    every answer is delayed by this duration
   servfail=20%   this share of the answers is replaced by SERVFAIL
   close          connections are closed, and new ones right after the handshake
+  block=853      blackhole for connections to this port, over TCP
+  block=853/udp  blackhole for connections to this port, over QUIC
+  http=503       every answer over HTTPS is replaced by this HTTP status
 
 The fault ends after --for, when this command is interrupted or killed, and when no
 other upstream is up. A drill does not begin unless another upstream is up.`,

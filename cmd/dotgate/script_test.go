@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -28,7 +29,9 @@ func TestMain(m *testing.M) {
 // a program, there are
 //
 //	upstream NAME [FAULT]...   starts an upstream, whose URL is then $NAME; if it
-//	                           runs already, changes what it does wrong
+//	                           runs already, changes what it does wrong; over-https is
+//	                           no fault, but lets it have both transports, at the ports
+//	                           $NAME_DOT_PORT and $NAME_DOH_PORT
 //	authority FILE             writes the certificate of another authority
 //	certificate NAME [AUTHORITY]  writes a client's certificate NAME.crt, and its key,
 //	                           of the upstreams' authority or of another
@@ -55,7 +58,7 @@ func TestStories(t *testing.T) {
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-		Setup:               setUpStory,
+		Setup:               func(env *testscript.Env) error { return setUpStory(t, env) },
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"upstream":    scriptUpstream,
 			"asked":       scriptAsked,
@@ -82,13 +85,14 @@ const storyPatience = time.Minute
 
 // A story is the world around one script.
 type story struct {
+	tb        testing.TB // ends servers when all stories have ended
 	ca        *dottest.CA
 	upstreams map[string]*dottest.Server
 	load      *load // or nil
 }
 
-func setUpStory(env *testscript.Env) error {
-	s := &story{ca: dottest.NewCA(), upstreams: make(map[string]*dottest.Server)}
+func setUpStory(t *testing.T, env *testscript.Env) error {
+	s := &story{tb: t, ca: dottest.NewCA(), upstreams: make(map[string]*dottest.Server)}
 	env.Values["story"] = s
 	env.Defer(func() {
 		for _, u := range s.upstreams {
@@ -131,6 +135,9 @@ func scriptUpstream(ts *testscript.TestScript, neg bool, args []string) {
 			})
 			continue
 		}
+		if word == overHTTPS {
+			continue
+		}
 		if word == "wants-certificate" {
 			faults = append(faults, dottest.Fault{ClientCAs: s.ca.Pool()})
 			continue
@@ -147,8 +154,18 @@ func scriptUpstream(ts *testscript.TestScript, neg bool, args []string) {
 	u, err := dottest.Start(options)
 	ts.Check(err)
 	s.upstreams[name] = u
-	ts.Setenv(name, fmt.Sprintf("tls://%s#%s", u.Addr(), dottest.ServerName))
+	url := fmt.Sprintf("tls://%s#%s", u.Addr(), dottest.ServerName)
+	if slices.Contains(args, overHTTPS) {
+		https := dottest.NewHTTPSServer(s.tb, dottest.HTTPSOptions{Certificate: s.ca.Issue(dottest.CertOptions{Names: []string{dottest.ServerName}})})
+		url += fmt.Sprintf("|https://%s/dns-query#%s", https.Addr(), dottest.ServerName)
+		ts.Setenv(name+"_DOH_PORT", strconv.Itoa(int(https.Addr().Port())))
+	}
+	ts.Setenv(name, url)
+	ts.Setenv(name+"_DOT_PORT", strconv.Itoa(int(u.Addr().Port())))
 }
+
+// overHTTPS has an upstream answer over HTTPS as well.
+const overHTTPS = "over-https"
 
 // faultNamed returns what a word stands for: never, a response code, or a
 // greeting or mangling as dottest names them.
