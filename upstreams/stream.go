@@ -299,11 +299,12 @@ func (s *stream) sweep(now int64) {
 	}
 }
 
-// resendPending sends this stream's pending queries again on another one, with two
+// resendPending sends this stream's pending queries again on another one, with three
 // exceptions. The oldest query is not resent: on a server that answers in order it is the
-// one that blocks the rest. Queries sent well before the last answer are not resent
-// either: they have arrived and are merely slow. If the stream had been idle for longer
-// than idleSuspectAfter, exactly the queries sent since then are resent.
+// one that blocks the rest. But it is resent over another transport. Queries sent well
+// before the last answer are not resent either: they have arrived and are merely slow. Nor
+// are those that nothing waits for any more, except for the newest. If the stream had been idle for longer than
+// idleSuspectAfter, exactly the queries sent since then are resent.
 func (s *stream) resendPending(to *stream) {
 	_, patience := s.shared.rtt.usual()
 	skipped, since := 1, s.lastRead.Load()-int64(patience)
@@ -313,16 +314,14 @@ func (s *stream) resendPending(to *stream) {
 			return // answered in the meantime
 		}
 	}
-	s.mu.Lock()
-	pending := make([]*call, 0, s.pending.Load())
-	for _, c := range s.calls {
-		if c != nil && !c.duplicated && c.original == nil && c.sent >= since {
-			pending = append(pending, c)
-		}
+	if to.endpoint.rung > s.endpoint.rung {
+		skipped = 0
 	}
-	s.mu.Unlock()
-	slices.SortFunc(pending, func(a, b *call) int { return cmp.Compare(a.sent, b.sent) })
-	for _, c := range pending[min(skipped, len(pending)):] {
+	pending := s.pendingSince(since)
+	for i, c := range pending {
+		if i < skipped || i < len(pending)-1 && c.query.Cancelled() { // the newest shows whether the upstream answers
+			continue
+		}
 		s.mu.Lock()
 		waits := s.findLocked(c.id) == c
 		if waits {
@@ -338,6 +337,21 @@ func (s *stream) resendPending(to *stream) {
 			s.events.failed(duplicate, err)
 		}
 	}
+}
+
+// pendingSince returns the calls that were sent since an instant and not again yet, the oldest
+// first.
+func (s *stream) pendingSince(since int64) []*call {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pending := make([]*call, 0, s.pending.Load())
+	for _, c := range s.calls {
+		if c != nil && !c.duplicated && c.original == nil && c.sent >= since {
+			pending = append(pending, c)
+		}
+	}
+	slices.SortFunc(pending, func(a, b *call) int { return cmp.Compare(a.sent, b.sent) })
+	return pending
 }
 
 // writeLoop writes all frames that are there as one TLS record, so that a burst
@@ -390,7 +404,9 @@ func (s *stream) readLoop() {
 		reason := errImproper
 		frame, err := nextFrame(r)
 		if ofOne, ok := errors.AsType[*requestError](err); ok {
-			inARow++
+			if OutcomeOf(err) != HTTPLimited { // another connection would have the same limit
+				inARow++
+			}
 			reason = fmt.Errorf("%w: %w", errImproper, err)
 			s.refused(ofOne)
 		} else if err != nil {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -491,6 +492,39 @@ func TestQueriesThatHaveArrivedAreNotResent(t *testing.T) {
 	}
 	f(0, 3)
 	f(time.Second, 4) // it may have been dropped: all sent since then
+}
+
+// Over another transport all are resent, as no server has the oldest one; but not those that
+// nothing waits for.
+func TestTheOldestQueryIsResentOverAnotherTransport(t *testing.T) {
+	f := func(rung, cancelled, want int) {
+		t.Helper()
+		synctest.Test(t, func(t *testing.T) {
+			st := newStreamTest(t)
+			to, _ := st.open()
+			to.endpoint.rung = rung
+			over := new(atomic.Bool)
+			over.Store(true)
+			for i := range 4 {
+				q := st.query2()
+				if i < cancelled {
+					q = q.WithCancel(over)
+				}
+				if err := st.s.send(&call{query: q, done: ignore}, st.shared.now()); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Millisecond)
+			}
+			st.s.resendPending(to)
+			if got := int(to.pending.Load()); got != want {
+				t.Errorf("%d queries were resent, want %d", got, want)
+			}
+		})
+	}
+	f(0, 0, 3)
+	f(1, 0, 4)
+	f(1, 2, 2)
+	f(1, 4, 1) // it shows whether the upstream answers
 }
 
 func TestTheFirstAnswerOfAQueryAndItsDuplicateCounts(t *testing.T) {
