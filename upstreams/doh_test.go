@@ -131,6 +131,34 @@ func TestAnErrorOfHTTPCostsOneQuery(t *testing.T) {
 	}
 }
 
+// A limit of queries a second says nothing about the server, as long as it answers some, and
+// no query is sent again because of it.
+func TestALimitOfTheRateIsNoOutage(t *testing.T) {
+	t.Parallel()
+	s, o := overHTTPS(t, dottest.HTTPSOptions{})
+	u := open(t, o)
+	excused := func(err error) bool {
+		var e interface{ Excused() bool }
+		return errors.As(err, &e) && e.Excused()
+	}
+	if err := ask(u, "first.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	s.Set(dottest.HTTPSFault{Status: 429, For: "beyond"})
+	for range 10 {
+		if err := ask(u, "beyond.example.com"); OutcomeOf(err) != HTTPLimited || !excused(err) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if n := s.Requests(); n != 11 || s.Connections() != 1 {
+		t.Errorf("%d requests on %d connections", n, s.Connections())
+	}
+	time.Sleep(limitedWindow)
+	if err := ask(u, "beyond.example.com"); OutcomeOf(err) != HTTPLimited || excused(err) {
+		t.Errorf("of a server that answers nothing: %v", err)
+	}
+}
+
 // A server that responds with errors only is out of reach to the limit of dials, though
 // connections can be made.
 func TestAnHTTPSServerThatOnlyFailsIsDialledSeldom(t *testing.T) {

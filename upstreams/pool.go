@@ -22,6 +22,9 @@ const (
 	sparePeriod = 10 * time.Second
 	// garbagePause is how long garbage causes no further connection.
 	garbagePause = time.Second
+	// limitedWindow is how recently a server that limits the rate of queries must have
+	// answered one.
+	limitedWindow = time.Second
 	// growPause is how long no further connection is tried after the upstream
 	// closed one without an answer: the number of connections may be limited there.
 	growPause = 10 * time.Second
@@ -116,6 +119,10 @@ func (u *Upstream) failed(c *call, err error) {
 // garbagePause, so that garbage for all queries causes no flood of dials.
 func (u *Upstream) garbled(s *stream, c *call, err error) {
 	now := u.now()
+	if OutcomeOf(err) == HTTPLimited && now-u.lastRead.Load() < int64(limitedWindow) {
+		u.failed(c, &limitedError{err})
+		return
+	}
 	if OutcomeOf(err).ofHTTP() {
 		s.endpoint.suspect() // the server may be fine, and what is behind it not
 		if u.dialer.throttle.unproven.Load() {
@@ -133,6 +140,13 @@ func (u *Upstream) garbled(s *stream, c *call, err error) {
 	u.counts.resent.Add(1)
 	u.send(c, now, s.born, 0)
 }
+
+// A limitedError is that of a query beyond a limit of queries a second. It is no evidence
+// against the upstream, which answers others.
+type limitedError struct{ error }
+
+func (e *limitedError) Unwrap() error { return e.error }
+func (e *limitedError) Excused() bool { return true }
 
 // silent has the calls of s sent on another stream as well.
 func (u *Upstream) silent(s *stream) { u.failover(s) }
