@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -228,7 +229,8 @@ func (c *checker) costs() {
 // transports checks how queries move from one transport to another and back.
 func (c *checker) transports() {
 	s := c.scenario
-	if s.transports != nil && s.interval <= steadyRate && s.start.empty() && c.switchCost > switchCostLimit {
+	limit := cmp.Or(s.switchCost, switchCostLimit)
+	if s.transports != nil && s.interval <= steadyRate && s.start.empty() && c.switchCost > limit {
 		c.figure("%.2f upstream queries per query in the first second of the fault", c.switchCost)
 	}
 	if s.checksBack() && (c.recovered < 0 || c.recovered > s.back) {

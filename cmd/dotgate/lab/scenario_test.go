@@ -34,6 +34,8 @@ import (
 //	whole: the upstreams whose fault is at all ports, whatever port it has at the others
 //	back: how long after the fault all queries must go over the best transport again; with
 //	    a !, in the short form, too
+//	switch: the limit of upstream queries a query in the first second of the fault, if not
+//	    the usual one
 //	first: the limit for the first answer after a fault from the start
 //	share: by how many points the first upstream's share of the queries may change
 //	single: "yes": the gateway has upstream a only
@@ -69,7 +71,8 @@ type scenario struct {
 	whole       []int
 	back, first time.Duration // 0: not checked
 	backInShort bool
-	share       int // 0: not checked
+	share       int     // 0: not checked
+	switchCost  float64 // 0: the usual limit
 }
 
 // faultAt returns the fault as upstream i has it.
@@ -286,6 +289,8 @@ func (s *scenario) set(key, value string) (err error) {
 		s.back, err = time.ParseDuration(value)
 	case "first":
 		s.first, err = time.ParseDuration(value)
+	case "switch":
+		s.switchCost, err = strconv.ParseFloat(value, 64)
 	case "share":
 		s.share, err = strconv.Atoi(value)
 	case "single":
