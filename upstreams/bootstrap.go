@@ -143,6 +143,10 @@ func (d *dialer) dialBootstrap(ctx context.Context, network string, b bootstrap)
 	if name == "" {
 		name = b.addr.Addr().String()
 	}
-	secure := tls.Dialer{Config: &tls.Config{MinVersion: tls.VersionTLS12, ServerName: name, RootCAs: d.dot.config.RootCAs}}
+	roots, err := d.o.roots()
+	if err != nil {
+		return nil, err
+	}
+	secure := tls.Dialer{Config: &tls.Config{MinVersion: tls.VersionTLS12, ServerName: name, RootCAs: roots}}
 	return secure.DialContext(ctx, "tcp", b.addr.String())
 }

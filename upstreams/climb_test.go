@@ -145,7 +145,7 @@ func TestAddressesWithoutARouteDoNotDelayTheWayBack(t *testing.T) {
 		return nil
 	})
 	u.dialer.ordered()[0].suspect() // as after an outage
-	l, to, err := u.dialer.climb(t.Context(), 1)
+	l, to, err := u.dialer.climb(t.Context(), 1, 1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -264,12 +264,14 @@ func (u *Upstream) climb() {
 		return
 	}
 	u.climbSent = sent
-	u.wg.Go(func() { u.climbFrom(rung) })
+	u.climbs++
+	n := u.climbs
+	u.wg.Go(func() { u.climbFrom(rung, n) })
 }
 
-func (u *Upstream) climbFrom(rung int) {
+func (u *Upstream) climbFrom(rung, n int) {
 	began := time.Now()
-	l, to, err := u.dialer.climb(u.ctx, rung)
+	l, to, err := u.dialer.climb(u.ctx, rung, n)
 	var s *stream
 	u.mu.Lock()
 	switch {

@@ -3,7 +3,6 @@ package upstreams
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -25,7 +24,8 @@ const (
 	transportDelayMin = 60 * time.Millisecond
 )
 
-// A transport opens connections to endpoints. There are tcpTransport and tlsTransport.
+// A transport opens connections to endpoints. There are tcpTransport, tlsTransport and
+// quicTransport.
 // The dialer chooses the endpoint, and knows nothing of how its connection is made.
 type transport interface {
 	String() string
@@ -42,10 +42,11 @@ type transport interface {
 // dialLimits bound the steps of one connection.
 type dialLimits struct{ connect, handshake time.Duration }
 
-// A link is an open connection to an endpoint: TLS, with or without HTTP/2, or plain TCP.
+// A link is an open connection to an endpoint: TLS, with or without HTTP/2, QUIC, or plain
+// TCP.
 type link struct {
 	net.Conn                      // DNS messages are written to it and read from it
-	raw      net.Conn             // the TCP connection; without TLS, the same
+	raw      net.Conn             // the TCP connection, without TLS the same; or the UDP socket
 	secure   bool                 // the certificate was verified
 	tls      *tls.ConnectionState // nil without TLS
 	abort    func()               // ends the connection at once
@@ -65,6 +66,7 @@ type dialer struct {
 	log        *slog.Logger
 	tcp        tcpTransport
 	dot, doh   tlsTransport
+	doq, doh3  quicTransport
 	ladder     []transport // those that are used, the best first
 	throttle   dialThrottle
 	faults     faults                            // of a drill
@@ -85,15 +87,32 @@ type dialer struct {
 func (d *dialer) init(o Options, log *slog.Logger, reached func(step int32)) error {
 	d.o, d.log = o, log
 	d.tcp.init(o, d.faults.wrapDial(connectTCP, false), reached)
-	if err := errors.Join(d.dot.init(DoT, o, &d.tcp, log), d.doh.init(DoH, o, &d.tcp, log)); err != nil {
-		return err
-	}
 	for _, name := range o.ladder() {
-		d.ladder = append(d.ladder, map[string]transport{DoT: &d.dot, DoH: &d.doh, TCP: &d.tcp}[name])
+		t, err := d.transport(name, reached)
+		if err != nil {
+			return err
+		}
+		d.ladder = append(d.ladder, t)
 	}
 	d.setPlaces(o.placesOf(nil)) // those of Host follow
 	d.throttle.assignTurn()
 	return nil
+}
+
+// transport prepares the transport with a name.
+func (d *dialer) transport(name string, reached func(step int32)) (transport, error) {
+	udp := d.faults.wrapDial(connectUDP, true)
+	switch name {
+	case DoT:
+		return &d.dot, d.dot.init(DoT, d.o, &d.tcp, d.log)
+	case DoH:
+		return &d.doh, d.doh.init(DoH, d.o, &d.tcp, d.log)
+	case DoQ:
+		return &d.doq, d.doq.init(DoQ, d.o, udp, reached, d.log)
+	case DoH3:
+		return &d.doh3, d.doh3.init(DoH3, d.o, udp, reached, d.log)
+	}
+	return &d.tcp, nil
 }
 
 // setPlaces replaces the endpoints, keeping what is known of those that stay.
@@ -117,6 +136,17 @@ func (d *dialer) setPlaces(places [][]netip.AddrPort) {
 	for _, e := range old {
 		if !slices.Contains(d.endpoints, e) {
 			d.noAddress.inherit(e)
+		}
+	}
+}
+
+// identities yields those of all transports with TLS.
+func (d *dialer) identities() iter.Seq[*tlsIdentity] {
+	return func(yield func(*tlsIdentity) bool) {
+		for _, t := range d.ladder {
+			if t, ok := t.(interface{ identity() *tlsIdentity }); ok && !yield(t.identity()) {
+				return
+			}
 		}
 	}
 }
@@ -317,13 +347,18 @@ func (d *dialer) leave(rung int, endpoints []*endpoint) {
 	}
 }
 
-// climb dials the best endpoint of each transport that is better than that of a rung, and
-// returns the first connection that brings an answer. Endpoints that the system has no route to
-// take no turn.
-func (d *dialer) climb(ctx context.Context, rung int) (link, *endpoint, error) {
+// climb dials the best endpoint of transports that are better than that of a rung, and returns
+// the first connection that brings an answer: that of the best one each time, and of the
+// others each fourth time, by turn, which makes less than ten dials a minute. Endpoints that the system
+// has no route to take no turn.
+func (d *dialer) climb(ctx context.Context, rung, n int) (link, *endpoint, error) {
 	_ = d.resolve(ctx) // one of the endpoints is in use
+	better := []int{0}
+	if turn := n / 4; n%4 == 0 && rung > 1 {
+		better = append(better, 1+turn%(rung-1))
+	}
 	var problem error
-	for better := range rung {
+	for _, better := range better {
 		for _, e := range d.ordered() {
 			if e.rung != better {
 				continue

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/quic-go/quic-go/http3"
 )
 
 // sessionPause is how long no session is resumed after one made a handshake fail.
@@ -25,27 +27,25 @@ var (
 	errCertHash  = errors.New("no certificate in the verified chain has one of the hashes (setting cert_hashes, or a DNS stamp)")
 )
 
-// A tlsTransport opens connections for DNS over TLS (RFC 7858), or over HTTPS (RFC 8484).
-// Each has a verified certificate. A handshake that fails for a reason that a plainer
-// ClientHello may avoid is repeated with one (see helloRace). Nothing of the verification is
-// ever left out.
-type tlsTransport struct {
-	kind       string // DoT or DoH
-	path       string // of the resource, over HTTPS
-	tcp        *tcpTransport
-	log        *slog.Logger
-	config     *tls.Config // never used as it is: each endpoint gets a copy
-	handshake  stepLimit
-	noSessions limitation // resumption made a handshake fail
-	clock      certificateClock
-	notAfter   atomic.Int64 // end of the latest certificate, in Unix seconds, or 0
+// A tlsIdentity is what all encrypted transports have: how the server is verified, and what
+// is known about its handshakes. Nothing of the verification is ever left out.
+type tlsIdentity struct {
+	kind      string // DoT, DoH, DoQ or DoH3
+	path      string // of the resource, over HTTPS
+	log       *slog.Logger
+	config    *tls.Config // never used as it is: each endpoint gets a copy
+	handshake stepLimit
+	clock     certificateClock
+	notAfter  atomic.Int64 // end of the latest certificate, in Unix seconds, or 0
 
 	handshakes, resumed atomic.Uint64
-	// Handshakes that were completed with a plainer ClientHello, by what it left out.
-	withoutALPN, withoutKeyShare atomic.Uint64
 }
 
-func (t *tlsTransport) init(kind string, o Options, tcp *tcpTransport, log *slog.Logger) error {
+// protocols are the names of the transports in TLS. RFC 7858 has none for DoT, and a server
+// on port 443 needs one.
+var protocols = map[string]string{DoT: "dot", DoH: http2Protocol, DoQ: "doq", DoH3: http3.NextProtoH3}
+
+func (t *tlsIdentity) init(kind string, o Options, log *slog.Logger) error {
 	roots, err := o.roots()
 	if err != nil {
 		return err
@@ -62,7 +62,7 @@ func (t *tlsTransport) init(kind string, o Options, tcp *tcpTransport, log *slog
 	if err != nil {
 		return err
 	}
-	t.kind, t.path, t.tcp, t.log = kind, o.DoHPath, tcp, log
+	t.kind, t.path, t.log = kind, o.DoHPath, log
 	t.handshake.set, t.handshake.usual, t.handshake.max = o.HandshakeTimeout, handshakeUsual, o.Patience
 	t.clock = certificateClock{built: o.Built, log: log, warned: &clockWarned}
 	t.config = &tls.Config{
@@ -71,12 +71,11 @@ func (t *tlsTransport) init(kind string, o Options, tcp *tcpTransport, log *slog
 		ServerName:                  o.ServerName,
 		RootCAs:                     roots,
 		Certificates:                certificates,
-		NextProtos:                  []string{"dot"}, // RFC 7858 names it; a server on port 443 needs it
+		NextProtos:                  []string{protocols[kind]},
 		ClientSessionCache:          tls.NewLRUClientSessionCache(0),
 		DynamicRecordSizingDisabled: true, // a burst of queries is one record
 	}
-	if kind == DoH {
-		t.config.NextProtos = []string{http2Protocol}
+	if kind == DoH || kind == DoH3 {
 		t.config.ServerName = cmp.Or(o.DoHName, o.ServerName)
 	}
 	if len(pins)+len(hashes) > 0 {
@@ -84,6 +83,36 @@ func (t *tlsTransport) init(kind string, o Options, tcp *tcpTransport, log *slog
 		t.config.VerifyConnection = func(state tls.ConnectionState) error { return checkDigests(state, pins, hashes) }
 	}
 	return nil
+}
+
+// established takes note of a handshake that was completed.
+func (t *tlsIdentity) established(state *tls.ConnectionState, took time.Duration) {
+	t.handshakes.Add(1)
+	t.handshake.succeeded(took)
+	t.notAfter.Store(state.PeerCertificates[0].NotAfter.Unix())
+	if state.DidResume {
+		t.resumed.Add(1)
+	}
+}
+
+// timeout returns the error of a handshake that is not completed within a limit.
+func (t *tlsIdentity) timeout(limit time.Duration) error {
+	return &failure{TLSTimedOut, fmt.Errorf("no TLS handshake within %v (setting handshake_timeout)", limit)}
+}
+
+func (t *tlsIdentity) String() string { return t.kind }
+
+func (t *tlsIdentity) identity() *tlsIdentity { return t }
+
+// A tlsTransport opens connections for DNS over TLS (RFC 7858), or over HTTPS (RFC 8484).
+// A handshake that fails for a reason that a plainer ClientHello may avoid is repeated with
+// one (see helloRace).
+type tlsTransport struct {
+	tlsIdentity
+	tcp        *tcpTransport
+	noSessions limitation // resumption made a handshake fail
+	// Handshakes that were completed with a plainer ClientHello, by what it left out.
+	withoutALPN, withoutKeyShare atomic.Uint64
 }
 
 // checkDigests checks that the verified chain has one of the pinned keys, and one of the
@@ -105,8 +134,6 @@ func checkDigests(state tls.ConnectionState, pins, hashes digests) error {
 	return nil
 }
 
-func (t *tlsTransport) String() string { return t.kind }
-
 func (t *tlsTransport) limits() dialLimits {
 	return dialLimits{connect: t.tcp.connect.current(), handshake: t.handshake.current()}
 }
@@ -118,7 +145,10 @@ func (t *tlsTransport) longest() dialLimits {
 // summary describes how l, which has no faults, was made.
 func (l link) summary(to *endpoint) string {
 	const digits = 10 * time.Microsecond
-	text := fmt.Sprintf("connected to %v: TCP in %v", to.addr, l.tcpTook.Round(digits))
+	text := fmt.Sprintf("connected to %v", to.addr)
+	if l.tcpTook > 0 {
+		text += fmt.Sprintf(": TCP in %v", l.tcpTook.Round(digits))
+	}
 	if l.tls == nil {
 		return text
 	}
@@ -133,7 +163,7 @@ func (l link) summary(to *endpoint) string {
 	return text
 }
 
-func (t *tlsTransport) configFor(addr netip.AddrPort) *tls.Config {
+func (t *tlsIdentity) configFor(addr netip.AddrPort) *tls.Config {
 	config := t.config.Clone()
 	if config.ServerName == "" {
 		config.ServerName = addr.Addr().WithZone("").String()
@@ -177,8 +207,7 @@ func (t *tlsTransport) secure(ctx context.Context, addr netip.AddrPort, config *
 	}
 	p.connected.Store(true)
 	began := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, limits.handshake,
-		&failure{TLSTimedOut, fmt.Errorf("no TLS handshake within %v (setting handshake_timeout)", limits.handshake)})
+	ctx, cancel := context.WithTimeoutCause(ctx, limits.handshake, t.timeout(limits.handshake))
 	defer cancel()
 	conn := tls.Client(&firstReadConn{Conn: l.raw, progress: p, reached: t.tcp.progress}, config)
 	err = conn.HandshakeContext(ctx)
@@ -194,14 +223,9 @@ func (t *tlsTransport) secure(ctx context.Context, addr netip.AddrPort, config *
 		}
 		return l, cause
 	}
-	t.handshakes.Add(1)
-	t.handshake.succeeded(l.tlsTook)
 	t.tcp.progress(tlsConnected)
 	state := conn.ConnectionState()
-	t.notAfter.Store(state.PeerCertificates[0].NotAfter.Unix())
-	if state.DidResume {
-		t.resumed.Add(1)
-	}
+	t.established(&state, l.tlsTook)
 	l.tls = &state
 	return l, nil
 }
@@ -227,6 +251,11 @@ func (t *tlsTransport) overHTTP(conn net.Conn, state tls.ConnectionState, addr n
 		return nil, fmt.Errorf("%w: the server does not offer HTTP/2 (ALPN)", errHandshake)
 	}
 	return newHTTP2Conn(conn, hostOf(state.ServerName, addr), t.path)
+}
+
+func (t *tlsTransport) init(kind string, o Options, tcp *tcpTransport, log *slog.Logger) error {
+	t.tcp = tcp
+	return t.tlsIdentity.init(kind, o, log)
 }
 
 // hostOf returns the :authority of requests to a server (RFC 9113 section 8.3.1).

@@ -136,7 +136,7 @@ func TestWhatAClientHelloLeavesOutIsForgotten(t *testing.T) {
 	}
 	var all sync.WaitGroup // dials of one address, at once
 	var log strings.Builder
-	r := helloRace{transport: &tlsTransport{log: slog.New(slog.NewTextHandler(&log, nil))}, endpoint: e}
+	r := helloRace{transport: &tlsTransport{tlsIdentity: tlsIdentity{log: slog.New(slog.NewTextHandler(&log, nil))}}, endpoint: e}
 	for range 8 {
 		all.Go(func() { r.won(handshakeResult{without: withoutALPN}); e.hello.get() })
 	}

@@ -134,9 +134,9 @@ func (d *Drill) parseShare(text, value string) (err error) {
 func (d Drill) concerns(e *endpoint) bool {
 	switch d.Fault {
 	case Block:
-		return d.swallows(e.addr, overUDP(e.via))
+		return d.swallows(e.addr, overUDP(e.transport()))
 	case HTTPStatus:
-		return overHTTP(e.via)
+		return overHTTP(e.transport())
 	}
 	return true
 }
@@ -144,13 +144,6 @@ func (d Drill) concerns(e *endpoint) bool {
 // swallows reports whether the fault is that nothing comes back from an address.
 func (d Drill) swallows(addr netip.AddrPort, udp bool) bool {
 	return d.Fault == Blackhole || d.Fault == Block && d.Port == addr.Port() && d.UDP == udp
-}
-
-func overHTTP(via transport) bool {
-	return via != nil && (via.String() == DoH || via.String() == "doh3")
-}
-func overUDP(via transport) bool {
-	return via != nil && (via.String() == "doq" || via.String() == "doh3")
 }
 
 // places lists the endpoints, for people.

@@ -49,6 +49,17 @@ type endpoint struct {
 	probing   bool       // a probe is in progress
 }
 
+// transport returns the name of the transport, or "" if e stands for no address.
+func (e *endpoint) transport() string {
+	switch {
+	case e.via != nil:
+		return e.via.String()
+	case e.addr.IsValid():
+		return UDP
+	}
+	return ""
+}
+
 // An expiring is something learnt, which is forgotten after some time. The zero expiring
 // knows nothing.
 type expiring[T any] struct{ known atomic.Pointer[lesson[T]] }

@@ -62,7 +62,7 @@ func (f *faults) is(fault Fault) *activeFault {
 
 // swallowing returns the drill because of which nothing comes back from an endpoint, or nil.
 func (f *faults) swallowing(e *endpoint) *activeFault {
-	if active := f.active.Load(); active != nil && active.swallows(e.addr, overUDP(e.via)) {
+	if active := f.active.Load(); active != nil && active.swallows(e.addr, overUDP(e.transport())) {
 		return active
 	}
 	return nil
@@ -249,15 +249,15 @@ func (c *faultyConn) inject(d delivery, whole bool) {
 	active := c.faults.active.Load()
 	switch {
 	case active == nil || !whole:
-	case active.swallows(c.to.addr, overUDP(c.to.via)):
+	case active.swallows(c.to.addr, overUDP(c.to.transport())):
 		return
 	case active.Fault == Late:
 		d.at, d.over = time.Now().Add(active.Delay), active.over
 	case d.frame == nil:
 	case active.Fault == ServFail && rand.IntN(100) < active.Share:
 		d.frame = asServFail(d.frame)
-	case active.Fault == HTTPStatus && overHTTP(c.to.via):
-		status := httpRequest{status: active.Status}
+	case active.Fault == HTTPStatus && overHTTP(c.to.transport()):
+		status := responseHeader{status: active.Status}
 		d = delivery{err: &requestError{wire.ID(d.frame[2:]), status.check()}}
 	}
 	c.deliver(d)

@@ -46,6 +46,7 @@ const (
 
 var (
 	errGoAway       = errors.New("server takes no more requests on this connection (GOAWAY)")
+	errTooLong      = &failure{HTTPNotDNS, errors.New("response to a DNS query over HTTPS is longer than a DNS message")}
 	errNotProcessed = fmt.Errorf("a request was not processed: %w", errGoAway)
 )
 
@@ -94,18 +95,17 @@ func (e *requestError) Unwrap() error { return e.err }
 
 // An httpRequest is a request without a whole response.
 type httpRequest struct {
-	id     uint16 // of the DNS message
-	sent   time.Time
-	status int    // of the response; 0 before its header
-	isDNS  bool   // the response has a DNS message
-	body   []byte // of it, if it comes in several frames
+	id       uint16 // of the DNS message
+	sent     time.Time
+	response responseHeader // its status is 0 before it has come
+	body     []byte         // of the response, if it comes in several frames
 }
 
 // A responseHeader is what counts of a header.
 type responseHeader struct {
 	size   int
 	status int
-	isDNS  bool
+	isDNS  bool // the body is a DNS message
 }
 
 // newHTTP2Conn begins HTTP/2 on conn, with requests for a resource.
@@ -400,10 +400,10 @@ func (c *http2Conn) readHeaders(frame *http2.HeadersFrame) error {
 	if r == nil || c.block.status >= 100 && c.block.status < 200 {
 		return nil
 	}
-	if r.status == 0 { // else these are trailers
-		r.status, r.isDNS = c.block.status, c.block.isDNS
+	if r.response.status == 0 { // else these are trailers
+		r.response = c.block
 	}
-	if !ended && r.check() == nil {
+	if !ended && r.response.check() == nil {
 		return nil
 	}
 	return c.answered(number, r, r.body)
@@ -415,19 +415,23 @@ func (h *responseHeader) add(f hpack.HeaderField) {
 	case ":status":
 		h.status, _ = strconv.Atoi(f.Value)
 	case "content-type":
-		kind, _, _ := strings.Cut(f.Value, ";")
-		h.isDNS = strings.EqualFold(strings.TrimSpace(kind), dnsMessage)
+		h.setContentType(f.Value)
 	}
 }
 
+func (h *responseHeader) setContentType(value string) {
+	kind, _, _ := strings.Cut(value, ";")
+	h.isDNS = strings.EqualFold(strings.TrimSpace(kind), dnsMessage)
+}
+
 // check returns an error if the response has no DNS message.
-func (r *httpRequest) check() error {
+func (h *responseHeader) check() error {
 	switch {
-	case r.status == 429: // RFC 6585 section 4
+	case h.status == 429: // RFC 6585 section 4
 		return &failure{HTTPLimited, errors.New("server limits the rate of requests (HTTP status 429)")}
-	case r.status != 200:
-		return &failure{HTTPFailed, fmt.Errorf("server responds with HTTP status %d", r.status)}
-	case !r.isDNS:
+	case h.status != 200:
+		return &failure{HTTPFailed, fmt.Errorf("server responds with HTTP status %d", h.status)}
+	case !h.isDNS:
 		return &failure{HTTPNotDNS, errors.New("response to a DNS query over HTTPS is no DNS message (Content-Type)")}
 	}
 	return nil
@@ -450,7 +454,7 @@ func (c *http2Conn) readData(frame *http2.DataFrame) error {
 	body := frame.Data()
 	if len(r.body)+len(body) > wire.MaxSize {
 		c.reset(frame.StreamID)
-		return &requestError{r.id, &failure{HTTPNotDNS, errors.New("response to a DNS query over HTTPS is longer than a DNS message")}}
+		return &requestError{r.id, errTooLong}
 	}
 	if len(r.body) > 0 || !frame.StreamEnded() {
 		r.body = append(r.body, body...)
@@ -466,7 +470,7 @@ func (c *http2Conn) readData(frame *http2.DataFrame) error {
 // is an error, the rest need not have come.
 func (c *http2Conn) answered(number uint32, r *httpRequest, body []byte) error {
 	c.reset(number)
-	if err := r.check(); err != nil {
+	if err := r.response.check(); err != nil {
 		return &requestError{r.id, err}
 	}
 	c.message.Reset()

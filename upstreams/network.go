@@ -56,7 +56,7 @@ type portKey struct {
 func (k portKey) String() string { return fmt.Sprintf("%s/%d", networkOf(k.transport), k.number) }
 
 func networkOf(transport string) string {
-	if transport == "doq" || transport == "doh3" {
+	if overUDP(transport) {
 		return "udp"
 	}
 	return "tcp"

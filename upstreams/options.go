@@ -32,15 +32,15 @@ type Options struct {
 	// UDP is for NewPlain, the others are for New.
 	Protocol string `config:"protocol"`
 	// Transports are the encrypted ways to ask that are used with protocol tls, the best
-	// first: dot (DNS over TLS) and doh (DNS over HTTPS). While one is blocked or out of
-	// order, the next one is used. [] is all that the upstream has: dot, and doh if there are
-	// doh_addresses.
+	// first: dot (DNS over TLS), doh (DNS over HTTPS, as HTTP/2), doq (DNS over QUIC) and doh3
+	// (DNS over HTTPS, as HTTP/3). While one is blocked or out of order, the next one is used.
+	// [] is all that the upstream has: dot, and doh if there are doh_addresses.
 	Transports []string `config:"transports"`
 	// Addresses is where it answers: IP, for port 853 (53 with udp and tcp), or IP:port.
 	// Either addresses or host is required, or doh_addresses.
 	Addresses []netip.AddrPort `config:"addresses"`
-	// DoHAddresses is where it answers over HTTPS: IP, for port 443, or IP:port. With doh in
-	// transports, the default is addresses or host, with doh_port.
+	// DoHAddresses is where it answers over HTTPS: IP, for port 443, or IP:port. With doh or
+	// doh3 in transports, the default is addresses or host, with doh_port.
 	DoHAddresses []netip.AddrPort `config:"doh_addresses"`
 	// DoHPort is the port that goes with host and addresses over HTTPS.
 	DoHPort uint16 `config:"doh_port" bounds:"1 65535"`
@@ -49,9 +49,12 @@ type Options struct {
 	// DoHName is the name that the certificate must be valid for over HTTPS, and the host of
 	// its URL. The default is server_name.
 	DoHName string `config:"doh_name"`
+	// DoQPort is the port that goes with host and addresses over QUIC; 0 stands for that of
+	// addresses, or port.
+	DoQPort uint16 `config:"doq_port" bounds:"1 65535 0"`
 	// Host is a name whose addresses are looked up, through bootstrap, instead of addresses.
 	Host string `config:"host"`
-	// Port is the port that goes with host, for DNS over TLS.
+	// Port is the port that goes with host, for DNS over TLS and over QUIC.
 	Port uint16 `config:"port" bounds:"1 65535"`
 	// Bootstrap are the resolvers to ask for host. The default is the section bootstrap.
 	//
@@ -133,9 +136,14 @@ func (o Options) withDefaults() Options {
 
 // The values of Options.Transports.
 const (
-	DoT = "dot"
-	DoH = "doh"
+	DoT  = "dot"
+	DoH  = "doh"
+	DoQ  = "doq"
+	DoH3 = "doh3"
 )
+
+// transports has all that are encrypted.
+var transports = []string{DoT, DoH, DoQ, DoH3}
 
 const (
 	dotPort = 853          // RFC 7858 section 3.1
@@ -143,7 +151,13 @@ const (
 	dohPath = "/dns-query" // as most services have it
 )
 
-// ladder returns the names of all transports over TCP, the best first.
+// overHTTP reports whether a transport is DNS over HTTPS.
+func overHTTP(transport string) bool { return transport == DoH || transport == DoH3 }
+
+// overUDP reports whether the packets of a transport are those of UDP.
+func overUDP(transport string) bool { return transport == DoQ || transport == DoH3 || transport == UDP }
+
+// ladder returns the names of all transports but UDP, the best first.
 func (o Options) ladder() []string {
 	switch {
 	case o.Protocol != TLS:
@@ -163,10 +177,13 @@ func (o Options) ladder() []string {
 func (o Options) placesOf(hosts []netip.Addr) (places [][]netip.AddrPort) {
 	for _, transport := range o.ladder() {
 		of, port := o.Addresses, o.Port
-		if transport == DoH {
+		switch {
+		case overHTTP(transport):
 			of, port = o.DoHAddresses, o.DoHPort
+		case transport == DoQ && o.DoQPort != 0:
+			of, port = nil, o.DoQPort
 		}
-		if transport == DoH && len(of) == 0 {
+		if len(of) == 0 {
 			for _, a := range o.Addresses {
 				of = append(of, netip.AddrPortFrom(a.Addr(), port))
 			}
@@ -230,7 +247,11 @@ func (o Options) checkPlain(report func(option, problem string, beside ...string
 		report("addresses", "is empty; a server that is asked in clear text needs one, a name won't do", "protocol")
 	}
 	o.checkServers(report)
-	for _, option := range o.setOfDoH() {
+	set := o.setOfDoH()
+	if o.DoQPort != 0 {
+		set = append(set, "doq_port")
+	}
+	for _, option := range set {
 		report(option, "has no effect with protocol "+o.Protocol+", which is clear text; remove it", "protocol")
 	}
 	for option, set := range map[string]bool{
@@ -247,14 +268,17 @@ func (o Options) checkPlain(report func(option, problem string, beside ...string
 func (o Options) checkTransports(report func(option, problem string, beside ...string)) {
 	for i, t := range o.Transports {
 		switch {
-		case t != DoT && t != DoH:
-			report("transports", fmt.Sprintf("%q does not exist; there are dot, doh", t))
+		case !slices.Contains(transports, t):
+			report("transports", fmt.Sprintf("%q does not exist; there are %s", t, strings.Join(transports, ", ")))
 		case slices.Contains(o.Transports[:i], t):
 			report("transports", fmt.Sprintf("has %s twice", t))
 		}
 	}
-	if set := o.setOfDoH(); len(set) > 0 && !slices.Contains(o.ladder(), DoH) {
+	if set := o.setOfDoH(); len(set) > 0 && !slices.ContainsFunc(o.ladder(), overHTTP) {
 		report("transports", fmt.Sprintf("does not have doh, but %s is set; add doh here, or remove that", strings.Join(set, ", ")), set...)
+	}
+	if o.DoQPort != 0 && !slices.Contains(o.ladder(), DoQ) {
+		report("transports", "does not have doq, but doq_port is set; add doq here, or remove that", "doq_port")
 	}
 	if !strings.HasPrefix(o.DoHPath, "/") || strings.ContainsFunc(o.DoHPath, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '#' || r == '{' }) {
 		report("doh_path", fmt.Sprintf("%q is not the path of a URL, as /dns-query is", o.DoHPath))
@@ -278,8 +302,8 @@ func (o Options) setOfDoH() (set []string) {
 }
 
 func (o Options) checkPorts(report func(option, problem string, beside ...string)) {
-	if o.Port != dotPort && (o.Host == "" || !slices.Contains(o.ladder(), DoT)) {
-		report("port", "has no effect without a host for DNS over TLS; a port of addresses goes there, as in 192.0.2.1:8853", "addresses")
+	if o.Port != dotPort && (o.Host == "" || !slices.ContainsFunc(o.ladder(), needsAddresses)) {
+		report("port", "has no effect without a host for DNS over TLS or QUIC; a port of addresses goes there, as in 192.0.2.1:8853", "addresses")
 	}
 	if o.DoHPort != dohPort && len(o.DoHAddresses) > 0 {
 		report("doh_port", "has no effect beside doh_addresses; a port goes there, as in 192.0.2.1:8443", "doh_addresses")
@@ -323,9 +347,12 @@ func (o Options) checkServers(report func(option, problem string, beside ...stri
 	}
 }
 
+// needsAddresses reports whether a transport can't be used with doh_addresses alone.
+func needsAddresses(transport string) bool { return !overHTTP(transport) }
+
 func (o Options) checkAddresses(report func(option, problem string, beside ...string)) {
 	switch {
-	case len(o.Addresses) == 0 && o.Host == "" && (len(o.DoHAddresses) == 0 || slices.Contains(o.ladder(), DoT)):
+	case len(o.Addresses) == 0 && o.Host == "" && (len(o.DoHAddresses) == 0 || slices.ContainsFunc(o.ladder(), needsAddresses)):
 		report("addresses", "is empty, and there is no host to resolve", "host")
 	case len(o.Addresses) > 0 && o.Host != "":
 		report("host", "is not needed beside addresses; to check the certificate's name, set server_name", "addresses")

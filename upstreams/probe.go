@@ -32,7 +32,7 @@ const (
 // it supports.
 type ProbeReport struct {
 	Address   netip.AddrPort `json:"address,omitzero"`
-	Transport string         `json:"transport,omitempty"` // dot or doh
+	Transport string         `json:"transport,omitempty"` // dot, doh, doq or doh3
 	// Err is the first error; the fields that are measured after it are not set.
 	Err error `json:"-"`
 
@@ -73,10 +73,10 @@ func Probe(ctx context.Context, o Options, q wire.Query, idle time.Duration) ([]
 	var all []*ProbeReport
 	var probes sync.WaitGroup
 	for _, e := range u.dialer.ordered() {
-		if t, ok := e.via.(*tlsTransport); ok {
-			x := &ProbeReport{Address: e.addr, Transport: t.kind}
+		if t, ok := e.via.(prober); ok {
+			x := &ProbeReport{Address: e.addr, Transport: e.via.String()}
 			all = append(all, x)
-			probes.Go(func() { t.probe(ctx, x, q, idle) })
+			probes.Go(func() { x.probe(ctx, t, q, idle) })
 		}
 	}
 	probes.Wait()
@@ -87,17 +87,23 @@ func Probe(ctx context.Context, o Options, q wire.Query, idle time.Duration) ([]
 	return reports, nil
 }
 
-func (t *tlsTransport) probe(ctx context.Context, x *ProbeReport, q wire.Query, idle time.Duration) {
-	config := t.configFor(x.Address)
-	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
-	conn := x.secure(ctx, t, config)
+// A prober is a transport that can be examined.
+type prober interface {
+	// examine makes a connection and fills in what is known of it. On failure it sets Err.
+	examine(ctx context.Context, x *ProbeReport) (conn net.Conn, again redial)
+}
+
+// A redial makes another connection as the first one, with its session or with none.
+type redial func(ctx context.Context, resume bool) (conn net.Conn, resumed bool, err error)
+
+func (x *ProbeReport) probe(ctx context.Context, t prober, q wire.Query, idle time.Duration) {
+	conn, again := t.examine(ctx, x)
 	if x.Err != nil {
 		return
 	}
-	defer conn.raw.Close()
+	defer conn.Close()
 	var waiting sync.WaitGroup
-	again := config.Clone()
-	waiting.Go(func() { x.idle(ctx, t, again, q, idle) })
+	waiting.Go(func() { x.idle(ctx, again, q, idle) })
 	defer waiting.Wait()
 	r := bufio.NewReaderSize(conn, 2+wire.MaxSize)
 	if x.Err = x.measure(conn, r, q); x.Err != nil {
@@ -106,7 +112,59 @@ func (t *tlsTransport) probe(ctx context.Context, x *ProbeReport, q wire.Query, 
 	if x.Err = x.pipeline(conn, r, q); x.Err != nil {
 		return
 	}
-	x.resume(ctx, config)
+	if second, resumed, err := again(ctx, true); err == nil {
+		x.Resumes = resumed
+		second.Close()
+	}
+}
+
+func (t *tlsTransport) examine(ctx context.Context, x *ProbeReport) (net.Conn, redial) {
+	config := t.configFor(x.Address)
+	config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	conn := x.secure(ctx, t, config)
+	if x.Err != nil {
+		return nil, nil
+	}
+	return conn, func(ctx context.Context, resume bool) (net.Conn, bool, error) {
+		config := config.Clone()
+		if !resume {
+			config.ClientSessionCache = nil
+		}
+		dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: probeAnswerLimit}, Config: config}
+		conn, err := dialer.DialContext(ctx, "tcp", x.Address.String())
+		if err != nil {
+			return nil, false, err
+		}
+		state := conn.(*tls.Conn).ConnectionState()
+		if t.kind == DoH {
+			conn, err = t.overHTTP(conn, state, x.Address)
+		}
+		return conn, state.DidResume, err
+	}
+}
+
+func (t *quicTransport) examine(ctx context.Context, x *ProbeReport) (net.Conn, redial) {
+	open := func(ctx context.Context) (link, error) {
+		return t.open(ctx, &endpoint{addr: x.Address}, t.longest())
+	}
+	l, err := open(ctx)
+	if x.Err = err; err != nil {
+		if bad, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+			x.Chain = bad.UnverifiedCertificates
+		}
+		return nil, nil
+	}
+	x.TLS = latency.Millis(l.tlsTook)
+	x.describe(l.tls)
+	return l, func(ctx context.Context, _ bool) (net.Conn, bool, error) {
+		l, err := open(ctx)
+		return l, err == nil && l.tls.DidResume, err
+	}
+}
+
+func (x *ProbeReport) describe(state *tls.ConnectionState) {
+	x.Version, x.Cipher, x.ALPN = tls.VersionName(state.Version), tls.CipherSuiteName(state.CipherSuite), state.NegotiatedProtocol
+	x.Chain = state.PeerCertificates
 }
 
 // A promptConn has the system acknowledge the next segments at once, as a stream does at
@@ -131,13 +189,11 @@ func (x *ProbeReport) secure(ctx context.Context, t *tlsTransport, config *tls.C
 		l, err := t.secure(ctx, x.Address, config, t.longest(), &p)
 		x.Err, x.TCP, x.TLS = err, latency.Millis(l.tcpTook), latency.Millis(l.tlsTook)
 		if err == nil {
-			state := l.tls
-			x.Version, x.Cipher, x.ALPN = tls.VersionName(state.Version), tls.CipherSuiteName(state.CipherSuite), state.NegotiatedProtocol
-			x.Chain = state.PeerCertificates
+			x.describe(l.tls)
 			conn := &promptConn{l, l.raw}
 			if t.kind == DoH {
 				var over *http2Conn
-				if over, x.Err = t.overHTTP(&promptConn{l, l.raw}, *state, x.Address); x.Err != nil {
+				if over, x.Err = t.overHTTP(&promptConn{l, l.raw}, *l.tls, x.Address); x.Err != nil {
 					l.abort()
 					return nil
 				}
@@ -215,31 +271,16 @@ func (x *ProbeReport) pipeline(conn net.Conn, r *bufio.Reader, q wire.Query) err
 	return nil
 }
 
-func (x *ProbeReport) resume(ctx context.Context, config *tls.Config) {
-	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: probeAnswerLimit}, Config: config}
-	if conn, err := dialer.DialContext(ctx, "tcp", x.Address.String()); err == nil {
-		x.Resumes = conn.(*tls.Conn).ConnectionState().DidResume
-		conn.Close()
-	}
-}
-
 // idle sends one query on a connection of its own, and waits for the end of the connection.
-func (x *ProbeReport) idle(ctx context.Context, t *tlsTransport, config *tls.Config, q wire.Query, limit time.Duration) {
+func (x *ProbeReport) idle(ctx context.Context, again redial, q wire.Query, limit time.Duration) {
 	if limit <= 0 {
 		return
 	}
-	config.ClientSessionCache = nil
-	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: probeAnswerLimit}, Config: config}
-	conn, err := dialer.DialContext(ctx, "tcp", x.Address.String())
+	conn, _, err := again(ctx, false)
 	if err != nil {
 		return
 	}
 	defer conn.Close()
-	if t.kind == DoH {
-		if conn, err = t.overHTTP(conn, conn.(*tls.Conn).ConnectionState(), x.Address); err != nil {
-			return
-		}
-	}
 	r := bufio.NewReaderSize(conn, 2+wire.MaxSize)
 	if writeFrames(conn, q.AppendUpstream(nil, 1)) != nil {
 		return

@@ -130,3 +130,18 @@ func smallSegments(_, _ string, raw syscall.RawConn) error {
 		_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_MAXSEG, smallSegment)
 	})
 }
+
+// receiveBuffer returns how many octets of packets the system keeps for a socket until they
+// are read, or 0 if that is not known.
+func receiveBuffer(conn net.Conn) (size int) {
+	socket, ok := conn.(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) { size, _ = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF) }) // 0 then
+	return size
+}

@@ -45,7 +45,7 @@ func (c *counters) addTo(totals *Counts) {
 
 // Counts are totals since New, except Open.
 type Counts struct {
-	Dials      uint64 `json:"dials"`      // TCP connects tried
+	Dials      uint64 `json:"dials"`      // connections tried, over TCP and QUIC
 	Handshakes uint64 `json:"handshakes"` // TLS handshakes completed
 	Resumed    uint64 `json:"resumed"`    // of these: resumed sessions
 	// Of the handshakes, those with a plainer ClientHello: without ALPN, and without the large key share.
@@ -61,7 +61,7 @@ type Counts struct {
 	Stripped        uint64 `json:"stripped"`         // answers accepted without some of their records, which did not belong to the question
 
 	Open      int    `json:"-"` // connections open now
-	Transport string `json:"-"` // the best of theirs: dot, doh or tcp; empty if none is open
+	Transport string `json:"-"` // the best of theirs: dot, doh, doq, doh3 or tcp; empty if none is open
 }
 
 // Counts returns the totals.
@@ -69,11 +69,16 @@ func (u *Upstream) Counts() Counts {
 	c := Counts{
 		Dials: u.dialer.tcp.dials.Load(), Open: int(u.open.Load()), Transport: u.transport(),
 	}
-	for _, t := range []*tlsTransport{&u.dialer.dot, &u.dialer.doh} {
+	for t := range u.dialer.identities() {
 		c.Handshakes += t.handshakes.Load()
 		c.Resumed += t.resumed.Load()
+	}
+	for _, t := range []*tlsTransport{&u.dialer.dot, &u.dialer.doh} {
 		c.WithoutALPN += t.withoutALPN.Load()
 		c.WithoutKeyShare += t.withoutKeyShare.Load()
+	}
+	for _, t := range []*quicTransport{&u.dialer.doq, &u.dialer.doh3} {
+		c.Dials += t.dials.Load()
 	}
 	u.counts.addTo(&c)
 	return c
@@ -174,7 +179,7 @@ type AddressHistory struct {
 	// Address is not valid for attempts that went to no address, and for those at
 	// addresses that the upstream no longer has.
 	Address netip.AddrPort
-	// Transport is dot, doh, tcp or udp; empty without an address.
+	// Transport is dot, doh, doq, doh3, tcp or udp; empty without an address.
 	Transport string
 	Attempts  [outcomes]uint64 // indexed by Outcome
 	Dials     [outcomes]uint64 // the same; GotNoError stands for a connection made
@@ -205,8 +210,10 @@ func (h *History) Attempts() (answered, failed uint64) {
 func (u *Upstream) History() History {
 	h := History{Addresses: u.dialer.history()}
 	u.attemptStats.addTo(&h)
-	if at := max(u.dialer.dot.notAfter.Load(), u.dialer.doh.notAfter.Load()); at != 0 {
-		h.NotAfter = time.Unix(at, 0)
+	for t := range u.dialer.identities() {
+		if at := time.Unix(t.notAfter.Load(), 0); at.Unix() != 0 && at.After(h.NotAfter) {
+			h.NotAfter = at
+		}
 	}
 	return h
 }
@@ -223,13 +230,7 @@ func (d *dialer) history() []AddressHistory {
 }
 
 func (e *endpoint) history() AddressHistory {
-	h := AddressHistory{Address: e.addr, Without: e.without()}
-	switch {
-	case e.via != nil:
-		h.Transport = e.via.String()
-	case e.addr.IsValid():
-		h.Transport = UDP
-	}
+	h := AddressHistory{Address: e.addr, Transport: e.transport(), Without: e.without()}
 	if until, penalties := e.avoided(); penalties > 0 {
 		h.Avoided = until
 	}

@@ -1,6 +1,6 @@
-// Package upstreams sends queries to resolvers: over DNS-over-TLS (RFC 7858) and
-// DNS-over-HTTPS (RFC 8484), and in clear text over TCP and UDP to servers of the operator's
-// own network.
+// Package upstreams sends queries to resolvers: over DNS-over-TLS (RFC 7858), DNS-over-HTTPS
+// (RFC 8484) and DNS-over-QUIC (RFC 9250), and in clear text over TCP and UDP to servers of
+// the operator's own network.
 //
 // # What it does
 //
@@ -15,14 +15,14 @@
 // grows from 30 s to 15 min.
 //
 // An endpoint is an address and a transport. The transports of an upstream form a ladder:
-// while no connection can be made on a better rung, the next one is used, and the better
-// rungs are tried every 8 s. Queries move to the better connection as soon as there is one.
+// while no connection can be made on a better rung, the next one is used, and the best
+// one is tried every 8 s. Queries move to the better connection as soon as there is one.
 // If the same transport fails at several upstreams at once, the Network is taken to block it:
 // all leave it, and all return to it when it works for one of them.
 //
 // # What it never does
 //
-// It never sends a query over TLS or HTTPS without having verified the certificate, and never
+// It never sends an encrypted query without having verified the certificate, and never
 // falls back to clear text. It never accepts an answer to another question. It does not
 // judge whether an upstream is up: others do, by the results of Ask, Latency, Silent and
 // Reached.
@@ -35,6 +35,7 @@
 //     how long
 //   - dot.go, clienthello.go, certificate.go, tcp.go: the transports that open connections
 //   - http2.go: HTTP/2, as a connection that DNS messages are written to
+//   - quic.go: QUIC, for DNS over QUIC and over HTTP/3, in the same way
 //   - stream.go, call.go: one connection over TLS or TCP, and a query on it; its states are
 //     described at stream
 //   - plain.go: UDP
@@ -104,6 +105,7 @@ type Upstream struct {
 	dials     []*dial     // in progress, the newest last
 	climbing  *time.Timer // runs climb; nil if no better transport is to be tried
 	climbSent uint64      // counts.sent when they were tried last
+	climbs    int         // how often that was
 	// climbAgain is set if a try has begun before the network changed.
 	climbAgain bool
 	rung       int // of the newest stream, which may have ended

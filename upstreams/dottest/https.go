@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/tls"
+	"errors"
 	"io"
 	"log"
 	"net"
@@ -13,10 +14,12 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/quic-go/quic-go/http3"
 )
 
 // An HTTPSServer is a DNS-over-HTTPS server for tests (RFC 8484) that misbehaves on request.
-// Its HTTP/2 is that of net/http.
+// Its HTTP/2 is that of net/http, its HTTP/3 that of quic-go.
 type HTTPSServer struct {
 	addr    netip.AddrPort
 	handler Handler
@@ -47,6 +50,8 @@ type HTTPSOptions struct {
 	Streams int
 	// Protocols are those of ALPN. Default: h2, http/1.1.
 	Protocols []string
+	// HTTP3 has the server listen on the UDP port with the same number, too.
+	HTTP3 bool
 }
 
 // An HTTPSFault is a misbehaviour of an HTTPSServer. The zero HTTPSFault does nothing.
@@ -103,9 +108,19 @@ func NewHTTPSServer(tb testing.TB, o HTTPSOptions) *HTTPSServer {
 	}
 	var serving sync.WaitGroup
 	serving.Go(func() { server.ServeTLS(listener, "", "") })
+	end := server.Close
+	if o.HTTP3 {
+		socket, err := net.ListenPacket("udp", s.addr.String())
+		if err != nil {
+			tb.Fatal(err)
+		}
+		over := &http3.Server{Handler: s, TLSConfig: http3.ConfigureTLSConfig(&tls.Config{Certificates: []tls.Certificate{o.Certificate}})}
+		serving.Go(func() { over.Serve(unsizedConn{socket}) })
+		end = func() error { return errors.Join(server.Close(), over.Close(), socket.Close()) }
+	}
 	tb.Cleanup(func() {
 		close(s.done)
-		server.Close()
+		end()
 		serving.Wait()
 	})
 	return s
@@ -133,7 +148,7 @@ const dnsMessage = "application/dns-message"
 // queryOf returns the query in a request, if that is all right.
 func queryOf(r *http.Request) (query []byte, ok bool) {
 	query, err := io.ReadAll(io.LimitReader(r.Body, 1<<16))
-	ok = err == nil && r.ProtoMajor == 2 && r.Method == http.MethodPost && r.Header.Get("Content-Type") == dnsMessage
+	ok = err == nil && r.ProtoMajor >= 2 && r.Method == http.MethodPost && r.Header.Get("Content-Type") == dnsMessage
 	return query, ok && int64(len(query)) == r.ContentLength && len(query) >= headerLen
 }
 

@@ -12,16 +12,16 @@ import (
 )
 
 const (
-	dotPort   = 853 // RFC 7858 section 3.1
+	dotPort   = 853 // RFC 7858 section 3.1, and of DoQ: RFC 9250 section 4.1.1
 	dohPort   = 443 // RFC 8484 section 4.1
 	plainPort = 53
 )
 
 func usualPort(protocol string) uint16 {
-	switch protocol {
-	case upstreams.TLS:
+	switch {
+	case protocol == upstreams.TLS, protocol == "quic":
 		return dotPort
-	case httpsScheme:
+	case overHTTPS(protocol):
 		return dohPort
 	}
 	return plainPort

@@ -24,7 +24,7 @@ var presets = map[string]upstreams.Options{
 	"adguard": {
 		Addresses:  servers("94.140.14.14", "94.140.15.15", "2a10:50c0::ad1:ff", "2a10:50c0::ad2:ff"),
 		ServerName: "dns.adguard-dns.com",
-		Transports: bothTransports,
+		Transports: allTransports,
 	},
 	"adguard-unfiltered": {
 		Addresses:  servers("94.140.14.140", "94.140.14.141", "2a10:50c0::1:ff", "2a10:50c0::2:ff"),
@@ -36,6 +36,7 @@ var presets = map[string]upstreams.Options{
 		ServerName: "cloudflare-dns.com",
 		// Another prefix than that of 1.1.1.1, which has been out of reach as a whole.
 		DoHAddresses: serversAt(dohPort, "104.16.248.249", "104.16.249.249", "2606:4700::6810:f8f9", "2606:4700::6810:f9f9"),
+		Transports:   withHTTP3,
 	},
 	"cloudflare-family": {
 		Addresses:  servers("1.1.1.3", "1.0.0.3", "2606:4700:4700::1113", "2606:4700:4700::1003"),
@@ -58,7 +59,7 @@ var presets = map[string]upstreams.Options{
 	"google": {
 		Addresses:  servers("8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844"),
 		ServerName: "dns.google",
-		Transports: bothTransports,
+		Transports: withHTTP3,
 	},
 	// That of its services which blocks nothing.
 	"mullvad": {
@@ -75,7 +76,7 @@ var presets = map[string]upstreams.Options{
 	"quad9": {
 		Addresses:   servers("9.9.9.9", "149.112.112.112", "2620:fe::fe", "2620:fe::9"),
 		ServerName:  "dns.quad9.net",
-		Transports:  bothTransports,
+		Transports:  allTransports,
 		IdleTimeout: quad9IdleTimeout,
 	},
 	// Neither blocks names nor validates DNSSEC.
@@ -108,8 +109,13 @@ func preset(name string) (upstreams.Options, bool) {
 	return o, ok
 }
 
-// bothTransports is for services that have DNS over HTTPS at the same addresses.
-var bothTransports = []string{upstreams.DoT, upstreams.DoH}
+// The transports of services, those over UDP last: networks block them more often, and they
+// cost more.
+var (
+	bothTransports = []string{upstreams.DoT, upstreams.DoH}
+	withHTTP3      = []string{upstreams.DoT, upstreams.DoH, upstreams.DoH3}
+	allTransports  = []string{upstreams.DoT, upstreams.DoH, upstreams.DoQ, upstreams.DoH3}
+)
 
 func servers(addresses ...string) []netip.AddrPort { return serversAt(dotPort, addresses...) }
 

@@ -66,12 +66,14 @@ type Config struct {
 	//	tls://dns.example                   a host, whose addresses the resolvers of bootstrap know
 	//	https://192.0.2.53/dns-query#dns.example
 	//	                                    DNS over HTTPS, at an address or a host
+	//	quic://192.0.2.53#dns.example       DNS over QUIC, on port 853 of UDP
+	//	h3://dns.example/dns-query          DNS over HTTPS, as HTTP/3
 	//	tls://dns.example|https://dns.example/dns-query
 	//	                                    one upstream: the next URL is used while no connection
 	//	                                    can be made by those before it
 	//	{urls: [tls://192.0.2.53, https://192.0.2.53/dns-query]}
 	//	                                    the same, as a mapping with further options
-	//	sdns://AwAA…                        a DNS stamp of DNS over TLS or HTTPS, with its hashes
+	//	sdns://AwAA…                        a DNS stamp of DNS over TLS, HTTPS or QUIC, with its hashes
 	//	{preset: quad9, weight: 2}          a preset or a url, and the options that differ from it
 	Upstreams []Upstream `config:"upstreams"`
 	// Routes are names that have upstreams of their own, and are never asked elsewhere; the

@@ -19,11 +19,12 @@ const (
 	stampPlain = 0x00
 	stampDoH   = 0x02
 	stampDoT   = 0x03
+	stampDoQ   = 0x04
 )
 
 // otherStamps are the protocols that no upstream has.
 var otherStamps = map[byte]string{
-	stampPlain: "plain DNS", 0x01: "DNSCrypt", 0x04: "DNS over QUIC", 0x05: "an Oblivious DoH target",
+	stampPlain: "plain DNS", 0x01: "DNSCrypt", 0x05: "an Oblivious DoH target",
 	0x81: "a DNSCrypt relay", 0x85: "an Oblivious DoH relay",
 }
 
@@ -79,17 +80,20 @@ func parseStamp(text string) (upstreams.Options, error) {
 	}
 	const properties = 8
 	kind, r := payload[0], stampReader{rest: payload[1:]}
-	if kind != stampDoH && kind != stampDoT {
+	if kind != stampDoH && kind != stampDoT && kind != stampDoQ {
 		name := otherStamps[kind]
 		if name == "" {
 			name = fmt.Sprintf("the unknown protocol 0x%02x", kind)
 		}
-		return o, fmt.Errorf("it is a DNS stamp of %s, which is not supported; those of DNS over HTTPS and DNS over TLS are", name)
+		return o, fmt.Errorf("it is a DNS stamp of %s, which is not supported; those of DNS over HTTPS, TLS and QUIC are", name)
 	}
 	r.take(properties)
 	address, hashes, host := r.text(), r.list(), r.text()
-	if kind == stampDoH {
+	switch kind {
+	case stampDoH:
 		o.Transports, o.DoHPath = []string{upstreams.DoH}, r.text()
+	case stampDoQ:
+		o.Transports = []string{upstreams.DoQ}
 	}
 	if len(r.rest) > 0 {
 		r.list()

@@ -33,6 +33,7 @@ func TestDNSStampsAreUpstreams(t *testing.T) {
 	f("sdns://AgIAAAAAAAAAAAAPZG5zLmV4YW1wbGUuY29tCi9kbnMtcXVlcnk", "[doh] dns.example.com: dns.example.com:853 by [192.0.2.1] #dns.example.com w1 t0 doh: []/dns-query")
 
 	f(stampOf(0x03, "192.0.2.53", "", "dns.example"), "[] dns.example: [192.0.2.53:853] #dns.example w1 t0")
+	f(stampOf(0x04, "192.0.2.53:8853", "", "dns.example"), "[doq] dns.example: [192.0.2.53:8853] #dns.example w1 t0 via [doq]")
 	f(stampOf(0x03, "[2001:db8::1]:8853", "", "dns.example"), "[] dns.example: [[2001:db8::1]:8853] #dns.example w1 t0")
 	f(stampOf(0x03, "", "", "bücher.example:8853"), "[] xn--bcher-kva.example: xn--bcher-kva.example:8853 by [192.0.2.1] #xn--bcher-kva.example w1 t0")
 	f(stampOf(0x03, ":8853", "", "dns.example", "192.0.2.9"), "[] dns.example: dns.example:8853 by [192.0.2.1] #dns.example w1 t0")
@@ -52,10 +53,9 @@ func TestDNSStampsThatAreRefused(t *testing.T) {
 			t.Errorf("got %s want %s", got, want)
 		}
 	}
-	const notSupported = ", which is not supported; those of DNS over HTTPS and DNS over TLS are"
+	const notSupported = ", which is not supported; those of DNS over HTTPS, TLS and QUIC are"
 	f(stampOf(0x00, "192.0.2.1"), "it is a DNS stamp of plain DNS"+notSupported)
 	f(stampOf(0x01, "192.0.2.1"), "it is a DNS stamp of DNSCrypt"+notSupported)
-	f(stampOf(0x04, "192.0.2.1"), "it is a DNS stamp of DNS over QUIC"+notSupported)
 	f(stampOf(0x05, "192.0.2.1"), "it is a DNS stamp of an Oblivious DoH target"+notSupported)
 	f(stampOf(0x81, "192.0.2.1"), "it is a DNS stamp of a DNSCrypt relay"+notSupported)
 	f(stampOf(0x85, "192.0.2.1"), "it is a DNS stamp of an Oblivious DoH relay"+notSupported)

@@ -139,7 +139,7 @@ func has(written map[string]configs.Value, options ...string) bool {
 func leavesOutDoH(written map[string]configs.Value) bool {
 	transports, ok := written["transports"]
 	return ok && transports.IsList() && len(transports.List()) > 0 &&
-		!slices.ContainsFunc(transports.List(), func(v configs.Value) bool { return v.Text() == upstreams.DoH })
+		!slices.ContainsFunc(transports.List(), func(v configs.Value) bool { return v.Text() == upstreams.DoH || v.Text() == upstreams.DoH3 })
 }
 
 // base reads the preset or the URLs that a mapping builds on.
@@ -199,7 +199,7 @@ func (l *loader) baseURL(option, key string, url configs.Value, written map[stri
 	}
 	said := []string{"addresses", "host", "port", "protocol"}
 	if len(base.Transports) > 0 {
-		said = append(said, "transports", "doh_addresses", "doh_port", "doh_path")
+		said = append(said, "transports", "doh_addresses", "doh_port", "doh_path", "doq_port")
 	}
 	if base.ServerName != "" {
 		said = append(said, "server_name")

@@ -78,6 +78,12 @@ func summary(u Upstream) string {
 	if len(u.DoHAddresses) > 0 || slices.Equal(u.Transports, []string{upstreams.DoH}) {
 		text += fmt.Sprintf(" doh: %v%s", u.DoHAddresses, u.DoHPath)
 	}
+	if slices.Contains(u.Transports, upstreams.DoQ) || slices.Contains(u.Transports, upstreams.DoH3) {
+		text += fmt.Sprint(" via ", u.Transports)
+	}
+	if u.DoQPort != 0 {
+		text += fmt.Sprint(" doq port ", u.DoQPort)
+	}
 	return text
 }
 
@@ -103,13 +109,16 @@ func TestUpstreamForms(t *testing.T) {
 	// over HTTPS
 	f("https://192.0.2.53/dns-query#dns.example", "dns.example: [] #dns.example w1 t0 doh: [192.0.2.53:443]/dns-query")
 	f("https://[2001:db8::53]:8443/x{?dns}", "[2001:db8::53]:8443: [] # w1 t0 doh: [[2001:db8::53]:8443]/x")
+	f("quic://192.0.2.53#dns.example", "dns.example: [192.0.2.53:853] #dns.example w1 t0 via [doq]")
+	f("quic://dns.example:8853", "dns.example: dns.example:8853 by [192.0.2.1] #dns.example w1 t0 via [doq]")
+	f("h3://192.0.2.53/dns-query#dns.example", "dns.example: [] #dns.example w1 t0 doh: [192.0.2.53:443]/dns-query via [doh3]")
 	f("https://dns.example", "dns.example: dns.example:853 by [192.0.2.1] #dns.example w1 t0 doh: []/dns-query")
 	f("{preset: cloudflare, transports: [doh]}", "cloudflare: [1.1.1.1:853 1.0.0.1:853 [2606:4700:4700::1111]:853 [2606:4700:4700::1001]:853] #cloudflare-dns.com w1 t0 doh: [104.16.248.249:443 104.16.249.249:443 [2606:4700::6810:f8f9]:443 [2606:4700::6810:f9f9]:443]/dns-query")
 	f("{preset: cloudflare, addresses: [192.0.2.8]}", "cloudflare: [192.0.2.8:853] #cloudflare-dns.com w1 t0")
 	f("{preset: cloudflare, transports: [dot]}", "cloudflare: [1.1.1.1:853 1.0.0.1:853 [2606:4700:4700::1111]:853 [2606:4700:4700::1001]:853] #cloudflare-dns.com w1 t0")
 	f("{name: both, server_name: dns.example, addresses: [192.0.2.8], doh_addresses: [192.0.2.9], doh_path: /q}", "both: [192.0.2.8:853] #dns.example w1 t0 doh: [192.0.2.9:443]/q")
 
-	f("{preset: google}", "google: [8.8.8.8:853 8.8.4.4:853 [2001:4860:4860::8888]:853 [2001:4860:4860::8844]:853] #dns.google w1 t0")
+	f("{preset: google}", "google: [8.8.8.8:853 8.8.4.4:853 [2001:4860:4860::8888]:853 [2001:4860:4860::8844]:853] #dns.google w1 t0 via [dot doh doh3]")
 	f("{preset: google, weight: 3, tier: 2, addresses: [192.0.2.8], name: g}", "g: [192.0.2.8:853] #dns.google w3 t2")
 	f("{url: 'tls://192.0.2.53#dns.example', name: mine}", "mine: [192.0.2.53:853] #dns.example w1 t0")
 	f("{url: 'tls://192.0.2.53', server_name: dns.example}", "dns.example: [192.0.2.53:853] #dns.example w1 t0")
@@ -149,6 +158,9 @@ func TestSeveralURLsAreOneUpstream(t *testing.T) {
 	f("https://dns.example/q|tls://dns.example:8853", "doh dot", "dns.example: dns.example:8853 by [192.0.2.1] #dns.example w1 t0")
 	f("tls://192.0.2.1#a.example|tls://192.0.2.2|https://192.0.2.3/q#b.example", "dot doh",
 		"a.example: [192.0.2.1:853 192.0.2.2:853] #a.example w1 t0 doh: [192.0.2.3:443]/q #b.example")
+	f("tls://192.0.2.1#dns.example|quic://192.0.2.1:8853|h3://192.0.2.1/dns-query", "dot doq doh3",
+		"dns.example: [192.0.2.1:853] #dns.example w1 t0 doh: [192.0.2.1:443]/dns-query via [dot doq doh3] doq port 8853")
+	f("quic://dns.example|https://dns.example", "doq doh", "dns.example: dns.example:853 by [192.0.2.1] #dns.example w1 t0 via [doq doh] doq port 853")
 	f("tls://dns.example|https://192.0.2.3", "dot doh", "dns.example: dns.example:853 by [192.0.2.1] #dns.example w1 t0 doh: [192.0.2.3:443]/dns-query")
 	f("tls://192.0.2.1|https://192.0.2.1#dns.example", "dot doh", "dns.example: [192.0.2.1:853] #dns.example w1 t0 doh: [192.0.2.1:443]/dns-query")
 	f("udp://10.0.0.53|udp://10.0.0.54", "", "10.0.0.53: [10.0.0.53:53 10.0.0.54:53] # w1 t0")
@@ -168,6 +180,8 @@ func TestURLsOfOneUpstreamMustAgree(t *testing.T) {
 	f("https://dns.example/a|https://dns.example/b", "one URL has the doh_path /a, another one /b; they must agree)")
 	f("tls://dns.example|tls://dns.example:8853", "one URL has the port 853, another one 8853; they must agree)")
 	f("tls://192.0.2.1|udp://192.0.2.1", "one URL has the protocol tls, another one udp; they must agree)")
+	f("tls://192.0.2.1|quic://192.0.2.2", "no tls:// URL has the address 192.0.2.2 of that with quic://; write an upstream for each)")
+	f("quic://192.0.2.1|quic://192.0.2.1:8853", "one URL has the doq_port 853, another one 8853; they must agree)")
 	f("tls://192.0.2.1|https://dns.example", "one URL has an address and another one the host dns.example; write an address in each, and the name after #)")
 	f("https://192.0.2.1|https://dns.example", "one URL has an address and another one the host dns.example;")
 	f("tls://192.0.2.1|quad9", "a preset can't stand beside URLs)")
@@ -213,7 +227,7 @@ func TestUpstreamProblems(t *testing.T) {
 		t.Helper()
 		f("- '"+text+"'", fmt.Sprintf("2: upstreams[0]: %q is not an upstream (%s", text, reason))
 	}
-	is("nothing.one", "it is neither a preset nor a URL); there are the presets adguard, adguard-unfiltered, cloudflare, cloudflare-family, cloudflare-security, controld, google, mullvad, opendns, quad9, quad9-unfiltered, and URLs: tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], https://HOST[:PORT]/PATH[#NAME], udp://ADDRESS[:PORT], or several of one upstream: URL|URL")
+	is("nothing.one", "it is neither a preset nor a URL); there are the presets adguard, adguard-unfiltered, cloudflare, cloudflare-family, cloudflare-security, controld, google, mullvad, opendns, quad9, quad9-unfiltered, and URLs: tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], https://HOST[:PORT]/PATH[#NAME], quic://HOST[:PORT][#NAME], h3://HOST[:PORT]/PATH[#NAME], udp://ADDRESS[:PORT], or several of one upstream: URL|URL")
 	is("1.1.1.1", "write cloudflare, the preset that has this address, or tls://1.1.1.1)")
 	is("[2001:4860:4860::8888]:53", "write google, the preset that has this address, or tls://[2001:4860:4860::8888]:53)")
 	is("192.0.2.1", "write tls://192.0.2.1 or, for a server of one's own network without TLS, udp://192.0.2.1)")
@@ -222,7 +236,7 @@ func TestUpstreamProblems(t *testing.T) {
 	is("[2001:db8::1]:853", "write tls://[2001:db8::1]:853 or")
 	is("cloudflair", "did you mean cloudflare?)")
 	is("Quad9", "did you mean quad9?)")
-	is("quic://192.0.2.1", "quic is not supported; tls:// and https:// are, and udp:// and tcp:// for servers of your own network)")
+	is("doq://192.0.2.1", "doq is not supported; tls://, https://, quic:// and h3:// are, and udp:// and tcp:// for servers of your own network)")
 	is("HTTPS://dns.example/dns-query", "write https in small letters)")
 	is("https://dns.example?dns", "a query needs a path before it, as in /dns-query?key=value)")
 	is("https://user@dns.example/", "it must not have a user)")
@@ -266,7 +280,7 @@ func TestUpstreamProblems(t *testing.T) {
 	f("- {preset: quad9, port: -1}", "2: upstreams[0].port: -1 must not be below 0")
 	f("- {host: dns.example, doh_port: 0, port: 0, transports: [dot, doh], bootstrap: [192.0.2.1]}",
 		"2: upstreams[0].doh_port: must be between 1 and 65535", "2: upstreams[0].port: must be between 1 and 65535")
-	f("- {addresses: [192.0.2.1], port: 854}", "2: upstreams[0].port: has no effect without a host for DNS over TLS; a port of addresses goes there, as in")
+	f("- {addresses: [192.0.2.1], port: 854}", "2: upstreams[0].port: has no effect without a host for DNS over TLS or QUIC; a port of addresses goes there, as in")
 	f("- {protocol: udp, addresses: [192.0.2.1], port: 54}", "2: upstreams[0].port: has no effect with protocol udp")
 	f("- {preset: cloudflare, doh_port: 8443}", "2: upstreams[0].doh_port: has no effect beside doh_addresses; a port goes there, as in")
 	f("- host: d ns\n  server_name: a..b\n  doh_name: '*'\n  transports: [dot, doh]\n  bootstrap: [192.0.2.1]", `2: upstreams[0].host: "d ns" is not a host name`,

@@ -32,7 +32,7 @@ func named(text string) (upstreams.Options, error) {
 // urlSeparator is between the URLs of one upstream.
 const urlSeparator = "|"
 
-const urlForms = "tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], https://HOST[:PORT]/PATH[#NAME], udp://ADDRESS[:PORT], or several of one upstream: URL|URL"
+const urlForms = "tls://ADDRESS[:PORT][#NAME], tls://HOST[:PORT][#NAME], https://HOST[:PORT]/PATH[#NAME], quic://HOST[:PORT][#NAME], h3://HOST[:PORT]/PATH[#NAME], udp://ADDRESS[:PORT], or several of one upstream: URL|URL"
 
 // parseURLs reads the URLs of one upstream. Its transports have their order.
 func parseURLs(texts []string) (upstreams.Options, error) {
@@ -65,12 +65,17 @@ func parseOne(text string) (upstreams.Options, error) {
 func combined(all []upstreams.Options) (upstreams.Options, error) {
 	var sum upstreams.Options
 	mixed := false
+	overTLS := serversOverTLS(all)
 	for _, o := range all {
-		overHTTPS := slices.Contains(o.Transports, upstreams.DoH)
+		overHTTPS := slices.ContainsFunc(o.Transports, overHTTP)
 		o.ServerName = cmp.Or(o.ServerName, o.Host)
 		switch {
 		case overHTTPS:
 			o.DoHName, o.ServerName = o.ServerName, ""
+		case slices.Contains(o.Transports, upstreams.DoQ):
+			if err := besideTLS(&o, overTLS); err != nil {
+				return sum, err
+			}
 		case o.Protocol == "" && len(o.Transports) == 0:
 			o.Protocol, o.Transports = upstreams.TLS, []string{upstreams.DoT}
 		}
@@ -88,6 +93,40 @@ func combined(all []upstreams.Options) (upstreams.Options, error) {
 		sum.DoHName = ""
 	}
 	return sum, nil
+}
+
+func overHTTP(transport string) bool {
+	return transport == upstreams.DoH || transport == upstreams.DoH3
+}
+
+// serversOverTLS returns the addresses of those that are asked over TLS.
+func serversOverTLS(all []upstreams.Options) (servers []netip.Addr) {
+	for _, o := range all {
+		for _, a := range o.Addresses {
+			if o.Protocol == "" && len(o.Transports) == 0 {
+				servers = append(servers, a.Addr())
+			}
+		}
+	}
+	return servers
+}
+
+// besideTLS has the port of a server over QUIC stand by itself. Its address is also one of
+// those over TLS, if there are any.
+func besideTLS(o *upstreams.Options, overTLS []netip.Addr) error {
+	if len(o.Addresses) == 0 {
+		o.DoQPort, o.Port = o.Port, 0
+		return nil
+	}
+	a := o.Addresses[0]
+	o.DoQPort = a.Port()
+	switch {
+	case slices.Contains(overTLS, a.Addr()):
+		o.Addresses = nil
+	case len(overTLS) > 0:
+		return fmt.Errorf("no tls:// URL has the address %v of that with quic://; write an upstream for each", a.Addr())
+	}
+	return nil
 }
 
 // addTo adds the options of one URL to those of the others, which they must not contradict.
@@ -146,11 +185,16 @@ func presetIn(text string) string {
 	return presetOf(a)
 }
 
-// httpsScheme is that of URLs of DNS over HTTPS.
-const httpsScheme = "https"
+// transports are those of URLs with TLS, by their schemes. That of tls is not set: the
+// upstream may have others besides.
+var transports = map[string]string{
+	"https": upstreams.DoH, "h3": upstreams.DoH3, "quic": upstreams.DoQ,
+}
+
+func overHTTPS(scheme string) bool { return scheme == "https" || scheme == "h3" }
 
 func isSupported(scheme string) bool {
-	return scheme == upstreams.TLS || scheme == httpsScheme || scheme == stampScheme || scheme == upstreams.UDP || scheme == upstreams.TCP
+	return scheme == upstreams.TLS || transports[scheme] != "" || scheme == stampScheme || scheme == upstreams.UDP || scheme == upstreams.TCP
 }
 
 // schemeProblem returns why a text is no URL with a scheme of an upstream, or "".
@@ -161,7 +205,7 @@ func schemeProblem(text string) string {
 	case isURL && isSupported(strings.ToLower(scheme)):
 		return "write " + strings.ToLower(scheme) + " in small letters"
 	case isURL:
-		return fmt.Sprintf("%s is not supported; tls:// and https:// are, and udp:// and tcp:// for servers of your own network", scheme)
+		return fmt.Sprintf("%s is not supported; tls://, https://, quic:// and h3:// are, and udp:// and tcp:// for servers of your own network", scheme)
 	case strings.ContainsAny(text, " \t;"):
 		return "write commas between several"
 	case presetIn(text) != "":
@@ -185,15 +229,17 @@ func parseURL(text string) (upstreams.Options, error) {
 	protocol, rest, _ := strings.Cut(text, "://")
 	authority, serverName, hasName := strings.Cut(rest, "#")
 	place, ofHost := &o.Addresses, &o.Port
-	if protocol == httpsScheme {
-		o.Transports = []string{upstreams.DoH}
+	if via := transports[protocol]; via != "" {
+		o.Transports = []string{via}
+	}
+	if overHTTPS(protocol) {
 		authority, o.DoHPath = splitPath(authority)
 		place, ofHost = &o.DoHAddresses, &o.DoHPort
 	}
 	if strings.Contains(authority, "@") {
 		return o, errors.New("it must not have a user")
 	}
-	if protocol == httpsScheme && strings.Contains(authority, "?") {
+	if overHTTPS(protocol) && strings.Contains(authority, "?") {
 		return o, errors.New("a query needs a path before it, as in /dns-query?key=value")
 	}
 	if strings.ContainsAny(authority, "/?") {
