@@ -136,6 +136,9 @@ func scriptUpstream(ts *testscript.TestScript, neg bool, args []string) {
 			continue
 		}
 		if word == overHTTPS {
+			for _, other := range s.upstreams { // all have the same port over TLS
+				options.Addr = netip.AddrPortFrom(dottest.Loopback(), other.Addr().Port()).String()
+			}
 			continue
 		}
 		if word == "wants-certificate" {

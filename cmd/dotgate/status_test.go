@@ -26,6 +26,7 @@ func TestStatusIsATable(t *testing.T) {
 			{Interface: "eth0", Prefix: netip.MustParsePrefix("192.0.2.0/24")},
 			{Interface: "eth1", Prefix: netip.MustParsePrefix("198.51.100.0/22"), Excluded: "public and shorter than /24"},
 		},
+		Network: "tcp/853 is blocked on this network since 10:02 (no SYN-ACK at 2 of 3 upstreams); using DoH",
 		Upstreams: []api.UpstreamStatus{
 			{Name: "quad9", State: "up", Since: before(72 * time.Hour), Usual: ms(8.127), Patience: ms(45.25), Open: 1, Transport: "doh",
 				Counts: upstreams.Counts{Sent: 12345, Answered: 12340, Resent: 2},
@@ -52,6 +53,7 @@ func TestStatusIsATable(t *testing.T) {
 	want := `dotgate v1.0, process 12, up for 26h3m, on 192.0.2.1:53, [2001:db8::1]:53
 DRILL of office: blackhole, phase during, the fault ends in 42s
 gateway.allow: on_link is 192.0.2.0/24; not 198.51.100.0/22 of eth1 (public and shorter than /24)
+tcp/853 is blocked on this network since 10:02 (no SYN-ACK at 2 of 3 upstreams); using DoH
 
 UPSTREAM  STATE    FOR    LATENCY  PATIENCE  CONNECTIONS  VIA  SENT   ANSWERED  RESENT  REASON
 quad9     up       3d     8.13ms   45.2ms    1            doh  12345  12340     2       
