@@ -115,6 +115,7 @@ func TestLoad(t *testing.T) {
 	for _, w := range works {
 		t.Run(w.name, func(t *testing.T) { w.compare(t, rows, contenders) })
 	}
+	t.Run("transports", func(t *testing.T) { transportCosts(t, rows) })
 	t.Run("two processors", func(t *testing.T) { twoProcessors(t, rows) })
 	t.Run("memory", func(t *testing.T) { memory(t, rows) })
 	fmt.Printf("\n%s\n", strings.Join(rows.rows, "\n"))
