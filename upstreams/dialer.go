@@ -64,6 +64,7 @@ func newLink(conn, raw net.Conn, secure bool) link {
 type dialer struct {
 	o          Options
 	log        *slog.Logger
+	from       source
 	tcp        tcpTransport
 	dot, doh   tlsTransport
 	doq, doh3  quicTransport
@@ -86,7 +87,11 @@ type dialer struct {
 // further; it may be nil.
 func (d *dialer) init(o Options, log *slog.Logger, reached func(step int32)) error {
 	d.o, d.log = o, log
-	d.tcp.init(o, d.faults.wrapDial(connectTCP, false), reached)
+	var err error
+	if d.from, err = parseSource(o.Source); err != nil {
+		return err
+	}
+	d.tcp.init(o, d.faults.wrapDial(d.from.connectTCP, false), reached)
 	for _, name := range o.ladder() {
 		t, err := d.transport(name, reached)
 		if err != nil {
@@ -101,7 +106,7 @@ func (d *dialer) init(o Options, log *slog.Logger, reached func(step int32)) err
 
 // transport prepares the transport with a name.
 func (d *dialer) transport(name string, reached func(step int32)) (transport, error) {
-	udp := d.faults.wrapDial(connectUDP, true)
+	udp := d.faults.wrapDial(d.from.connectQUIC, true)
 	switch name {
 	case DoT:
 		return &d.dot, d.dot.init(DoT, d.o, &d.tcp, d.log)

@@ -60,6 +60,10 @@ type Options struct {
 	//
 	// "192.0.2.1:53" is plain DNS, "tls://192.0.2.1:853#dns.example" is DoT.
 	Bootstrap []string `config:"bootstrap"`
+	// Source is what queries to it leave from: an address of this machine, for addresses of that
+	// family, or the name of an interface (on Linux). Empty leaves it to the routes of the
+	// system. It does not hold for the resolvers of bootstrap.
+	Source string `config:"source"`
 	// ServerName is the name that the certificate must be valid for. The default is host or,
 	// without it, the address.
 	ServerName string `config:"server_name"`
@@ -216,6 +220,9 @@ func (o Options) Check(report func(option, problem string, beside ...string)) {
 		report("protocol", fmt.Sprintf("%q does not exist; there are tls, udp, tcp", o.Protocol))
 	}
 	bounds.Check(o, report)
+	if _, err := parseSource(o.Source); err != nil {
+		report("source", err.Error())
+	}
 	if _, err := o.roots(); err != nil {
 		report("ca_file", err.Error())
 	}

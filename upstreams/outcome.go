@@ -246,6 +246,7 @@ var (
 		{context.DeadlineExceeded, TimedOut}, {syscall.ECONNREFUSED, DialRefused}, {syscall.ETIMEDOUT, DialTimedOut},
 		{syscall.EHOSTUNREACH, DialUnreachable}, {syscall.ENETUNREACH, DialUnreachable}, {syscall.ENETDOWN, DialUnreachable},
 		{syscall.EHOSTDOWN, DialUnreachable}, {syscall.EADDRNOTAVAIL, DialUnreachable},
+		{syscall.ENODEV, DialUnreachable}, // the interface of Options.Source
 	}
 )
 

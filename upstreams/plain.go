@@ -43,6 +43,7 @@ const (
 // is sent to the next address, too.
 type Plain struct {
 	o         Options
+	from      source
 	log       *slog.Logger
 	epoch     time.Time // instants count from it
 	next      atomic.Uint32
@@ -73,7 +74,11 @@ func NewPlain(o Options) (*Plain, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Plain{o: o, log: o.Log.With("upstream", o.Name), epoch: time.Now(), pending: pendingQueries{limit: plainSockets}}
+	from, err := parseSource(o.Source)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plain{o: o, from: from, log: o.Log.With("upstream", o.Name), epoch: time.Now(), pending: pendingQueries{limit: plainSockets}}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	o.warnOfPublic(p.log)
 	for _, a := range o.Addresses {
@@ -418,7 +423,7 @@ func (x *udpQuery) encode() {
 func (p *Plain) askUDP(ctx context.Context, s *udpServer, q wire.Query, again time.Duration) (wire.Answer, error) {
 	// A connected socket accepts packets of the server only, and reports that its port is
 	// closed.
-	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(s.addr))
+	c, err := p.from.connectUDP(ctx, s.addr)
 	if err != nil {
 		return wire.Answer{}, err
 	}

@@ -130,16 +130,15 @@ func (t *tlsTransport) examine(ctx context.Context, x *ProbeReport) (net.Conn, r
 		if !resume {
 			config.ClientSessionCache = nil
 		}
-		dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: probeAnswerLimit}, Config: config}
-		conn, err := dialer.DialContext(ctx, "tcp", x.Address.String())
+		l, err := t.secure(ctx, x.Address, config, t.longest(), new(helloProgress))
 		if err != nil {
 			return nil, false, err
 		}
-		state := conn.(*tls.Conn).ConnectionState()
+		var conn net.Conn = l
 		if t.kind == DoH {
-			conn, err = t.overHTTP(conn, state, x.Address)
+			conn, err = t.overHTTP(l, *l.tls, x.Address)
 		}
-		return conn, state.DidResume, err
+		return conn, l.tls.DidResume, err
 	}
 }
 

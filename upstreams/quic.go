@@ -159,10 +159,10 @@ func (t *quicTransport) explain(ctx context.Context, err error, limit time.Durat
 	return t.clock.explain(fmt.Errorf("%w (QUIC)", err))
 }
 
-// connectUDP returns a UDP socket for one address, so that the system tells if nothing
+// connectQUIC returns a UDP socket for one address, so that the system tells if nothing
 // listens there.
-func connectUDP(ctx context.Context, addr netip.AddrPort, limit time.Duration, _ bool) (net.Conn, error) {
-	conn, err := (&net.Dialer{Timeout: limit}).DialContext(ctx, "udp", addr.String())
+func (s source) connectQUIC(ctx context.Context, addr netip.AddrPort, limit time.Duration, _ bool) (net.Conn, error) {
+	conn, err := s.connect(ctx, net.Dialer{Timeout: limit}, "udp", addr)
 	if err != nil {
 		return nil, unwrapNet(err)
 	}
@@ -180,7 +180,7 @@ func (c packetConn) ReadFrom(p []byte) (int, net.Addr, error) {
 
 func (c packetConn) WriteTo(p []byte, _ net.Addr) (int, error) { return c.Write(p) }
 
-// SetReadBuffer and SetWriteBuffer keep quic-go from asking for more than connectUDP has.
+// SetReadBuffer and SetWriteBuffer keep quic-go from asking for more than connectQUIC has.
 func (packetConn) SetReadBuffer(int) error  { return nil }
 func (packetConn) SetWriteBuffer(int) error { return nil }
 

@@ -145,3 +145,16 @@ func receiveBuffer(conn net.Conn) (size int) {
 	_ = raw.Control(func(fd uintptr) { size, _ = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF) }) // 0 then
 	return size
 }
+
+// canBind says that sockets can be bound to an interface.
+const canBind = true
+
+// bindTo has a socket use one interface only.
+func bindTo(raw syscall.RawConn, device string) error {
+	var refused error
+	err := raw.Control(func(fd uintptr) { refused = unix.BindToDevice(int(fd), device) })
+	if err != nil {
+		return err
+	}
+	return refused
+}

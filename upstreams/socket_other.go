@@ -3,6 +3,7 @@
 package upstreams
 
 import (
+	"errors"
 	"net"
 	"syscall"
 )
@@ -14,3 +15,7 @@ func acknowledgeAtOnce(net.Conn) {}
 func smallSegments(string, string, syscall.RawConn) error { return nil }
 
 func receiveBuffer(net.Conn) int { return 0 }
+
+const canBind = false
+
+func bindTo(syscall.RawConn, string) error { return errors.ErrUnsupported }

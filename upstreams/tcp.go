@@ -56,12 +56,12 @@ func (t *tcpTransport) limits() dialLimits  { return dialLimits{connect: t.conne
 func (t *tcpTransport) longest() dialLimits { return dialLimits{connect: t.connect.longest()} }
 
 // connectTCP returns a TCP connection, with small packets only if small is set.
-func connectTCP(ctx context.Context, addr netip.AddrPort, limit time.Duration, small bool) (net.Conn, error) {
+func (s source) connectTCP(ctx context.Context, addr netip.AddrPort, limit time.Duration, small bool) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: limit}
 	if small {
 		dialer.Control = smallSegments
 	}
-	conn, err := dialer.DialContext(ctx, "tcp", addr.String())
+	conn, err := s.connect(ctx, dialer, "tcp", addr)
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
 		return nil, noConnection(limit)

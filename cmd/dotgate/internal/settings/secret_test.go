@@ -20,7 +20,7 @@ var public = strings.Fields(`
 	tracing.clients tracing.key_file tracing.service tracing.headers_file log.format
 	upstreams[].name upstreams[].protocol upstreams[].host upstreams[].bootstrap upstreams[].server_name upstreams[].ca_file
 	upstreams[].transports upstreams[].doh_path upstreams[].doh_name
-	upstreams[].pins upstreams[].cert_hashes upstreams[].cert_file upstreams[].key_file upstreams[].probe_name upstreams[].probe_type`)
+	upstreams[].pins upstreams[].source upstreams[].cert_hashes upstreams[].cert_file upstreams[].key_file upstreams[].probe_name upstreams[].probe_type`)
 
 // TestEachTextIsPublicOrSecret: a new option that holds a text can't be forgotten.
 func TestEachTextIsPublicOrSecret(t *testing.T) {

@@ -285,6 +285,8 @@ func TestUpstreamProblems(t *testing.T) {
 	f("- {preset: cloudflare, doh_port: 8443}", "2: upstreams[0].doh_port: has no effect beside doh_addresses; a port goes there, as in")
 	f("- host: d ns\n  server_name: a..b\n  doh_name: '*'\n  transports: [dot, doh]\n  bootstrap: [192.0.2.1]", `2: upstreams[0].host: "d ns" is not a host name`,
 		`3: upstreams[0].server_name: "a..b" is neither a host name nor an address`, `4: upstreams[0].doh_name: "*" is neither`)
+	f("- {preset: quad9, source: 192.0.2.300}", `2: upstreams[0].source: "192.0.2.300" is neither an address nor the name of an interface`)
+	f("- {protocol: udp, addresses: [192.0.2.1], source: '::'}", `2: upstreams[0].source: :: is no address that packets can leave from`)
 	f("- {preset: quad8}", `2: upstreams[0].preset: "quad8" is not a preset; there are adguard, `)
 	f("- {preset: [quad9]}", `2: upstreams[0].preset: a list is not a preset`)
 	f("- {preset: quad9, server_name: ''}", `2: upstreams[0].server_name: is empty; remove the key to have the default, dns.quad9.net`)
