@@ -31,9 +31,9 @@ type HTTPSServer struct {
 	second atomic.Int64 // of PerSecond, and how many requests it had
 	count  atomic.Int64
 
-	requests, connections atomic.Int64
-	mu                    sync.Mutex
-	last                  string // host and path of the last request
+	requests, overQUIC, connections atomic.Int64
+	mu                              sync.Mutex
+	last                            string // host and path of the last request
 }
 
 // HTTPSOptions are the options of an HTTPSServer. A zero field means its default.
@@ -66,6 +66,7 @@ type HTTPSFault struct {
 	Reset       bool          // RST_STREAM instead of a response
 	GoAway      int64         // behind each response whose number is a multiple of it
 	Pieces      bool          // the body comes in two frames
+	DropUDP     bool          // no packet of HTTP/3 passes, in either direction
 }
 
 // NewHTTPSServer starts a server that ends with the test.
@@ -115,8 +116,9 @@ func NewHTTPSServer(tb testing.TB, o HTTPSOptions) *HTTPSServer {
 			tb.Fatal(err)
 		}
 		over := &http3.Server{Handler: s, TLSConfig: http3.ConfigureTLSConfig(&tls.Config{Certificates: []tls.Certificate{o.Certificate}})}
-		serving.Go(func() { over.Serve(unsizedConn{socket}) })
-		end = func() error { return errors.Join(server.Close(), over.Close(), socket.Close()) }
+		lossy := newPath(socket, 0, func() bool { return s.fault.Load().DropUDP })
+		serving.Go(func() { over.Serve(lossy) })
+		end = func() error { return errors.Join(server.Close(), over.Close(), lossy.Close()) }
 	}
 	tb.Cleanup(func() {
 		close(s.done)
@@ -132,9 +134,11 @@ func (s *HTTPSServer) Addr() netip.AddrPort { return s.addr }
 // Set replaces the fault.
 func (s *HTTPSServer) Set(f HTTPSFault) { s.fault.Store(&f) }
 
-// Requests returns how many requests there were, and Connections how many connections.
-func (s *HTTPSServer) Requests() int    { return int(s.requests.Load()) }
-func (s *HTTPSServer) Connections() int { return int(s.connections.Load()) }
+// Requests returns how many requests there were, RequestsOverQUIC how many of these over
+// HTTP/3, and Connections how many connections over TCP.
+func (s *HTTPSServer) Requests() int         { return int(s.requests.Load()) }
+func (s *HTTPSServer) RequestsOverQUIC() int { return int(s.overQUIC.Load()) }
+func (s *HTTPSServer) Connections() int      { return int(s.connections.Load()) }
 
 // Last returns host and path of the last request.
 func (s *HTTPSServer) Last() string {
@@ -188,6 +192,9 @@ func (s *HTTPSServer) faultOf(query []byte) HTTPSFault {
 
 func (s *HTTPSServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	n := s.requests.Add(1)
+	if r.ProtoMajor == 3 {
+		s.overQUIC.Add(1)
+	}
 	s.mu.Lock()
 	s.last = r.Host + r.URL.Path
 	s.mu.Unlock()

@@ -1,6 +1,7 @@
 package dottest
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
@@ -36,6 +37,8 @@ type QUICOptions struct {
 	Certificate tls.Certificate
 	// Handler answers. Default: Answer.
 	Handler Handler
+	// RTT is the round-trip time: each packet of the server leaves so much later.
+	RTT time.Duration
 	// Streams is how many queries a connection may have at once. Default: 100.
 	Streams int64
 	// Idle is how long a connection is kept without a packet. Default: 30 s.
@@ -49,11 +52,12 @@ type QUICOptions struct {
 // A QUICFault is a misbehaviour of a QUICServer. The zero QUICFault does nothing.
 type QUICFault struct {
 	Delay time.Duration // of answers
+	Drop  bool          // no packet passes, in either direction
 	Never bool          // no answer
 	Reset bool          // RESET_STREAM instead of an answer
 	Cut   bool          // the stream ends within the answer
 	Open  bool          // no FIN behind the answer
-	Close int64         // the connection is closed behind each answer whose number is a multiple of it
+	Close int64         // a connection is closed instead of its answer with this number
 	Code  uint64        // of Reset and Close
 }
 
@@ -90,7 +94,7 @@ func (s *QUICServer) listen(addr string) error {
 		return err
 	}
 	s.addr = socket.LocalAddr().(*net.UDPAddr).AddrPort()
-	s.below = &quic.Transport{Conn: unsizedConn{socket}, StatelessResetKey: resetKey}
+	s.below = &quic.Transport{Conn: newPath(socket, s.o.RTT, func() bool { return s.fault.Load().Drop }), StatelessResetKey: resetKey}
 	if s.o.Retry {
 		s.below.VerifySourceAddress = func(net.Addr) bool { return true }
 	}
@@ -98,7 +102,7 @@ func (s *QUICServer) listen(addr string) error {
 		&tls.Config{Certificates: []tls.Certificate{s.o.Certificate}, NextProtos: s.o.Protocols},
 		&quic.Config{MaxIncomingStreams: s.o.Streams, MaxIdleTimeout: s.o.Idle, Allow0RTT: true})
 	if err != nil {
-		socket.Close()
+		s.below.Conn.Close()
 		return err
 	}
 	s.running.Go(func() {
@@ -113,11 +117,69 @@ func (s *QUICServer) listen(addr string) error {
 	return nil
 }
 
-// An unsizedConn is a socket whose buffers stay as they are.
-type unsizedConn struct{ net.PacketConn }
+// A path is a UDP socket and the network before it: packets from here take a time, and all
+// may get lost.
+type path struct {
+	net.PacketConn // of which the buffers stay as they are
+	rtt            time.Duration
+	lossy          func() bool
+	leaving        chan departure
+	ended          chan struct{} // closed by Close
+	once           sync.Once
+}
 
-func (unsizedConn) SetReadBuffer(int) error  { return nil }
-func (unsizedConn) SetWriteBuffer(int) error { return nil }
+// A departure is a packet on its way.
+type departure struct {
+	due    time.Time
+	packet []byte
+	to     net.Addr
+}
+
+func newPath(socket net.PacketConn, rtt time.Duration, lossy func() bool) *path {
+	p := &path{PacketConn: socket, rtt: rtt, lossy: lossy, leaving: make(chan departure, 1<<14), ended: make(chan struct{})}
+	go func() {
+		for {
+			select {
+			case d := <-p.leaving:
+				time.Sleep(time.Until(d.due))
+				p.PacketConn.WriteTo(d.packet, d.to)
+			case <-p.ended:
+				return
+			}
+		}
+	}()
+	return p
+}
+
+func (*path) SetReadBuffer(int) error  { return nil }
+func (*path) SetWriteBuffer(int) error { return nil }
+
+func (p *path) ReadFrom(b []byte) (n int, from net.Addr, err error) {
+	for {
+		if n, from, err = p.PacketConn.ReadFrom(b); err != nil || !p.lossy() {
+			return n, from, err
+		}
+	}
+}
+
+func (p *path) WriteTo(b []byte, to net.Addr) (int, error) {
+	switch {
+	case p.lossy():
+		return len(b), nil
+	case p.rtt == 0:
+		return p.PacketConn.WriteTo(b, to)
+	}
+	select {
+	case p.leaving <- departure{time.Now().Add(p.rtt), bytes.Clone(b), to}:
+	default: // a queue in the network is full
+	}
+	return len(b), nil
+}
+
+func (p *path) Close() error {
+	p.once.Do(func() { close(p.ended) })
+	return p.PacketConn.Close()
+}
 
 // Addr returns where the server listens. It never changes.
 func (s *QUICServer) Addr() netip.AddrPort { return s.addr }

@@ -24,8 +24,8 @@ import (
 //	certificate=WHICH  expired, future, self, stranger, name or good
 //
 // or fields of dottest.Fault: never, share=0.5, rcode=SERVFAIL, greeting=silence.
-// With "http.", it is a field of dottest.HTTPSFault: http.status=503. Other faults are of
-// the server over TLS.
+// With "http.", it is a field of dottest.HTTPSFault: http.status=503, and with "quic." one of
+// dottest.QUICFault: quic.drop. Other faults are of the server over TLS.
 //
 // In a network:
 //
@@ -46,6 +46,7 @@ type fault struct {
 	behaviour   dottest.Fault
 	behaves     bool // behaviour is set
 	https       dottest.HTTPSFault
+	quic        dottest.QUICFault
 	certificate string
 	loss        int
 	forget      time.Duration
@@ -65,7 +66,7 @@ var (
 func (f fault) has(word string) bool { return slices.Contains(f.words, word) }
 
 func (f fault) empty() bool {
-	return !f.behaves && f.certificate == "" && len(f.words) == 0 && f.loss == 0 && f.forget == 0 && f.mtu == 0 && f.https == (dottest.HTTPSFault{})
+	return !f.behaves && f.certificate == "" && len(f.words) == 0 && f.loss == 0 && f.forget == 0 && f.mtu == 0 && f.https == (dottest.HTTPSFault{}) && f.quic == (dottest.QUICFault{})
 }
 
 // refuses reports whether dials fail at once.
@@ -119,6 +120,8 @@ func (f *fault) add(word string, network bool) (err error) {
 		f.certificate = value
 	case strings.HasPrefix(key, "http."):
 		err = setField(&f.https, strings.TrimPrefix(key, "http."), value)
+	case strings.HasPrefix(key, "quic."):
+		err = setField(&f.quic, strings.TrimPrefix(key, "quic."), value)
 	default:
 		err, f.behaves = setField(&f.behaviour, key, value), true
 	}

@@ -69,7 +69,7 @@ func newNetwork(t *testing.T, s scenario) *network {
 		urls = append(urls, fmt.Sprintf("tls://%s#%s", w.addr(i), dottest.ServerName))
 	}
 	if s.transports != nil {
-		urls = []string{upstreamsFile(t, s, dot, doh)}
+		urls = []string{upstreamsFile(t, s, dot, doh, 0)}
 	}
 	for _, u := range w.unbounds {
 		u.waitUntilServing()

@@ -23,7 +23,8 @@ type servers struct {
 	t      *testing.T
 	ca     *dottest.CA
 	all    []*dottest.Server
-	https  []*dottest.HTTPSServer // none without that transport
+	https  []*dottest.HTTPSServer // none without several transports
+	quic   []*dottest.QUICServer  // the same
 	best   string                 // transport
 	g      *gateway
 	mayCut bool
@@ -47,7 +48,7 @@ func newServers(t *testing.T, s scenario) *servers {
 		urls = append(urls, fmt.Sprintf("tls://%s#%s", server.Addr(), dottest.ServerName))
 	}
 	if s.transports != nil {
-		urls = []string{w.addHTTPS(s)}
+		urls = []string{w.addTransports(s)}
 	}
 	for _, i := range s.on {
 		w.startFault(i, s.start)
@@ -70,13 +71,15 @@ func newServers(t *testing.T, s scenario) *servers {
 }
 
 const (
-	DoT = "dot"
-	DoH = "doh"
+	DoT  = "dot"
+	DoH  = "doh"
+	DoQ  = "doq"
+	DoH3 = "doh3"
 )
 
 // samePort returns another address of this machine, with the port of the first of some
 // servers, as a network blocks one port of all.
-func samePort(i int, all []*dottest.Server) string {
+func samePort[S interface{ Addr() netip.AddrPort }](i int, all []S) string {
 	addr := netip.AddrPortFrom(dottest.Loopback(), 0)
 	if i > 0 {
 		addr = netip.AddrPortFrom(addr.Addr(), all[0].Addr().Port())
@@ -84,26 +87,39 @@ func samePort(i int, all []*dottest.Server) string {
 	return addr.String()
 }
 
-// addHTTPS adds servers over HTTPS, and returns the configuration with all.
-func (w *servers) addHTTPS(s scenario) (file string) {
+// addTransports adds servers over HTTPS and QUIC, and returns the configuration with all. Those
+// over QUIC have the addresses of those over TLS.
+func (w *servers) addTransports(s scenario) (file string) {
 	var dot, doh [upstreams][]netip.AddrPort
 	w.best = s.transports[0]
+	https := slices.Contains(s.transports, DoH) || slices.Contains(s.transports, DoH3)
 	for i, rtt := range roundTrips {
-		server := dottest.NewHTTPSServer(w.t, dottest.HTTPSOptions{RTT: rtt, Certificate: w.certificate("good")})
+		server := dottest.NewHTTPSServer(w.t, dottest.HTTPSOptions{
+			Addr: samePort(i, w.https), RTT: rtt, Certificate: w.certificate("good"), HTTP3: slices.Contains(s.transports, DoH3),
+		})
 		w.https = append(w.https, server)
-		doh[i] = []netip.AddrPort{server.Addr()}
-		if slices.Contains(s.transports, DoT) {
+		if https {
+			doh[i] = []netip.AddrPort{server.Addr()}
+		}
+		port := uint16(0)
+		if i > 0 {
+			port = w.quic[0].Addr().Port()
+		}
+		w.quic = append(w.quic, dottest.NewQUICServer(w.t, dottest.QUICOptions{
+			Addr: netip.AddrPortFrom(w.all[i].Addr().Addr(), port).String(), RTT: rtt, Certificate: w.certificate("good"),
+		}))
+		if slices.Contains(s.transports, DoT) || slices.Contains(s.transports, DoQ) {
 			dot[i] = []netip.AddrPort{w.all[i].Addr()}
 		}
 	}
-	return upstreamsFile(w.t, s, dot, doh)
+	return upstreamsFile(w.t, s, dot, doh, w.quic[0].Addr().Port())
 }
 
 func (w *servers) gateway() *gateway { return w.g }
 
 // addr returns the address in the name of upstream i.
 func (w *servers) addr(i int) netip.AddrPort {
-	if w.best == DoH {
+	if w.best == DoH || w.best == DoH3 {
 		return w.https[i].Addr()
 	}
 	return w.all[i].Addr()
@@ -128,11 +144,16 @@ func (w *servers) sample() sample {
 		if w.https == nil {
 			continue
 		}
-		requests := w.https[i].Requests()
-		s.queries[i] += requests
-		s.dials[i] += w.https[i].Connections()
-		if w.best == DoH {
-			s.best[i] = requests
+		requests, overQUIC, quic := w.https[i].Requests(), w.https[i].RequestsOverQUIC(), w.quic[i].Queries()
+		s.queries[i] += requests + quic
+		s.dials[i] += w.https[i].Connections() + w.quic[i].Connections()
+		switch w.best {
+		case DoH:
+			s.best[i] = requests - overQUIC
+		case DoH3:
+			s.best[i] = overQUIC
+		case DoQ:
+			s.best[i] = quic
 		}
 	}
 	return s
@@ -173,6 +194,7 @@ func (w *servers) startFault(i int, f fault) {
 	}
 	if w.https != nil {
 		w.https[i].Set(f.https)
+		w.quic[i].Set(f.quic)
 	}
 	for _, word := range f.words {
 		switch word {
@@ -207,6 +229,7 @@ func (w *servers) endFault(i int, f fault) {
 	s.Set()
 	if w.https != nil {
 		w.https[i].Set(dottest.HTTPSFault{})
+		w.quic[i].Set(dottest.QUICFault{})
 	}
 	if f.certificate != "" {
 		s.SetCertificate(w.certificate("good"))

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,7 +36,7 @@ type world interface {
 
 // upstreamsFile writes a configuration with upstreams that have several transports: their
 // addresses for DNS over TLS, and for HTTPS.
-func upstreamsFile(t *testing.T, s scenario, dot, doh [upstreams][]netip.AddrPort) (file string) {
+func upstreamsFile(t *testing.T, s scenario, dot, doh [upstreams][]netip.AddrPort, doq uint16) (file string) {
 	t.Helper()
 	text := "upstreams:\n"
 	for i := range dot {
@@ -48,6 +49,9 @@ func upstreamsFile(t *testing.T, s scenario, dot, doh [upstreams][]netip.AddrPor
 			if len(list) > 0 {
 				text += fmt.Sprintf(", %s: [%s]", option, strings.ReplaceAll(strings.Trim(fmt.Sprint(list), "[]"), " ", ", "))
 			}
+		}
+		if slices.Contains(s.transports, DoQ) {
+			text += fmt.Sprintf(", doq_port: %d", doq)
 		}
 		text += "}\n"
 	}
