@@ -91,7 +91,11 @@ func (d *dialer) init(o Options, log *slog.Logger, reached func(step int32)) err
 	if d.from, err = parseSource(o.Source); err != nil {
 		return err
 	}
-	d.tcp.init(o, d.faults.wrapDial(d.from.connectTCP, false), reached)
+	through, err := parseProxy(o.Proxy)
+	if err != nil {
+		return err
+	}
+	d.tcp.init(o, d.faults.wrapDial(through.wrap(d.from.connectTCP), false), reached)
 	for _, name := range o.ladder() {
 		t, err := d.transport(name, reached)
 		if err != nil {

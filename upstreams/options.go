@@ -17,6 +17,7 @@ import (
 
 	"dotgate/configs/bounds"
 	"dotgate/configs/files"
+	"dotgate/configs/secret"
 )
 
 // Options of an Upstream. A zero field means its default.
@@ -64,6 +65,10 @@ type Options struct {
 	// family, or the name of an interface (on Linux). Empty leaves it to the routes of the
 	// system. It does not hold for the resolvers of bootstrap.
 	Source string `config:"source"`
+	// Proxy is what connections to it are made through: http://ADDRESS:PORT (CONNECT) or
+	// socks5://ADDRESS:PORT, with USER:PASSWORD@ before the address if necessary. It is for dot
+	// and doh. The resolvers of bootstrap are asked without it.
+	Proxy secret.URL `config:"proxy"`
 	// ServerName is the name that the certificate must be valid for. The default is host or,
 	// without it, the address.
 	ServerName string `config:"server_name"`
@@ -223,6 +228,7 @@ func (o Options) Check(report func(option, problem string, beside ...string)) {
 	if _, err := parseSource(o.Source); err != nil {
 		report("source", err.Error())
 	}
+	o.checkProxy(report)
 	if _, err := o.roots(); err != nil {
 		report("ca_file", err.Error())
 	}
@@ -262,7 +268,7 @@ func (o Options) checkPlain(report func(option, problem string, beside ...string
 		report(option, "has no effect with protocol "+o.Protocol+", which is clear text; remove it", "protocol")
 	}
 	for option, set := range map[string]bool{
-		"host": o.Host != "", "server_name": o.ServerName != "", "ca_file": o.CAFile != "", "pins": len(o.Pins) > 0, "cert_hashes": len(o.CertHashes) > 0,
+		"host": o.Host != "", "server_name": o.ServerName != "", "ca_file": o.CAFile != "", "pins": len(o.Pins) > 0, "cert_hashes": len(o.CertHashes) > 0, "proxy": o.Proxy != "",
 		"cert_file": o.CertFile != "", "key_file": o.KeyFile != "", "bootstrap": len(o.Bootstrap) > 0,
 		"transports": len(o.Transports) > 0, "port": o.Port != dotPort,
 	} {
@@ -289,6 +295,15 @@ func (o Options) checkTransports(report func(option, problem string, beside ...s
 	}
 	if !strings.HasPrefix(o.DoHPath, "/") || strings.ContainsFunc(o.DoHPath, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '#' || r == '{' }) {
 		report("doh_path", fmt.Sprintf("%q is not the path of a URL, as /dns-query is", o.DoHPath))
+	}
+}
+
+func (o Options) checkProxy(report func(option, problem string, beside ...string)) {
+	if _, err := parseProxy(o.Proxy); err != nil {
+		report("proxy", err.Error())
+	}
+	if i := slices.IndexFunc(o.Transports, overUDP); o.Proxy != "" && i >= 0 {
+		report("transports", fmt.Sprintf("has %s, which goes through no proxy; remove it here, or remove proxy", o.Transports[i]), "proxy")
 	}
 }
 

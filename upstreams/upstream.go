@@ -33,7 +33,7 @@
 //   - network.go: what the network does to all upstreams
 //   - dialer.go, endpoint.go, throttle.go, limits.go: which address is dialled, when, and for
 //     how long
-//   - dot.go, clienthello.go, certificate.go, tcp.go, source.go: the transports that open connections
+//   - dot.go, clienthello.go, certificate.go, tcp.go, source.go, proxy.go: the transports that open connections
 //   - http2.go: HTTP/2, as a connection that DNS messages are written to
 //   - quic.go: QUIC, for DNS over QUIC and over HTTP/3, in the same way
 //   - stream.go, call.go: one connection over TLS or TCP, and a query on it; its states are
@@ -129,7 +129,7 @@ func New(o Options) (*Upstream, error) {
 	u.ctx, u.stop = context.WithCancel(context.Background())
 	u.dialer.background = func(f func(context.Context)) { u.wg.Go(func() { f(u.ctx) }) }
 	u.dialer.test = u.testLink
-	if o.Source == "" { // else its network is not that of the others
+	if o.Source == "" && o.Proxy == "" { // else its network is not that of the others
 		u.dialer.user = u
 	}
 	if err := u.dialer.init(o, u.log, u.dialProgressed); err != nil {

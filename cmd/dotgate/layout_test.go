@@ -50,7 +50,7 @@ var imports = map[string][]string{
 	"gateway/wire":      {},
 	"balancer":          {"gateway/wire"},
 	"health":            {"configs/bounds", "gateway/statelog", "gateway/wire"},
-	"upstreams":         {"configs/bounds", "configs/files", "gateway/latency", "gateway/wire"},
+	"upstreams":         {"configs/bounds", "configs/files", "configs/secret", "gateway/latency", "gateway/wire"},
 	"upstreams/dottest": {"gateway/wire"},
 	"docker/sbom":       {},
 }

@@ -43,7 +43,7 @@ func TestEachTextIsPublicOrSecret(t *testing.T) {
 			t.Errorf("%s: is it a secret? Then its type is secret.Text; else it is listed here", s.Key)
 		}
 	}
-	if secrets != 6 {
+	if secrets != 7 {
 		t.Errorf("there are %d options with secrets", secrets)
 	}
 }

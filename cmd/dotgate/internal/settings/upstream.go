@@ -58,10 +58,11 @@ func (l *loader) upstream(key string, entry configs.Value) Upstream {
 
 // Identity returns a text that is the same for upstreams that differ in nothing
 // but their names, weights and tiers: they can be one, with one set of connections
-// and one state. The content of their files is not compared. Another process can't use the text.
+// and one state. The content of their files is not compared. Another process can't use the
+// text, and none may show it.
 func (u Upstream) Identity() string {
 	u.Name, u.Weight, u.Tier, u.Log = "", 0, 0, nil
-	return fmt.Sprintf("%#v", u)
+	return fmt.Sprintf("%#v %s", u, string(u.Proxy)) // of which the first hides a part
 }
 
 func entryKey(list string, i int) string { return fmt.Sprintf("%s[%d]", list, i) }
@@ -107,10 +108,13 @@ func (l *loader) mapped(key string, entry configs.Value) Upstream {
 	written := l.Section(key, entry, names...)
 	base, from := l.base(key, entry.At, written)
 	if has(written, "addresses", "host") && !has(written, "doh_addresses", "transports") {
-		base.DoHAddresses, base.DoHName, base.Transports = nil, "", nil // those of the preset are elsewhere
+		base.DoHAddresses, base.DoHName, base.DoHPath, base.Transports = nil, "", "", nil // those of the preset are elsewhere
 	}
 	if has(written, "preset") && leavesOutDoH(written) {
-		base.DoHAddresses, base.DoHName = nil, ""
+		base.DoHAddresses, base.DoHName, base.DoHPath = nil, "", ""
+	}
+	if has(written, "preset") && has(written, "proxy") {
+		base.Transports = slices.DeleteFunc(base.Transports, func(t string) bool { return t == upstreams.DoQ || t == upstreams.DoH3 })
 	}
 	u, settings := l.upstreamOn(key, base, from)
 	protocol := u.Protocol

@@ -118,6 +118,10 @@ func TestUpstreamForms(t *testing.T) {
 	f("{preset: cloudflare, transports: [dot]}", "cloudflare: [1.1.1.1:853 1.0.0.1:853 [2606:4700:4700::1111]:853 [2606:4700:4700::1001]:853] #cloudflare-dns.com w1 t0")
 	f("{name: both, server_name: dns.example, addresses: [192.0.2.8], doh_addresses: [192.0.2.9], doh_path: /q}", "both: [192.0.2.8:853] #dns.example w1 t0 doh: [192.0.2.9:443]/q")
 
+	f("{preset: controld, transports: [dot]}", "controld: [76.76.2.11:853 76.76.10.11:853 [2606:1a40::11]:853 [2606:1a40:1::11]:853] #p0.freedns.controld.com w1 t0")
+	f("{preset: controld, addresses: [192.0.2.8]}", "controld: [192.0.2.8:853] #p0.freedns.controld.com w1 t0")
+	f("{preset: google, proxy: 'http://192.0.2.1:3128'}", "google: [8.8.8.8:853 8.8.4.4:853 [2001:4860:4860::8888]:853 [2001:4860:4860::8844]:853] #dns.google w1 t0")
+
 	f("{preset: google}", "google: [8.8.8.8:853 8.8.4.4:853 [2001:4860:4860::8888]:853 [2001:4860:4860::8844]:853] #dns.google w1 t0 via [dot doh doh3]")
 	f("{preset: google, weight: 3, tier: 2, addresses: [192.0.2.8], name: g}", "g: [192.0.2.8:853] #dns.google w3 t2")
 	f("{url: 'tls://192.0.2.53#dns.example', name: mine}", "mine: [192.0.2.53:853] #dns.example w1 t0")
@@ -287,6 +291,13 @@ func TestUpstreamProblems(t *testing.T) {
 		`3: upstreams[0].server_name: "a..b" is neither a host name nor an address`, `4: upstreams[0].doh_name: "*" is neither`)
 	f("- {preset: quad9, source: 192.0.2.300}", `2: upstreams[0].source: "192.0.2.300" is neither an address nor the name of an interface`)
 	f("- {protocol: udp, addresses: [192.0.2.1], source: '::'}", `2: upstreams[0].source: :: is no address that packets can leave from`)
+	const badProxy = `2: upstreams[0].proxy: is not the URL of a proxy; write http://ADDRESS:PORT or socks5://ADDRESS:PORT, if necessary with USER:PASSWORD@ before the address`
+	for _, url := range []string{"https://192.0.2.1:80", "http://proxy.example:3128", "http://192.0.2.1", "http://192.0.2.1:3128/x", "socks5://u:p%zz@192.0.2.1:1", "192.0.2.1:3128"} {
+		f("- {preset: quad9, proxy: '"+url+"'}", badProxy)
+	}
+	f("- {preset: quad9, transports: [dot, doh3], proxy: 'socks5://192.0.2.1:1080'}", "2: upstreams[0].transports: has doh3, which goes through no proxy; remove it here, or remove proxy")
+	f("- {protocol: udp, addresses: [192.0.2.1], proxy: 'socks5://192.0.2.1:1080'}", "2: upstreams[0].proxy: has no effect with protocol udp")
+	f("- {preset: quad9, proxy: 'http://a:b@192.0.2.1:1'}\n- {preset: quad9, proxy: 'http://a:c@192.0.2.1:1'}", `3: upstreams[1].name: "quad9" is the name of upstreams[0] too, which is another upstream`)
 	f("- {preset: quad8}", `2: upstreams[0].preset: "quad8" is not a preset; there are adguard, `)
 	f("- {preset: [quad9]}", `2: upstreams[0].preset: a list is not a preset`)
 	f("- {preset: quad9, server_name: ''}", `2: upstreams[0].server_name: is empty; remove the key to have the default, dns.quad9.net`)
