@@ -254,7 +254,11 @@ func (p *port) lostLocked(by networkUser, loss portLoss) {
 
 // reason says how p is blocked, and at how many upstreams, for a sentence. The caller holds mu.
 func (p *port) reason() string {
-	return fmt.Sprintf("%v at %d of %d upstreams", p.failure, len(p.losses), len(p.users))
+	failure := p.failure.String()
+	if p.failure == noConnectionMade && overUDP(p.key.transport) {
+		failure = "no reply"
+	}
+	return fmt.Sprintf("%s at %d of %d upstreams", failure, len(p.losses), len(p.users))
 }
 
 // String says what is blocked, and what is used instead, or nothing.

@@ -131,6 +131,13 @@ func TestTheNetworkIsDescribed(t *testing.T) {
 			t.Errorf("explained as %q", err)
 		}
 		for _, u := range users {
+			u.port = n.join(u, DoQ, netip.MustParseAddrPort("192.0.2.1:853"))
+		}
+		play(n, users, "a:lost b:lost")
+		if got := n.String(); !strings.Contains(got, "; udp/853 is blocked on this network") || !strings.Contains(got, "(no reply at 2 of 3 upstreams)") {
+			t.Errorf("got %q", got)
+		}
+		for _, u := range users {
 			n.leave(u)
 		}
 		if len(n.ports) > 0 {

@@ -439,6 +439,8 @@ func (s *stream) refused(e *requestError) {
 	case errors.Is(e, errNotProcessed):
 		s.events.failed(c, &connError{err: e.err, reused: true, at: s.shared.now()})
 	default:
+		s.waiting.Store(0) // the connection is alive
+		s.tested.Store(false)
 		s.events.garbled(s, c, e.err)
 	}
 }
