@@ -230,7 +230,7 @@ func (c *checker) costs() {
 func (c *checker) transports() {
 	s := c.scenario
 	limit := cmp.Or(s.switchCost, switchCostLimit)
-	if s.transports != nil && s.interval <= steadyRate && s.start.empty() && c.switchCost > limit {
+	if len(s.transports) > 1 && s.interval <= steadyRate && s.start.empty() && c.switchCost > limit {
 		c.figure("%.2f upstream queries per query in the first second of the fault", c.switchCost)
 	}
 	if s.checksBack() && (c.recovered < 0 || c.recovered > s.back) {

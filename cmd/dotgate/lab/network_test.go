@@ -107,6 +107,9 @@ addr add %[3]s dev %[1]s
 link set %[1]s up
 `, linkName(i), n, near), "-n", string(w.here), "-batch", "-")
 	ip(w.t, fmt.Sprintf("addr add %s dev eth0\nlink set eth0 up\n", far), "-n", string(n), "-batch", "-")
+	// A packet is one segment, so that its length is that on a cable.
+	ip(w.t, "", "-n", string(w.here), "link", "set", linkName(i), "gso_max_segs", "1")
+	ip(w.t, "", "-n", string(n), "link", "set", "eth0", "gso_max_segs", "1")
 	near, far = netip.PrefixFrom(otherAddr(i).Prev(), 30), netip.PrefixFrom(otherAddr(i), 30)
 	ip(w.t, fmt.Sprintf("addr add %s dev %s\n", near, linkName(i)), "-n", string(w.here), "-batch", "-")
 	ip(w.t, fmt.Sprintf("addr add %s dev eth0\n", far), "-n", string(n), "-batch", "-")
