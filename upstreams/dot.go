@@ -145,7 +145,7 @@ func (t *tlsTransport) longest() dialLimits {
 // summary describes how l, which has no faults, was made.
 func (l link) summary(to *endpoint) string {
 	const digits = 10 * time.Microsecond
-	text := fmt.Sprintf("connected to %v", to.addr)
+	text := fmt.Sprintf("connected to %v", to)
 	if l.tcpTook > 0 {
 		text += fmt.Sprintf(": TCP in %v", l.tcpTook.Round(digits))
 	}
@@ -156,11 +156,7 @@ func (l link) summary(to *endpoint) string {
 	if l.tls.DidResume {
 		kind = "session resumed"
 	}
-	text = fmt.Sprintf("%s, %s in %v (%s)", text, tls.VersionName(l.tls.Version), l.tlsTook.Round(digits), kind)
-	if l.tls.NegotiatedProtocol == http2Protocol {
-		text += ", HTTP/2"
-	}
-	return text
+	return fmt.Sprintf("%s, %s in %v (%s)", text, tls.VersionName(l.tls.Version), l.tlsTook.Round(digits), kind)
 }
 
 func (t *tlsIdentity) configFor(addr netip.AddrPort) *tls.Config {

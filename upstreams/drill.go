@@ -150,7 +150,7 @@ func (d Drill) swallows(addr netip.AddrPort, udp bool) bool {
 func (d *dialer) places() string {
 	var places []string
 	for _, e := range d.ordered() {
-		places = append(places, fmt.Sprintf("%v (%v)", e.addr, e.via))
+		places = append(places, e.String())
 	}
 	return strings.Join(places, ", ")
 }

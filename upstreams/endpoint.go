@@ -2,6 +2,7 @@ package upstreams
 
 import (
 	"cmp"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -59,6 +60,9 @@ func (e *endpoint) transport() string {
 	}
 	return ""
 }
+
+// String returns the address and the transport, for people.
+func (e *endpoint) String() string { return fmt.Sprintf("%v (%s)", e.addr, e.transport()) }
 
 // An expiring is something learnt, which is forgotten after some time. The zero expiring
 // knows nothing.

@@ -129,13 +129,13 @@ func named(name string, err error) error {
 func (e *namedError) Error() string { return e.name + ": " + e.err.Error() }
 func (e *namedError) Unwrap() error { return e.err }
 
-// An addressError is a failure at one of the addresses.
+// An addressError is a failure at one of the endpoints.
 type addressError struct {
 	at  *endpoint
 	err error
 }
 
-func (e *addressError) Error() string { return e.at.addr.String() + ": " + e.err.Error() }
+func (e *addressError) Error() string { return e.at.String() + ": " + e.err.Error() }
 func (e *addressError) Unwrap() error { return e.err }
 
 // A dialError has the errors of a dial at several addresses. The first one is the one

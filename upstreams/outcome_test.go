@@ -21,9 +21,9 @@ import (
 // The problem that an operator can act on comes first: port 853 is blocked. That this
 // machine has no IPv6 comes after it.
 func TestADialErrorBeginsWithTheProblemToActOn(t *testing.T) {
-	six := &addressError{&endpoint{addr: netip.MustParseAddrPort("[2001:db8::1]:853")}, os.NewSyscallError("connect", syscall.ENETUNREACH)}
-	four := &addressError{&endpoint{addr: netip.MustParseAddrPort("192.0.2.1:853")}, noConnection(time.Second)}
-	const want = "192.0.2.1:853: no connection within 1s (setting connect_timeout); [2001:db8::1]:853: connect: network is unreachable"
+	six := &addressError{&endpoint{addr: netip.MustParseAddrPort("[2001:db8::1]:853"), via: new(tcpTransport)}, os.NewSyscallError("connect", syscall.ENETUNREACH)}
+	four := &addressError{&endpoint{addr: netip.MustParseAddrPort("192.0.2.1:853"), via: new(tcpTransport)}, noConnection(time.Second)}
+	const want = "192.0.2.1:853 (tcp): no connection within 1s (setting connect_timeout); [2001:db8::1]:853 (tcp): connect: network is unreachable"
 	for _, order := range [][]error{{six, four}, {four, six}} {
 		var problem error
 		for _, err := range order {

@@ -62,12 +62,18 @@ type Counts struct {
 
 	Open      int    `json:"-"` // connections open now
 	Transport string `json:"-"` // the best of theirs: dot, doh, doq, doh3 or tcp; empty if none is open
+	// Instead is the transport that is preferred to that, as no connection over it can be
+	// made; empty if there is none.
+	Instead string `json:"-"`
 }
 
 // Counts returns the totals.
 func (u *Upstream) Counts() Counts {
 	c := Counts{
 		Dials: u.dialer.tcp.dials.Load(), Open: int(u.open.Load()), Transport: u.transport(),
+	}
+	if best := u.dialer.ladder[0].String(); c.Transport != "" && c.Transport != best {
+		c.Instead = best
 	}
 	for t := range u.dialer.identities() {
 		c.Handshakes += t.handshakes.Load()

@@ -39,6 +39,8 @@ func TestThePageShowsAnUpstreamThatFails(t *testing.T) {
 		})})
 		servers, urls = append(servers, s), append(urls, url(s.Addr()))
 	}
+	https := dottest.NewHTTPSServer(t, dottest.HTTPSOptions{Certificate: ca.Issue(dottest.CertOptions{Names: []string{dottest.ServerName}})})
+	urls[2] += fmt.Sprintf("|https://%s/dns-query#%s", https.Addr(), dottest.ServerName)
 	operators := netip.AddrPortFrom(dottest.Loopback(), 8053)
 	names := []string{"cloudflare", "quad9", "google"}
 	var yaml strings.Builder
@@ -135,6 +137,14 @@ func TestThePageShowsAnUpstreamThatFails(t *testing.T) {
 	do(chromedp.EmulateViewport(1100, 900))
 	servers[1].Set()
 	shows(`[data-name="quad9"] .badge`, "up")
+
+	// A transport fails: the page shows which one is used instead.
+	servers[2].Stop()
+	servers[2].CloseConnections(dottest.FIN)
+	shows(`[data-name="google"] dl`, "over doh, as dot fails")
+	shows("#verdict", "google is asked over doh: no connection over dot can be made")
+	shows(`[data-name="google"] .badge`, "up")
+	shoot("page-over-https")
 
 	// The buttons do nothing without the token.
 	press := func(name, button string) {

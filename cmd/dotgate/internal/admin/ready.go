@@ -93,9 +93,13 @@ func countMember(r *Readiness, m api.Member, status health.Status) (main bool) {
 	return main
 }
 
-// degraded returns a line if the upstream is not up, or is set by hand.
+// degraded returns a line if the upstream is not up, is set by hand, or is not asked over the
+// transport that it should be.
 func degraded(m api.Member, status health.Status, now time.Time) []string {
 	if status.State == health.Up && status.AdminState == health.Auto {
+		if c := m.Upstream.Counts(); c.Instead != "" {
+			return []string{fmt.Sprintf("%v is asked over %s: no connection over %s can be made", m, c.Transport, c.Instead)}
+		}
 		return nil
 	}
 	since := ""

@@ -52,6 +52,7 @@ type UpstreamStatus struct {
 	Patience  Millis           `json:"patience_ms"`
 	Open      int              `json:"connections"`
 	Transport string           `json:"transport,omitempty"` // of these; of several, the one that is preferred
+	Instead   string           `json:"instead,omitempty"`   // the transport that would be preferred to it, but fails
 	Counts    upstreams.Counts `json:"counts"`
 	// Attempts has the number of attempts by outcome, without zeros.
 	Attempts map[string]uint64 `json:"attempts"`
@@ -139,7 +140,7 @@ func upstreamStatus(m Member) UpstreamStatus {
 		Name: m.String(), Route: m.Lists()[0], Addresses: m.Addresses(),
 		State: s.State.String(), Since: s.Since, Reason: s.Reason,
 		Usual: Millis(s.Usual), Patience: Millis(s.Patience),
-		Open: c.Open, Transport: c.Transport, Counts: c, Attempts: attemptCounts(h),
+		Open: c.Open, Transport: c.Transport, Instead: c.Instead, Counts: c, Attempts: attemptCounts(h),
 		AdminState: s.AdminState.String(), Answered: s.Answered, Breaker: s.Breaker, Certificate: h.NotAfter,
 	}
 	for _, a := range h.Addresses {
