@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
+	"slices"
 	"sync"
 	"text/tabwriter"
 	"time"
@@ -18,7 +20,7 @@ import (
 )
 
 func probeCommand(s *configFlags) *cobra.Command {
-	var asJSON bool
+	var asJSON, asYAML, discover bool
 	var idle time.Duration
 	c := &cobra.Command{
 		Use:   "probe [UPSTREAM]...",
@@ -27,10 +29,15 @@ func probeCommand(s *configFlags) *cobra.Command {
 name, preset or URL. It shows the duration of TCP and TLS handshakes, TLS version,
 ALPN, the certificate's end, session resumption, the number of concurrent queries
 answered on one connection, whether answers come out of order, padding, the idle
-timeout, and latencies.`,
+timeout, and latencies. With --discover, it also asks each upstream which transports it
+designates (RFC 9462), and tests those, which have to prove the same name. With --yaml,
+it prints the upstreams with all addresses and transports that worked.`,
 		Args: func(*cobra.Command, []string) error { return nil },
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().BoolVar(&asYAML, "yaml", false, "print the upstreams with what worked, for a configuration file")
+	c.Flags().BoolVar(&discover, "discover", false, "also test the transports that the upstreams designate (DDR)")
+	c.MarkFlagsMutuallyExclusive("json", "yaml")
 	c.Flags().DurationVar(&idle, "idle", 5*time.Second, "wait up to this `DURATION` for the server to close an idle connection; 0s does not test it")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return s.with(func(ctx context.Context, config *settings.Config, out io.Writer) error {
@@ -45,11 +52,14 @@ timeout, and latencies.`,
 				}
 				all = append(all, u)
 			}
-			found := examineAll(ctx, config, all, idle)
+			found := examineAll(ctx, config, all, examination{idle, discover})
 			var err error
-			if asJSON {
+			switch {
+			case asJSON:
 				err = writeJSON(out, found)
-			} else {
+			case asYAML:
+				err = settings.WriteUpstreams(out, laddersOf(all, found))
+			default:
 				err = writeExaminations(out, found, time.Now())
 			}
 			for _, f := range found {
@@ -66,7 +76,11 @@ timeout, and latencies.`,
 // A found is the result of probe for one address.
 type found struct {
 	Upstream string `json:"upstream"`
-	Error    string `json:"error,omitempty"` // the first failure; later fields are unknown then
+	// Designated is set for a transport that the upstream has designated, and that is not
+	// among its options.
+	Designated bool   `json:"designated,omitempty"`
+	path       string // over HTTPS
+	Error      string `json:"error,omitempty"` // the first failure; later fields are unknown then
 	upstreams.ProbeReport
 	Certificate []certificate `json:"certificates,omitempty"` // the server's certificate first
 }
@@ -79,7 +93,13 @@ type certificate struct {
 	NotAfter  time.Time `json:"not_after"`
 }
 
-func examineAll(ctx context.Context, config *settings.Config, all []settings.Upstream, idle time.Duration) []found {
+// An examination is what to test.
+type examination struct {
+	idle     time.Duration // see upstreams.Probe
+	discover bool
+}
+
+func examineAll(ctx context.Context, config *settings.Config, all []settings.Upstream, x examination) []found {
 	results := make([][]found, len(all))
 	var examining sync.WaitGroup
 	for i, u := range all {
@@ -94,21 +114,96 @@ func examineAll(ctx context.Context, config *settings.Config, all []settings.Ups
 			continue
 		}
 		examining.Go(func() {
-			addresses, err := upstreams.Probe(ctx, u.Options, query, idle)
-			if err != nil {
-				results[i] = []found{{Upstream: u.Name, Error: err.Error()}}
-			}
-			for _, x := range addresses {
-				results[i] = append(results[i], foundAt(u.Name, x))
+			results[i] = x.examine(ctx, u.Options, query)
+			if x.discover {
+				results[i] = append(results[i], x.discovered(ctx, u.Options, query, results[i])...)
 			}
 		})
 	}
 	examining.Wait()
-	var flat []found
-	for _, r := range results {
-		flat = append(flat, r...)
+	return slices.Concat(results...)
+}
+
+func (x examination) examine(ctx context.Context, o upstreams.Options, q wire.Query) (all []found) {
+	addresses, err := upstreams.Probe(ctx, o, q, x.idle)
+	if err != nil {
+		return []found{{Upstream: o.Name, Error: err.Error()}}
 	}
-	return flat
+	for _, report := range addresses {
+		f := foundAt(o.Name, report)
+		f.path = o.DoHPath
+		all = append(all, f)
+	}
+	return all
+}
+
+// discoverLimit is how long an upstream may take to say which transports it designates.
+const discoverLimit = 5 * time.Second
+
+// discovered examines the transports that an upstream designates, apart from those that are
+// known.
+func (x examination) discovered(ctx context.Context, o upstreams.Options, q wire.Query, known []found) (all []found) {
+	asking, cancel := context.WithTimeout(ctx, discoverLimit)
+	defer cancel()
+	designated, err := upstreams.Discover(asking, o)
+	if err != nil {
+		return []found{{Upstream: o.Name, Error: fmt.Sprintf("ask which transports it designates (%s SVCB): %v", wire.DDRName, err)}}
+	}
+	isKnown := func(f found) bool {
+		same := func(g found) bool { return f.Address == g.Address && f.Transport == g.Transport }
+		return slices.ContainsFunc(known, same) || slices.ContainsFunc(all, same)
+	}
+	for _, d := range designated {
+		for _, f := range x.examine(ctx, d, q) {
+			if f.Designated = true; !isKnown(f) {
+				all = append(all, f)
+			}
+		}
+	}
+	return all
+}
+
+// laddersOf returns upstreams with the addresses and transports that worked. Those where
+// nothing did are left out.
+func laddersOf(all []settings.Upstream, found []found) (ladders []settings.Upstream) {
+	for _, u := range all {
+		u.Transports, u.Addresses, u.DoHAddresses, u.Host, u.Bootstrap, u.Port, u.DoQPort, u.DoHPort = nil, nil, nil, "", nil, 853, 0, 443
+		for _, f := range found {
+			if f.Upstream == u.Name && f.Error == "" && f.Address.IsValid() {
+				addRung(&u, f)
+			}
+		}
+		if len(u.Transports) > 0 {
+			ladders = append(ladders, u)
+		}
+	}
+	return ladders
+}
+
+// addRung adds an endpoint to an upstream, unless its options can't have it beside the others.
+func addRung(u *settings.Upstream, f found) {
+	place := &u.Addresses
+	switch has := slices.Contains(u.Transports, f.Transport); f.Transport {
+	case upstreams.DoH, upstreams.DoH3:
+		if len(u.DoHAddresses) > 0 && u.DoHPath != f.path {
+			return
+		}
+		place, u.DoHPath = &u.DoHAddresses, f.path
+	case upstreams.DoQ:
+		if has && u.DoQPort != f.Address.Port() {
+			return
+		}
+		u.DoQPort = f.Address.Port()
+		if slices.ContainsFunc(u.Addresses, func(a netip.AddrPort) bool { return a.Addr() == f.Address.Addr() }) {
+			place = nil
+		}
+	}
+	if !slices.Contains(u.Transports, f.Transport) {
+		u.Transports = append(u.Transports, f.Transport)
+	}
+	if place != nil && !slices.Contains(*place, f.Address) {
+		*place = append(*place, f.Address)
+	}
 }
 
 func foundAt(name string, x upstreams.ProbeReport) found {
@@ -151,6 +246,9 @@ func writeExaminations(out io.Writer, all []found, now time.Time) error {
 		}
 		if f.IdleLimitReached {
 			idle = "> " + idle
+		}
+		if f.Designated {
+			result += " (designated by the upstream)"
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.Upstream, f.where(),
 			milliseconds(f.TCP), milliseconds(f.TLS), cmp.Or(f.Version, "-"), cmp.Or(f.ALPN, "-"), ends, either(f.Resumes, "yes", "no"), f.Pipelined,

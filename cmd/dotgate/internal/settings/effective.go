@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"dotgate/configs"
+	"dotgate/upstreams"
 )
 
 // WriteEffective writes the configuration as YAML, each value with a comment
@@ -30,6 +31,25 @@ func (c *Config) WriteEffective(w io.Writer) error {
 		return fmt.Errorf("write the effective configuration: %w", err)
 	}
 	return nil
+}
+
+// WriteUpstreams writes upstreams as YAML, each with the options that differ from their
+// defaults.
+func WriteUpstreams(w io.Writer, all []Upstream) error {
+	var out bytes.Buffer
+	out.WriteString("upstreams:\n")
+	usual := configs.SettingsOf("", &Upstream{Options: upstreams.Defaults(), Weight: 1})
+	for _, u := range all {
+		indent := "  - "
+		for i, s := range configs.SettingsOf("", &u) {
+			if text := s.Text(); text != usual[i].Text() {
+				fmt.Fprintf(&out, "%s%s: %s\n", indent, s.Name(), text)
+				indent = "    "
+			}
+		}
+	}
+	_, err := w.Write(out.Bytes())
+	return err
 }
 
 func (c *Config) writeUpstreams(out *bytes.Buffer, indent, list string, all []Upstream) {
