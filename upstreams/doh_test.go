@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"dotgate/gateway/wire"
 	"dotgate/upstreams/dottest"
 )
 
@@ -380,4 +381,30 @@ func TestOptionsOfTransports(t *testing.T) {
 	f(Options{DoHAddresses: addr, Transports: []string{"dot", "doh"}}, "addresses")
 	f(Options{DoHAddresses: addr, DoHPath: "dns-query"}, "doh_path")
 	f(Options{Protocol: UDP, Addresses: addr, DoHAddresses: addr}, "clear text")
+}
+
+// An answer from a cache of HTTP is as old as that says.
+func TestTheAgeOfResponses(t *testing.T) {
+	t.Parallel()
+	f := func(transport, age string, want uint32) {
+		t.Helper()
+		s, o := overHTTPS(t, dottest.HTTPSOptions{HTTP3: true})
+		o.Transports = []string{transport}
+		s.Set(dottest.HTTPSFault{Age: age})
+		q, err := wire.NewQuery("www.example.com", "A")
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := open(t, o).Exchange(t.Context(), q)
+		if err != nil || a.TTL() != want {
+			t.Errorf("%s, age %q: a TTL of %d, %v; want %d", transport, age, a.TTL(), err, want)
+		}
+	}
+	for _, transport := range []string{DoH, DoH3} {
+		f(transport, "", 300)
+		f(transport, "120", 180)
+		f(transport, "99999999999999999999", 0)
+		f(transport, "-1", 300)
+		f(transport, "now", 300)
+	}
 }

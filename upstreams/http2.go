@@ -105,7 +105,8 @@ type httpRequest struct {
 type responseHeader struct {
 	size   int
 	status int
-	isDNS  bool // the body is a DNS message
+	isDNS  bool   // the body is a DNS message
+	age    uint32 // of the response in a cache of HTTP, in seconds
 }
 
 // newHTTP2Conn begins HTTP/2 on conn, with requests for a resource.
@@ -416,6 +417,16 @@ func (h *responseHeader) add(f hpack.HeaderField) {
 		h.status, _ = strconv.Atoi(f.Value)
 	case "content-type":
 		h.setContentType(f.Value)
+	case "age":
+		h.setAge(f.Value)
+	}
+}
+
+// setAge sets the age, as far as it is a number (RFC 9111 section 1.2.2).
+func (h *responseHeader) setAge(value string) {
+	age, err := strconv.ParseUint(value, 10, 32)
+	if err == nil || errors.Is(err, strconv.ErrRange) {
+		h.age = uint32(age)
 	}
 }
 
@@ -473,6 +484,7 @@ func (c *http2Conn) answered(number uint32, r *httpRequest, body []byte) error {
 	if err := r.response.check(); err != nil {
 		return &requestError{r.id, err}
 	}
+	wire.SubtractAge(body, r.response.age)
 	c.message.Reset()
 	c.message.Write(binary.BigEndian.AppendUint16(c.message.AvailableBuffer(), uint16(len(body))))
 	if len(body) >= 2 {

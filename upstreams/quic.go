@@ -338,6 +338,7 @@ func (a *http3Asker) ask(ctx context.Context, query []byte) ([]byte, error) {
 	defer response.Body.Close()
 	h := responseHeader{status: response.StatusCode}
 	h.setContentType(response.Header.Get("Content-Type"))
+	h.setAge(response.Header.Get("Age"))
 	if err := h.check(); err != nil {
 		return nil, err
 	}
@@ -348,6 +349,7 @@ func (a *http3Asker) ask(ctx context.Context, query []byte) ([]byte, error) {
 	if len(answer) > wire.MaxSize {
 		return nil, errTooLong
 	}
+	wire.SubtractAge(answer, h.age)
 	return answer, nil
 }
 

@@ -66,6 +66,7 @@ type HTTPSFault struct {
 	Reset       bool          // RST_STREAM instead of a response
 	GoAway      int64         // behind each response whose number is a multiple of it
 	Pieces      bool          // the body comes in two frames
+	Age         string        // of responses, in a cache
 	DropUDP     bool          // no packet of HTTP/3 passes, in either direction
 }
 
@@ -219,6 +220,9 @@ func (s *HTTPSServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", cmp.Or(f.ContentType, dnsMessage))
+	if f.Age != "" {
+		w.Header().Set("Age", f.Age)
+	}
 	if f.Pieces {
 		w.Write(reply[:len(reply)/2])
 		w.(http.Flusher).Flush()
