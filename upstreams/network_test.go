@@ -269,6 +269,47 @@ func TestABlockedPortIsLeftByAll(t *testing.T) {
 	}
 }
 
+// After a change of the network, all try the better transport at once, and errors no longer
+// speak of the former one.
+func TestAChangeOfTheNetworkIsTheWayBack(t *testing.T) {
+	t.Parallel()
+	dots, dohs, all, n := providers(t, slog.New(slog.DiscardHandler))
+	for _, dot := range dots {
+		dot.Stop()
+		dot.CloseConnections(dottest.RST)
+	}
+	for _, u := range all {
+		if err := ask(u, "during.example.com"); err != nil {
+			t.Error(err)
+		}
+	}
+	eventually(t, "the reason", func() bool { return strings.Contains(n.String(), "(reset at ") })
+	for _, dot := range dots {
+		dot.Restart()
+	}
+	began := time.Now()
+	n.Changed()
+	if n.String() != "" {
+		t.Errorf("%q", n)
+	}
+	eventually(t, "the way back", func() bool {
+		back := 0
+		for i, u := range all {
+			before := dohs[i].Requests()
+			if err := ask(u, "after.example.com"); err != nil {
+				t.Error(err)
+			}
+			if dohs[i].Requests() == before {
+				back++
+			}
+		}
+		return back == len(all)
+	})
+	if took := time.Since(began); took > climbInterval/2 {
+		t.Errorf("took %v", took)
+	}
+}
+
 // A lockedBuffer is a buffer for several goroutines.
 type lockedBuffer struct {
 	mu sync.Mutex
