@@ -302,6 +302,30 @@ func TestADrilledBlockIsOfOnePort(t *testing.T) {
 	}
 }
 
+// A blocked port of UDP swallows the packets of QUIC, and leaves TCP alone.
+func TestADrilledBlockOfUDPIsForQUIC(t *testing.T) {
+	t.Parallel()
+	ca := dottest.NewCA()
+	dot := dottest.NewServer(t, dottest.Options{CA: ca})
+	quic := dottest.NewQUICServer(t, dottest.QUICOptions{Addr: dot.Addr().String(), Certificate: ca.Issue(dottest.CertOptions{Names: []string{dottest.ServerName}})})
+	o := trusting(t, dot)
+	o.Transports = []string{DoQ, DoT}
+	u := open(t, o)
+	if err := ask(u, "before.example.com"); err != nil {
+		t.Fatal(err)
+	}
+	before := quic.Queries()
+	drill(t, u, fmt.Sprintf("block=%d/udp", quic.Addr().Port()))
+	for i := range 10 {
+		if err := ask(u, fmt.Sprintf("n%d.example.com", i)); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := quic.Queries(); got != before || dot.Stats().Queries < 10 {
+		t.Errorf("%d queries over QUIC, %d over TLS", got-before, dot.Stats().Queries)
+	}
+}
+
 // The server answers, and each answer over HTTPS is replaced. Over TLS, none is.
 func TestADrilledHTTPStatusReplacesAnswersOverHTTPS(t *testing.T) {
 	t.Parallel()
