@@ -63,8 +63,21 @@ func (u *Upstream) connect(ctx context.Context) (*stream, error) {
 	case <-d.done:
 		return d.stream, d.err
 	case <-ctx.Done():
-		return nil, fmt.Errorf("still connecting to %v: %w", u.Addresses(), context.Cause(ctx))
+		return nil, u.stillConnecting(context.Cause(ctx))
 	}
+}
+
+// stillConnecting returns the error of a caller that has waited for a connection until cause.
+func (u *Upstream) stillConnecting(cause error) error {
+	endpoints := u.dialer.ordered()
+	if len(endpoints) == 0 {
+		return fmt.Errorf("still looking for an address of %s: %w", u.o.Host, cause)
+	}
+	to := fmt.Sprintf("%v (%s)", endpoints[0].addr, endpoints[0].transport())
+	if others := len(endpoints) - 1; others > 0 {
+		to += fmt.Sprintf(" and %d other endpoints", others)
+	}
+	return fmt.Errorf("still connecting to %s: %w", to, cause)
 }
 
 // dialLocked returns a dial to wait for: the one in progress, or a new one if that has

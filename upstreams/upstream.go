@@ -242,7 +242,7 @@ func (u *Upstream) Exchange(ctx context.Context, q wire.Query) (wire.Answer, err
 		return a, err
 	}
 	if u.open.Load() == 0 {
-		return wire.Answer{}, fmt.Errorf("%s: still connecting to %v: %w", u.o.Name, u.Addresses(), context.Cause(ctx))
+		return wire.Answer{}, named(u.o.Name, u.stillConnecting(context.Cause(ctx)))
 	}
 	return wire.Answer{}, named(u.o.Name, context.Cause(ctx))
 }
