@@ -264,6 +264,18 @@ func (p *port) reason() string {
 // String says what is blocked, and what is used instead, or nothing.
 func (n *Network) String() string { return n.text("; using ") }
 
+// Blocked returns how many ports are blocked.
+func (n *Network) Blocked() (count int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, p := range n.ports {
+		if p.state == portBlocked {
+			count++
+		}
+	}
+	return count
+}
+
 // text is String, with the transport that is used instead behind a word, if there is one.
 func (n *Network) text(using string) string {
 	n.mu.Lock()

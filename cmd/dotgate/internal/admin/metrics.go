@@ -120,6 +120,7 @@ var (
 	mDials       = describe("counter", "upstream_dials_total", "Dials, by address, transport and outcome. ok means a connection.", "upstream", "address", "transport", "outcome")
 	mHandshakes  = describe("counter", "upstream_handshakes_total", "Completed TLS handshakes, by kind: full or resumed.", "upstream", "kind")
 	mPlainHello  = describe("counter", "upstream_plain_handshakes_total", "Completed TLS handshakes with a plainer ClientHello, by the part left out: alpn or key_share.", "upstream", "without")
+	mBlocked     = describe("gauge", "network_blocked_ports", "Ports that the network blocks: the same transport fails alike at several upstreams, and another one works.")
 	mAvoided     = describe("gauge", "upstream_address_avoided", "1 for an address that is avoided because it failed or lost a race while another one worked.", "upstream", "address", "transport")
 	mReused      = describe("counter", "upstream_connection_reuses_total", "Queries sent on a connection that was dialled for an earlier query.", "upstream")
 	mSent        = describe("counter", "upstream_queries_sent_total", "Queries sent, resent ones included.", "upstream")
@@ -235,6 +236,7 @@ func (c collector) Collect(to chan<- prometheus.Metric) {
 	e.objectives(s.objectives())
 	e.peers(s.p.Peers())
 	e.redis(s.p.Redis())
+	e.count(mBlocked, s.p.Network.Blocked())
 	outstanding := make(map[string]int)
 	for _, candidate := range s.p.Balancer.Candidates() {
 		outstanding[candidate.Name] += candidate.Outstanding

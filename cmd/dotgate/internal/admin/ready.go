@@ -63,7 +63,7 @@ func (s *Server) Readiness(now time.Time) Readiness {
 
 // blocked returns a line if the network blocks a port.
 func (s *Server) blocked() []string {
-	if text := s.p.Network(); text != "" {
+	if text := s.p.Network.String(); text != "" {
 		return []string{text}
 	}
 	return nil

@@ -67,7 +67,7 @@ func newWorld(t *testing.T, o Options, names ...string) *world {
 	options := api.Options{
 		Version: "v1", Gateway: w, Balancer: counting{}, Cache: holding{world: w}, Members: w.Members, Process: w, Log: log,
 		Outage:     func() string { return "" },
-		Network:    func() string { return "" },
+		Network:    upstreams.NewNetwork(slog.New(slog.DiscardHandler)),
 		LogDropped: func() uint64 { return 17 },
 		Redis:      func() redis.Counts { return redis.Counts{} },
 		Peers:      func() peers.Status { return peers.Status{Peers: []peers.Peer{{Name: "b"}}} },

@@ -43,7 +43,7 @@ func newWorld(names ...string) *world {
 	}
 	w.Server = New(Options{
 		Version: "v1", Gateway: w, Process: w, Balancer: counting{}, Members: func() []Member { return members }, Log: slog.New(slog.DiscardHandler),
-		Outage: func() string { return "" }, Network: func() string { return "" }, LogDropped: func() uint64 { return 0 },
+		Outage: func() string { return "" }, Network: upstreams.NewNetwork(slog.New(slog.DiscardHandler)), LogDropped: func() uint64 { return 0 },
 		Peers: func() peers.Status { return peers.Status{} }, Redis: func() redis.Counts { return redis.Counts{} },
 	})
 	return w

@@ -116,9 +116,8 @@ type Options struct {
 	Process  Process
 	// Outage returns why no upstream is up, the most important cause first. It is empty if
 	// one is up.
-	Outage func() string
-	// Network returns which ports the network blocks. It is empty if none is.
-	Network func() string
+	Outage  func() string
+	Network *upstreams.Network
 	// LogDropped returns the number of dropped log lines.
 	LogDropped func() uint64
 	Peers      func() peers.Status // what is known of other gateways

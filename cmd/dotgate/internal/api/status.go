@@ -122,7 +122,7 @@ type DrillStatus struct {
 func (s *Server) Status() Status {
 	status := Status{
 		Version: s.o.Version, PID: os.Getpid(), Started: s.started, Listening: s.o.Gateway.Addrs(),
-		OnLink: s.o.Gateway.OnLink(), Outage: s.o.Outage(), Network: s.o.Network(), Clients: clientStatus(s.o.Gateway), Balancer: s.o.Balancer.Counts(),
+		OnLink: s.o.Gateway.OnLink(), Outage: s.o.Outage(), Network: s.o.Network.String(), Clients: clientStatus(s.o.Gateway), Balancer: s.o.Balancer.Counts(),
 		LogDropped: s.o.LogDropped(), Drill: s.drillStatus(), Peers: s.o.Peers().Peers,
 	}
 	for _, m := range s.o.Members() {

@@ -64,7 +64,7 @@ func newServer(o Options, c *configuration, predecessor bool, log *logOutput) (*
 	s.reloads.Store(&admin.Reloads{Last: time.Now()})
 	options := api.Options{
 		Version: o.Version, Gateway: p.gateway, Balancer: p.pools, Cache: p.answers, Members: p.pools.Members, Process: s,
-		Log: log.Logger, Outage: p.pools.Outage, Network: p.pools.network.String, LogDropped: log.stderr.Dropped, Peers: p.peering.Status, Redis: p.shared.Counts,
+		Log: log.Logger, Outage: p.pools.Outage, Network: p.pools.network, LogDropped: log.stderr.Dropped, Peers: p.peering.Status, Redis: p.shared.Counts,
 	}
 	s.api = api.New(options)
 	s.admin, err = admin.New(c.config.Admin, admin.Parts{
