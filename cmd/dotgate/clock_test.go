@@ -25,6 +25,7 @@ var wallClock = map[string]string{
 	"upstreams/probe.go":                    "a name that is new each time",
 	"upstreams/network_linux.go":            "a deadline that is over",
 	"upstreams/plain.go":                    "a deadline that is over",
+	"upstreams/proxy.go":                    "a deadline that is over",
 }
 
 // Waits, budgets and states go by the monotonic clock: as durations since an epoch, or
