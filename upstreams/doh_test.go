@@ -408,3 +408,12 @@ func TestTheAgeOfResponses(t *testing.T) {
 		f(transport, "now", 300)
 	}
 }
+
+// A body that has no ID fails its query at once.
+func TestShortBodiesOverHTTPS(t *testing.T) {
+	t.Parallel()
+	_, o := overHTTPS(t, dottest.HTTPSOptions{Handler: func(dst, _ []byte) ([]byte, time.Duration) { return append(dst, 0), 0 }})
+	if err := askWithin(open(t, o), "www.example.com", 3*time.Second); err == nil || OutcomeOf(err) != Unparsable {
+		t.Errorf("got %v", err)
+	}
+}

@@ -47,6 +47,7 @@ const (
 var (
 	errGoAway       = errors.New("server takes no more requests on this connection (GOAWAY)")
 	errTooLong      = &failure{HTTPNotDNS, errors.New("response to a DNS query over HTTPS is longer than a DNS message")}
+	errTooShort     = &failure{Unparsable, errors.New("the response is shorter than the ID of a DNS message")}
 	errNotProcessed = fmt.Errorf("a request was not processed: %w", errGoAway)
 )
 
@@ -484,14 +485,14 @@ func (c *http2Conn) answered(number uint32, r *httpRequest, body []byte) error {
 	if err := r.response.check(); err != nil {
 		return &requestError{r.id, err}
 	}
+	if len(body) < 2 {
+		return &requestError{r.id, errTooShort}
+	}
 	wire.SubtractAge(body, r.response.age)
 	c.message.Reset()
 	c.message.Write(binary.BigEndian.AppendUint16(c.message.AvailableBuffer(), uint16(len(body))))
-	if len(body) >= 2 {
-		c.message.Write(binary.BigEndian.AppendUint16(c.message.AvailableBuffer(), r.id))
-		body = body[2:]
-	}
-	c.message.Write(body)
+	c.message.Write(binary.BigEndian.AppendUint16(c.message.AvailableBuffer(), r.id))
+	c.message.Write(body[2:])
 	return nil
 }
 

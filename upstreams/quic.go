@@ -211,9 +211,11 @@ func (t *quicTransport) newConn(conn *quic.Conn, addr netip.AddrPort, end func()
 	c.ask = c.askOverQUIC
 	if t.kind == DoH3 {
 		c.code = quic.ApplicationErrorCode(http3.ErrCodeNoError)
+		host := hostOf(conn.ConnectionState().TLS.ServerName, addr)
 		over := &http3Asker{
 			to:   (&http3.Transport{DisableCompression: true, MaxResponseHeaderBytes: http2HeadersMax}).NewClientConn(conn),
-			host: hostOf(conn.ConnectionState().TLS.ServerName, addr), path: t.path, conn: c,
+			url:  &url.URL{Scheme: "https", Host: host, Opaque: "https://" + host + t.path}, // has the path as it is
+			conn: c,
 		}
 		c.ask = over.ask
 	}
@@ -255,11 +257,12 @@ func (c *quicConn) exchange(query []byte) {
 	defer cancel()
 	id := wire.ID(query[2:])
 	query[2], query[3] = 0, 0 // RFC 9250 section 4.2.1, RFC 8484 section 4.1
-	c.open.Add(1)
 	answer, err := c.ask(ctx, query)
-	c.open.Add(-1)
-	if err != nil && (c.Context().Err() != nil || errors.Is(err, context.DeadlineExceeded)) {
+	if err != nil && (errors.Is(err, net.ErrClosed) || c.Context().Err() != nil || errors.Is(err, context.DeadlineExceeded)) {
 		return // the connection has ended, or the query been given up
+	}
+	if err == nil && len(answer) < 2 {
+		err = errTooShort
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -267,9 +270,7 @@ func (c *quicConn) exchange(query []byte) {
 		c.failed = append(c.failed, &requestError{id, err})
 	} else {
 		c.answers.Write(binary.BigEndian.AppendUint16(c.answers.AvailableBuffer(), uint16(len(answer))))
-		if len(answer) >= 2 {
-			binary.BigEndian.PutUint16(answer, id)
-		}
+		binary.BigEndian.PutUint16(answer, id)
 		c.answers.Write(answer)
 	}
 	c.changed.Signal()
@@ -279,54 +280,76 @@ func (c *quicConn) exchange(query []byte) {
 func (c *quicConn) askOverQUIC(ctx context.Context, query []byte) ([]byte, error) {
 	s, err := c.OpenStream()
 	if _, full := errors.AsType[*quic.StreamLimitReachedError](err); full {
-		c.room.Store(max(1, c.open.Load()-1))
+		c.room.Store(max(1, c.open.Load()))
 		s, err = c.OpenStreamSync(ctx)
 	}
 	if err != nil {
 		return nil, err
 	}
+	if open := c.open.Add(1); open > c.room.Load() {
+		c.room.Store(open)
+	}
+	defer c.open.Add(-1)
 	limit, _ := ctx.Deadline()
 	_ = s.SetDeadline(limit)
 	defer s.CancelRead(doqCancelled) // without effect after the whole answer
 	if _, err = s.Write(query); err == nil {
 		err = s.Close()
 	}
-	var size [2]byte
+	var answer []byte
 	if err == nil {
-		_, err = io.ReadFull(s, size[:])
+		answer, err = readMessage(s)
 	}
 	if err != nil {
-		return nil, ofStream(err)
-	}
-	answer := make([]byte, binary.BigEndian.Uint16(size[:]))
-	if _, err := io.ReadFull(s, answer); err != nil {
 		return nil, ofStream(err)
 	}
 	return answer, nil
 }
 
+// readMessage reads a message behind its length. It takes no memory for what has not come.
+func readMessage(r io.Reader) ([]byte, error) {
+	var size [2]byte
+	if _, err := io.ReadFull(r, size[:]); err != nil {
+		return nil, err
+	}
+	length := int(binary.BigEndian.Uint16(size[:]))
+	message, err := io.ReadAll(io.LimitReader(r, int64(length)))
+	if err == nil && len(message) < length {
+		err = io.ErrUnexpectedEOF
+	}
+	return message, err
+}
+
 // ofStream returns why a stream brought no answer.
 func ofStream(err error) error {
+	ofHTTP, _ := errors.AsType[*http3.Error](err)
+	_, reset := errors.AsType[*quic.StreamError](err)
 	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		return context.DeadlineExceeded
+	case errors.Is(err, net.ErrClosed): // of the connection
+		return err
+	case ofHTTP != nil && ofHTTP.Remote && ofHTTP.ErrorCode == http3.ErrCodeRequestRejected: // RFC 9114 section 4.1.1
+		return errNotProcessed
+	case reset:
+		return &failure{Reset, err}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return &failure{ShortFrame, errors.New("the QUIC stream ended within its answer")}
 	}
-	return &failure{Reset, err}
+	return &failure{Unparsable, err}
 }
 
 // An http3Asker asks over HTTP/3.
 type http3Asker struct {
-	to         *http3.ClientConn
-	host, path string
-	conn       *quicConn
+	to   *http3.ClientConn
+	url  *url.URL
+	conn *quicConn
 }
 
 func (a *http3Asker) ask(ctx context.Context, query []byte) ([]byte, error) {
 	query = query[2:]
 	request := &http.Request{
-		Method: http.MethodPost, Host: a.host, URL: &url.URL{Scheme: "https", Host: a.host, Path: a.path},
+		Method: http.MethodPost, URL: a.url,
 		Header:        http.Header{"Accept": {dnsMessage}, "Content-Type": {dnsMessage}, "User-Agent": nil},
 		Body:          io.NopCloser(bytes.NewReader(query)),
 		ContentLength: int64(len(query)),
@@ -354,15 +377,18 @@ func (a *http3Asker) ask(ctx context.Context, query []byte) ([]byte, error) {
 }
 
 // explain returns why a request has no response. After GOAWAY, the connection takes no
-// further ones.
+// further ones, which the attempt to begin one shows.
 func (a *http3Asker) explain(err error) error {
-	_, ofHTTP := errors.AsType[*http3.Error](err)
-	_, ofQUIC := errors.AsType[*quic.StreamError](err)
-	if ofHTTP || ofQUIC || errors.Is(err, context.DeadlineExceeded) {
-		return ofStream(err)
+	if a.conn.Context().Err() != nil {
+		return net.ErrClosed
 	}
-	a.conn.fail(errGoAway)
-	return errNotProcessed
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, ended := a.to.OpenRequestStream(ctx); !errors.Is(ended, context.Canceled) {
+		a.conn.fail(errGoAway)
+		return errNotProcessed
+	}
+	return ofStream(err)
 }
 
 // Read returns messages behind their lengths.

@@ -33,7 +33,7 @@ type HTTPSServer struct {
 
 	requests, overQUIC, connections atomic.Int64
 	mu                              sync.Mutex
-	last                            string // host and path of the last request
+	last                            string // host, path and query of the last request
 }
 
 // HTTPSOptions are the options of an HTTPSServer. A zero field means its default.
@@ -141,7 +141,7 @@ func (s *HTTPSServer) Requests() int         { return int(s.requests.Load()) }
 func (s *HTTPSServer) RequestsOverQUIC() int { return int(s.overQUIC.Load()) }
 func (s *HTTPSServer) Connections() int      { return int(s.connections.Load()) }
 
-// Last returns host and path of the last request.
+// Last returns host, path and query of the last request.
 func (s *HTTPSServer) Last() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -197,7 +197,7 @@ func (s *HTTPSServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.overQUIC.Add(1)
 	}
 	s.mu.Lock()
-	s.last = r.Host + r.URL.Path
+	s.last = r.Host + r.RequestURI
 	s.mu.Unlock()
 	query, ok := queryOf(r)
 	if !ok {
