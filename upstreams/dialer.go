@@ -315,7 +315,7 @@ func (d *dialer) succeeded(won dialAttempt, race *dialRace) {
 	}
 	for _, a := range race.inProgress {
 		if won.began.Sub(a.began) >= attemptDelay || won.to.rung > a.to.rung {
-			a.to.dials[DialSlower].Add(1)
+			a.to.countDial(DialSlower)
 			a.to.penalize(d.log, DialSlower)
 		}
 	}
@@ -415,13 +415,13 @@ func (d *dialer) dialOne(ctx context.Context, a dialAttempt, limits dialLimits) 
 		e.port.saw(portAnswered, d.user, portLoss{}, "")
 	}
 	if a.err == nil {
-		e.dials[GotNoError].Add(1)
+		e.countDial(GotNoError)
 		e.clearPenalties(d.log)
 		return a
 	}
 	if ctx.Err() == nil {
 		e.suspect()
-		e.dials[OutcomeOf(a.err)].Add(1)
+		e.countDial(OutcomeOf(a.err))
 	}
 	a.err = &addressError{e, a.err}
 	return a

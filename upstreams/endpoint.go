@@ -43,11 +43,24 @@ type endpoint struct {
 	answered    atomic.Pointer[time.Time] // last, over UDP; or nil
 
 	attempts, dials outcomeCounts
+	dialled         atomic.Pointer[dialResult] // the last one, or nil
 
 	mu        sync.Mutex // guards the fields below
 	penalties int        // how often it failed while another address worked, since it last worked
 	until     time.Time  // when it may be probed
 	probing   bool       // a probe is in progress
+}
+
+// A dialResult is the result of a dial.
+type dialResult struct {
+	at      time.Time
+	outcome Outcome
+}
+
+// countDial takes note of a dial that has ended.
+func (e *endpoint) countDial(outcome Outcome) {
+	e.dials[outcome].Add(1)
+	e.dialled.Store(&dialResult{time.Now(), outcome})
 }
 
 // transport returns the name of the transport, or "" if e stands for no address.

@@ -187,6 +187,9 @@ type AddressHistory struct {
 	Address netip.AddrPort
 	// Transport is dot, doh, doq, doh3, tcp or udp; empty without an address.
 	Transport string
+	Open      int              // connections open there
+	Dialled   time.Time        // when the last dial ended; zero if there was none
+	Result    Outcome          // of it
 	Attempts  [outcomes]uint64 // indexed by Outcome
 	Dials     [outcomes]uint64 // the same; GotNoError stands for a connection made
 	// Avoided is when the address, which failed or was slower while another one worked,
@@ -215,6 +218,15 @@ func (h *History) Attempts() (answered, failed uint64) {
 // History returns the outcomes of all attempts and dials.
 func (u *Upstream) History() History {
 	h := History{Addresses: u.dialer.history()}
+	u.mu.Lock()
+	for _, s := range u.streams {
+		for i := range h.Addresses {
+			if a := &h.Addresses[i]; a.Address == s.endpoint.addr && a.Transport == s.endpoint.transport() {
+				a.Open++
+			}
+		}
+	}
+	u.mu.Unlock()
 	u.attemptStats.addTo(&h)
 	for t := range u.dialer.identities() {
 		if at := time.Unix(t.notAfter.Load(), 0); at.Unix() != 0 && at.After(h.NotAfter) {
@@ -239,6 +251,9 @@ func (e *endpoint) history() AddressHistory {
 	h := AddressHistory{Address: e.addr, Transport: e.transport(), Without: e.without()}
 	if until, penalties := e.avoided(); penalties > 0 {
 		h.Avoided = until
+	}
+	if last := e.dialled.Load(); last != nil {
+		h.Dialled, h.Result = last.at, last.outcome
 	}
 	e.attempts.addTo(&h.Attempts)
 	e.dials.addTo(&h.Dials)

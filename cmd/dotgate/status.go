@@ -22,13 +22,14 @@ import (
 const statusLimit = 5 * time.Second
 
 func statusCommand(s *configFlags) *cobra.Command {
-	var asJSON bool
+	var asJSON, endpoints bool
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "Show the state of the running gateway: upstreams, counters, latencies",
 		Args:  noArguments,
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().BoolVar(&endpoints, "endpoints", false, "print the addresses and transports of each upstream instead")
 	c.RunE = s.withClient(statusLimit, func(ctx context.Context, client *api.Client, out io.Writer) error {
 		status, err := client.Status(ctx)
 		switch {
@@ -36,6 +37,8 @@ func statusCommand(s *configFlags) *cobra.Command {
 			return err
 		case asJSON:
 			return writeJSON(out, status)
+		case endpoints:
+			return writeEndpoints(out, status, time.Now())
 		}
 		return writeStatus(out, status, time.Now())
 	})
@@ -127,7 +130,7 @@ func writeUpstreams(out io.Writer, upstreams []api.UpstreamStatus, now time.Time
 		return err
 	}
 	for _, u := range upstreams {
-		for _, n := range u.Notes {
+		for _, n := range u.Endpoints {
 			if !n.Avoided.IsZero() {
 				fmt.Fprintf(out, "%s: %v (%s) is avoided because another address or transport works better; next try at %s\n", u.Name, n.Address, n.Transport, n.Avoided.Format(time.TimeOnly))
 			}
@@ -137,6 +140,26 @@ func writeUpstreams(out io.Writer, upstreams []api.UpstreamStatus, now time.Time
 		}
 	}
 	return nil
+}
+
+// writeEndpoints writes a table of all addresses and transports: those in use, and those that
+// stand by.
+func writeEndpoints(out io.Writer, s api.Status, now time.Time) error {
+	if s.Network != "" {
+		fmt.Fprintf(out, "%s\n\n", s.Network)
+	}
+	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "UPSTREAM\tADDRESS\tTRANSPORT\tSTATE\tCONNECTIONS\tLAST DIAL\tRESULT")
+	for _, u := range s.Upstreams {
+		for _, e := range u.Endpoints {
+			last := "-"
+			if !e.Dialled.IsZero() {
+				last = ago(now.Sub(e.Dialled)) + " ago"
+			}
+			fmt.Fprintf(t, "%s\t%v\t%s\t%s\t%d\t%s\t%s\n", u.Name, e.Address, e.Transport, e.State, e.Open, last, cmp.Or(e.Result, "-"))
+		}
+	}
+	return t.Flush()
 }
 
 // either returns yes if it is so, and no otherwise.

@@ -30,9 +30,9 @@ func TestStatusIsATable(t *testing.T) {
 		Upstreams: []api.UpstreamStatus{
 			{Name: "quad9", State: "up", Since: before(72 * time.Hour), Usual: ms(8.127), Patience: ms(45.25), Open: 1, Transport: "doh",
 				Counts: upstreams.Counts{Sent: 12345, Answered: 12340, Resent: 2},
-				Notes: []api.AddressNote{
-					{Address: netip.MustParseAddrPort("[2620:fe::fe]:853"), Transport: "dot", Avoided: now.Add(20 * time.Second)},
-					{Address: netip.MustParseAddrPort("9.9.9.9:853"), Transport: "dot", Without: "alpn,key_share"},
+				Endpoints: []api.EndpointStatus{
+					{Address: netip.MustParseAddrPort("[2620:fe::fe]:853"), Transport: "dot", State: "avoided", Dialled: before(10 * time.Second), Result: "dial_timeout", Avoided: now.Add(20 * time.Second)},
+					{Address: netip.MustParseAddrPort("9.9.9.9:853"), Transport: "dot", State: "unproven", Without: "alpn,key_share"},
 				}},
 			{Name: "office", State: "down", Since: before(83 * time.Second), Reason: "connection refused", Patience: ms(200)},
 			{Name: "new", State: "suspect", Reason: "3 failures in a row", Patience: ms(200)},
@@ -75,6 +75,16 @@ balancer  12000 queries, 12100 attempts: 80 hedges, 15 retries, 5 second opinion
 `
 	var out bytes.Buffer
 	if err := writeStatus(&out, s, now); err != nil || out.String() != want {
+		t.Errorf("%v, got\n%s\nwant\n%s", err, out.String(), want)
+	}
+	want = `tcp/853 is blocked on this network since 10:02 (no SYN-ACK at 2 of 3 upstreams); using DoH
+
+UPSTREAM  ADDRESS            TRANSPORT  STATE     CONNECTIONS  LAST DIAL  RESULT
+quad9     [2620:fe::fe]:853  dot        avoided   0            10s ago    dial_timeout
+quad9     9.9.9.9:853        dot        unproven  0            -          -
+`
+	out.Reset()
+	if err := writeEndpoints(&out, s, now); err != nil || out.String() != want {
 		t.Errorf("%v, got\n%s\nwant\n%s", err, out.String(), want)
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"dotgate/balancer"
 	"dotgate/health"
+	"dotgate/upstreams"
 )
 
 // start serves w until the test ends or stop is called, and returns a client.
@@ -217,4 +218,22 @@ func TestAServerThatFailsReturns(t *testing.T) {
 	}
 	l.Close()
 	newWorld("one").Serve(t.Context(), l)
+}
+
+func TestStatesOfEndpoints(t *testing.T) {
+	t.Parallel()
+	f := func(a upstreams.AddressHistory, want string) {
+		t.Helper()
+		if e := endpointStatus(a); e.State != want {
+			t.Errorf("%+v: got %q, want %q", a, e.State, want)
+		}
+	}
+	now := time.Now()
+	f(upstreams.AddressHistory{Transport: upstreams.DoT}, "unproven")
+	f(upstreams.AddressHistory{Transport: upstreams.DoT, Open: 1, Dialled: now, Avoided: now}, "in use")
+	f(upstreams.AddressHistory{Transport: upstreams.DoH, Dialled: now}, "standing by")
+	f(upstreams.AddressHistory{Transport: upstreams.DoQ, Dialled: now, Result: upstreams.DialTimedOut}, "failed")
+	f(upstreams.AddressHistory{Transport: upstreams.DoQ, Dialled: now, Result: upstreams.DialTimedOut, Avoided: now}, "avoided")
+	f(upstreams.AddressHistory{Transport: upstreams.UDP}, "in use")
+	f(upstreams.AddressHistory{Transport: upstreams.UDP, Avoided: now}, "avoided")
 }

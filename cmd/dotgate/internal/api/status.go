@@ -57,7 +57,7 @@ type UpstreamStatus struct {
 	// Attempts has the number of attempts by outcome, without zeros.
 	Attempts map[string]uint64 `json:"attempts"`
 
-	Notes []AddressNote `json:"notes,omitempty"` // about addresses with a problem
+	Endpoints []EndpointStatus `json:"endpoints"`
 
 	AdminState  string         `json:"admin_state"`       // auto, or the state set by hand
 	Answered    time.Time      `json:"answered,omitzero"` // the last answer; zero if none
@@ -67,16 +67,41 @@ type UpstreamStatus struct {
 	Changes     []ChangeStatus `json:"changes,omitempty"`              // the latest, the newest last
 }
 
-// An AddressNote describes the problem of an address.
-type AddressNote struct {
+// An EndpointStatus describes an address and a transport of an upstream.
+type EndpointStatus struct {
 	Address   netip.AddrPort `json:"address"`
-	Transport string         `json:"transport"` // dot, doh, tcp or udp
-	// Avoided is the time of the next try of an address that failed, or was slower, while
-	// another one worked; zero if it is not avoided.
+	Transport string         `json:"transport"` // dot, doh, doq, doh3, tcp or udp
+	// State is "in use" with open connections, or over UDP, "avoided" if it failed, or was slower, while
+	// another one worked, and else by the last dial "standing by", "failed" or "unproven".
+	State   string    `json:"state"`
+	Open    int       `json:"connections"`
+	Dialled time.Time `json:"dialled,omitzero"` // when the last dial ended; zero if there was none
+	Result  string    `json:"result,omitempty"` // the outcome of it: noerror if it was successful
+	// Avoided is the time of the next try; zero if it is not avoided.
 	Avoided time.Time `json:"avoided_until,omitzero"`
 	// Without lists the features that ClientHellos or plain queries leave out there: alpn,
 	// key_share, edns, case.
 	Without string `json:"without,omitempty"`
+}
+
+func endpointStatus(a upstreams.AddressHistory) EndpointStatus {
+	e := EndpointStatus{Address: a.Address, Transport: a.Transport, Open: a.Open, Dialled: a.Dialled, Avoided: a.Avoided, Without: a.Without}
+	if !a.Dialled.IsZero() {
+		e.Result = a.Result.String()
+	}
+	switch {
+	case a.Open > 0, a.Transport == upstreams.UDP && a.Avoided.IsZero(): // UDP has no connections
+		e.State = "in use"
+	case !a.Avoided.IsZero():
+		e.State = "avoided"
+	case a.Dialled.IsZero():
+		e.State = "unproven"
+	case a.Result == upstreams.GotNoError:
+		e.State = "standing by"
+	default:
+		e.State = "failed"
+	}
+	return e
 }
 
 // A FailureStatus describes an attempt that got no answer.
@@ -144,8 +169,8 @@ func upstreamStatus(m Member) UpstreamStatus {
 		AdminState: s.AdminState.String(), Answered: s.Answered, Breaker: s.Breaker, Certificate: h.NotAfter,
 	}
 	for _, a := range h.Addresses {
-		if !a.Avoided.IsZero() || a.Without != "" {
-			status.Notes = append(status.Notes, AddressNote{a.Address, a.Transport, a.Avoided, a.Without})
+		if a.Address.IsValid() {
+			status.Endpoints = append(status.Endpoints, endpointStatus(a))
 		}
 	}
 	if len(m.Routes) > 1 {
