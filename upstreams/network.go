@@ -130,10 +130,12 @@ const (
 	networkChanged                  // routes, addresses or links are others
 )
 
+// isNear reports whether a is an address of this machine or of a private network.
+func isNear(a netip.Addr) bool { return a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() }
+
 // join returns the port of a transport at an address, with u among its users.
 func (n *Network) join(u networkUser, transport string, addr netip.AddrPort) *port {
-	ip := addr.Addr()
-	key := portKey{transport, addr.Port(), ip.IsPrivate() || ip.IsLoopback() || ip.IsLinkLocalUnicast()}
+	key := portKey{transport, addr.Port(), isNear(addr.Addr())}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	p := n.ports[key]

@@ -147,17 +147,21 @@ func (x examination) discovered(ctx context.Context, o upstreams.Options, q wire
 	defer cancel()
 	designated, err := upstreams.Discover(asking, o)
 	if err != nil {
-		return []found{{Upstream: o.Name, Error: fmt.Sprintf("ask which transports it designates (%s SVCB): %v", wire.DDRName, err)}}
+		all = []found{{Upstream: o.Name, Error: fmt.Sprintf("ask which transports it designates (%s SVCB): %v", wire.DDRName, err)}}
 	}
 	isKnown := func(f found) bool {
 		same := func(g found) bool { return f.Address == g.Address && f.Transport == g.Transport }
 		return slices.ContainsFunc(known, same) || slices.ContainsFunc(all, same)
 	}
-	for _, d := range designated {
-		for _, f := range x.examine(ctx, d, q) {
-			if f.Designated = true; !isKnown(f) {
-				all = append(all, f)
-			}
+	results := make([][]found, len(designated))
+	var examining sync.WaitGroup
+	for i, d := range designated {
+		examining.Go(func() { results[i] = x.examine(ctx, d, q) })
+	}
+	examining.Wait()
+	for _, f := range slices.Concat(results...) {
+		if f.Designated = true; !isKnown(f) {
+			all = append(all, f)
 		}
 	}
 	return all

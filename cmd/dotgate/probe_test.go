@@ -100,3 +100,36 @@ func TestProbeDiscoversTransports(t *testing.T) {
 		t.Errorf("what was not verified is in\n%s", &yaml)
 	}
 }
+
+// TestProbeOfHostileDesignations has an upstream designate far too much: it costs few dials.
+func TestProbeOfHostileDesignations(t *testing.T) {
+	t.Parallel()
+	ca := dottest.NewCA()
+	file, err := ca.WriteFile(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := settings.Load(configs.Sources{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := func(want int, text string, records ...string) {
+		t.Helper()
+		dot := dottest.NewServer(t, dottest.Options{Certificate: ca.Issue(dottest.CertOptions{Names: []string{dottest.ServerName}}), Handler: designating(t, records...)})
+		u := settings.Upstream{Options: upstreams.Options{
+			Name: "mine", Protocol: upstreams.TLS, ServerName: dottest.ServerName, CAFile: file, Log: slog.New(slog.DiscardHandler),
+			Addresses: []netip.AddrPort{dot.Addr()},
+		}}
+		found := examineAll(t.Context(), config, []settings.Upstream{u}, examination{discover: true})
+		if len(found) != 1+want || text != "" && !strings.Contains(found[1].Error, text) {
+			t.Errorf("%.80q: %d found, want %d more than one", records, len(found), want)
+		}
+	}
+	var hints []string
+	for i := range 1000 {
+		hints = append(hints, fmt.Sprintf("127.1.%d.%d", i/250, 1+i%250))
+	}
+	f(65, "more than 64 endpoints", `1 dns.example.com. alpn="dot,doq" port=9 ipv4hint=`+strings.Join(hints, ","))
+	f(1, "refused", `1 dns.example.com. alpn="`+strings.Repeat("dot,", 300)+`dot" port=9 ipv4hint=127.1.1.1,0.0.0.0,224.0.0.1,169.254.169.254`)
+	f(0, "", `1 dns.example.com. alpn="dot" port=9 ipv4hint=0.0.0.0 ipv6hint=ff02::1`)
+}
