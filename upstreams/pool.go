@@ -168,7 +168,7 @@ func (u *Upstream) closed(s *stream, end streamEnd) {
 	}
 	if !answered {
 		u.growAfter.Store(end.at + int64(growPause))
-		if end.queries > 0 && u.open.Load() == 0 && !errors.Is(end.err, ErrClosed) {
+		if end.queries > 0 && u.lastRead.Load() < s.born && !errors.Is(end.err, ErrClosed) {
 			u.noAnswer(s, end.err, end.at)
 		}
 	} else if end.pending > 0 && !errors.Is(end.err, errSilent) {

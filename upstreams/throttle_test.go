@@ -3,6 +3,7 @@ package upstreams
 import (
 	"errors"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -135,4 +136,41 @@ func TestConnectionsWithoutAnswersAreMadeAtMostTenTimesAMinute(t *testing.T) {
 			t.Errorf("after the outage: %v", err)
 		}
 	})
+}
+
+// That holds for many queries, too, whose connections overlap: one is silent while the next
+// one is made.
+func TestSilentConnectionsAreMadeAtMostTenTimesAMinute(t *testing.T) {
+	f := func(answers bool) {
+		synctest.Test(t, func(t *testing.T) {
+			s := new(fakeServer)
+			u := openFake(t, s, Options{})
+			if answers {
+				if err := askFake(u); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.silent.Store(1 << 62)
+			var asking sync.WaitGroup
+			askFor := func(d time.Duration) (dials int) {
+				before := s.set(fakeBehaviour{})
+				for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+					asking.Go(func() { _ = askFake(u) })
+				}
+				return s.set(fakeBehaviour{}) - before
+			}
+			askFor(unthrottledFor + 10*time.Second)
+			if n := askFor(time.Minute); n < 6 || n > 10 {
+				t.Errorf("answers at first: %t: %d dials in a minute", answers, n)
+			}
+			s.silent.Store(0)
+			askFor(2 * throttleInterval)
+			if err := askFake(u); err != nil {
+				t.Error(err)
+			}
+			asking.Wait()
+		})
+	}
+	f(false)
+	f(true)
 }
