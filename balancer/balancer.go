@@ -7,6 +7,8 @@
 //
 //	Up, with few losses      in the order of the policy, lower tiers first
 //	Up, reduced              after these: slow start after an outage, or many losses
+//	Up, at its limit         of queries a second: after these, the one with the most room
+//	                         first, whatever its tier
 //	Suspect                  after these
 //	Erroring                 after these: an answer is better than none
 //	Down                     last, not never: when no member is up, the health checks
@@ -73,6 +75,9 @@ type Member interface {
 	// lost: a dial has taken a step since the last answer, and no connection has gone
 	// silent.
 	Reached() bool
+	// RateWait returns how long a query would have to wait so as not to exceed a limit of
+	// queries a second; 0 if it need not, or no limit is known. Ask sends it nevertheless.
+	RateWait() time.Duration
 	// Latency returns how long an answer usually takes, 0 if unknown, and how long to
 	// wait for one before a further member is asked.
 	Latency() (usual, patience time.Duration)

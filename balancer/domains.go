@@ -76,7 +76,7 @@ func (r *resolvedBy) moveFirst(members []*member, levels []level, q wire.Query) 
 	}
 	stats := r.of(q)
 	i := slices.IndexFunc(members, func(m *member) bool { return m.memberStats == stats })
-	if i < 0 || levels[members[i].index] > levelReduced {
+	if i < 0 || levels[members[i].index] > levelLimited {
 		return false
 	}
 	first := members[i]

@@ -41,6 +41,8 @@ type fake struct {
 	patience   time.Duration // 0: 40 ms
 	discounted bool          // what it is reported for says nothing about it
 	answered   time.Time     // when it answered a probe last, for a member that is silent
+	rate       int           // how many queries it may get in any second; 0: no limit is known
+	asked      []time.Time   // when it got queries
 }
 
 // A journal is the list of events, as text.
@@ -126,6 +128,7 @@ func (m *fake) Ask(_ context.Context, q wire.Query, done func(wire.Answer, error
 	m.log.add(m.name)
 	m.mu.Lock()
 	m.pending = time.Now()
+	m.asked = append(m.asked, m.pending)
 	m.mu.Unlock()
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -191,6 +194,16 @@ func (m *fake) Reached() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.reached || m.pace > 0 && time.Since(m.pending) >= m.pace
+}
+
+// RateWait is for a member that may get rate queries in any second.
+func (m *fake) RateWait() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.rate == 0 || len(m.asked) < m.rate {
+		return 0
+	}
+	return max(time.Second-time.Since(m.asked[len(m.asked)-m.rate]), 0)
 }
 
 func (m *fake) Latency() (usual, patience time.Duration) {

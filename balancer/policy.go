@@ -62,13 +62,14 @@ type level uint8
 const (
 	levelUp      level = iota
 	levelReduced       // Up, and asked after the others for this query: slow start, or losses
+	levelLimited       // Up, and a query would exceed its limit of queries a second
 	levelSuspect       // these three are as the State
 	levelErroring
 	levelDown
 )
 
-// order appends all members for q to dst, which is empty: by level, within a level
-// by tier, within a tier by policy. It returns whether the first one is known to resolve the
+// order appends all members for q to dst, which is empty: by level, within levelLimited by
+// the time until it is over, within a level by tier, within a tier by policy. It returns whether the first one is known to resolve the
 // domain of q where others do not.
 func (b *Balancer) order(dst []*member, q wire.Query) (order []*member, resolves bool) {
 	now := b.set.Load()
@@ -77,8 +78,8 @@ func (b *Balancer) order(dst []*member, q wire.Query) (order []*member, resolves
 		return order, false
 	}
 	now.policy(b, q, order)
-	var levels, losses = [8]level{}, [8]float64{}
-	ranks, lost := levels[:0], losses[:0]
+	var levels, losses, limits = [8]level{}, [8]float64{}, [8]time.Duration{}
+	ranks, lost, waits := levels[:0], losses[:0], limits[:0]
 	least := 1.0
 	for _, m := range now.members {
 		l := m.level()
@@ -86,18 +87,25 @@ func (b *Balancer) order(dst []*member, q wire.Query) (order []*member, resolves
 		if l == levelUp || l == levelReduced {
 			least = min(least, loss)
 		}
-		ranks, lost = append(ranks, l), append(lost, loss)
+		wait := m.RateWait()
+		if l > levelReduced {
+			wait = 0
+		}
+		ranks, lost, waits = append(ranks, l), append(lost, loss), append(waits, wait)
 	}
 	for i, l := range ranks {
 		if l == levelUp && !keepsPlace(lost[i], least) {
 			ranks[i] = levelReduced
+		}
+		if waits[i] > 0 {
+			ranks[i] = levelLimited
 		}
 	}
 	slices.SortStableFunc(order, func(x, y *member) int {
 		if c := cmp.Compare(ranks[x.index], ranks[y.index]); c != 0 {
 			return c
 		}
-		return cmp.Compare(x.Tier, y.Tier)
+		return cmp.Or(cmp.Compare(waits[x.index], waits[y.index]), cmp.Compare(x.Tier, y.Tier))
 	})
 	return order, b.resolvedBy.moveFirst(order, ranks, q)
 }
@@ -133,9 +141,12 @@ func keepsPlace(loss, least float64) bool {
 func (m *member) answers() bool { return m.State().Answers() }
 
 // worse reports whether m should be asked after o as a further member, whatever the policy
-// says: by rank, then by tier, then by risk.
+// says: by rank, then by the limits of queries a second, by tier, and by risk.
 func (m *member) worse(o *member, q wire.Query) bool {
 	c := cmp.Compare(m.rank(), o.rank())
+	if c == 0 {
+		c = cmp.Compare(m.RateWait(), o.RateWait())
+	}
 	if c == 0 {
 		c = cmp.Compare(m.Tier, o.Tier)
 	}

@@ -53,6 +53,7 @@ type CandidateTrace struct {
 	Outage       error         // why it is not up, if that is known
 	Usual        time.Duration // how long its answers take; 0 if unknown
 	Patience     time.Duration // how long to wait for one before a further member is asked
+	RateWait     time.Duration // until a query would not exceed its limit of queries a second; 0 if it has no limit
 	Losses       float64       // the share of recent attempts without a result: of the query's type, or the largest
 	Outstanding  int           // open attempts
 	Cost         time.Duration // what the policy latency compares
@@ -110,7 +111,7 @@ func (x *exchange) trace(a wire.Answer, err error) Trace {
 func (m *member) trace(loss float64) CandidateTrace {
 	c := CandidateTrace{
 		Name: m.String(), Tier: m.Tier, Weight: m.Weight, State: m.State(),
-		Losses: loss, Outstanding: int(m.outstanding.Load()), Cost: time.Duration(m.cost()),
+		RateWait: m.RateWait(), Losses: loss, Outstanding: int(m.outstanding.Load()), Cost: time.Duration(m.cost()),
 	}
 	c.Usual, c.Patience = m.Latency()
 	if m.Outage != nil && !c.State.IsUp() {

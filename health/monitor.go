@@ -101,6 +101,9 @@ type Upstream interface {
 	// lost: a dial has taken a step since the last answer, and no connection has gone
 	// silent.
 	Reached() bool
+	// RateWait returns how long a query would have to wait so as not to exceed a limit of
+	// queries a second; 0 if it need not.
+	RateWait() time.Duration
 	String() string
 }
 
@@ -190,6 +193,9 @@ func (m *Monitor) Silent() time.Duration { return m.upstream.Silent() }
 
 // Reached returns what the upstream's Reached does.
 func (m *Monitor) Reached() bool { return m.upstream.Reached() }
+
+// RateWait returns what the upstream's RateWait does.
+func (m *Monitor) RateWait() time.Duration { return m.upstream.RateWait() }
 
 // State returns the state of the upstream, or the one that the operator has set. It is
 // called for a query that is about to be placed: if the upstream is Suspect, or its state

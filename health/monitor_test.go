@@ -99,6 +99,8 @@ func (u *fake) Silent() time.Duration {
 
 func (u *fake) Reached() bool { return u.reached }
 
+func (u *fake) RateWait() time.Duration { return 0 }
+
 func (u *fake) Latency() (usual, patience time.Duration) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

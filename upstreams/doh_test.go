@@ -155,6 +155,17 @@ func TestALimitOfTheRateIsNoOutage(t *testing.T) {
 	if n := s.Requests(); n != 31 || s.Connections() != 1 {
 		t.Errorf("%d requests on %d connections", n, s.Connections())
 	}
+	if wait := u.RateWait(); wait != 0 {
+		t.Errorf("queries have to wait for %v without a Retry-After", wait)
+	}
+	s.Set(dottest.HTTPSFault{Status: 429, For: "beyond", RetryAfter: "1"})
+	time.Sleep(limitedWindow)
+	if err := ask(u, "beyond.example.com"); OutcomeOf(err) != HTTPLimited || !excused(err) {
+		t.Errorf("with a Retry-After: %v", err)
+	}
+	if wait := u.RateWait(); wait < time.Second/2 || wait > time.Second {
+		t.Errorf("queries have to wait for %v", wait)
+	}
 	time.Sleep(limitedWindow)
 	if err := ask(u, "beyond.example.com"); OutcomeOf(err) != HTTPLimited || excused(err) {
 		t.Errorf("of a server that answers nothing: %v", err)

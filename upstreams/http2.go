@@ -106,8 +106,9 @@ type httpRequest struct {
 type responseHeader struct {
 	size   int
 	status int
-	isDNS  bool   // the body is a DNS message
-	age    uint32 // of the response in a cache of HTTP, in seconds
+	isDNS  bool          // the body is a DNS message
+	age    uint32        // of the response in a cache of HTTP, in seconds
+	after  time.Duration // of Retry-After
 }
 
 // newHTTP2Conn begins HTTP/2 on conn, with requests for a resource.
@@ -420,6 +421,8 @@ func (h *responseHeader) add(f hpack.HeaderField) {
 		h.setContentType(f.Value)
 	case "age":
 		h.setAge(f.Value)
+	case "retry-after":
+		h.after = parseRetryAfter(f.Value)
 	}
 }
 
@@ -440,7 +443,7 @@ func (h *responseHeader) setContentType(value string) {
 func (h *responseHeader) check() error {
 	switch {
 	case h.status == 429: // RFC 6585 section 4
-		return &failure{HTTPLimited, errors.New("server limits the rate of requests (HTTP status 429)")}
+		return &failure{HTTPLimited, &rateError{h.after}}
 	case h.status != 200:
 		return &failure{HTTPFailed, fmt.Errorf("server responds with HTTP status %d", h.status)}
 	case !h.isDNS:

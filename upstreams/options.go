@@ -69,6 +69,12 @@ type Options struct {
 	// socks5://ADDRESS:PORT, with USER:PASSWORD@ before the address if necessary. It is for dot
 	// and doh. The resolvers of bootstrap are asked without it.
 	Proxy secret.URL `config:"proxy"`
+	// Rate is how many queries a second it is to be spared from exceeding: beyond that, other
+	// upstreams are asked, and if all are at their limits, the one with the most room. 0 is no
+	// limit. Limits that upstreams show by HTTP status 429 or REFUSED are learnt besides.
+	//
+	// With protocol udp, it holds for each of the addresses, which are asked by turns.
+	Rate int `config:"rate" bounds:"1 100000 0"`
 	// ServerName is the name that the certificate must be valid for. The default is host or,
 	// without it, the address.
 	ServerName string `config:"server_name"`

@@ -48,6 +48,7 @@ type Plain struct {
 	epoch     time.Time // instants count from it
 	next      atomic.Uint32
 	rtt       estimator
+	rate      rateLimit
 	waiting   silence // since the last answer
 	pending   pendingQueries
 	servers   []*udpServer // one for each address
@@ -79,11 +80,12 @@ func NewPlain(o Options) (*Plain, error) {
 		return nil, err
 	}
 	p := &Plain{o: o, from: from, log: o.Log.With("upstream", o.Name), epoch: time.Now(), pending: pendingQueries{limit: plainSockets}}
+	p.rate.init(o.Rate*len(o.Addresses), p.log)
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	o.warnOfPublic(p.log)
 	for _, a := range o.Addresses {
 		same := o
-		same.Protocol, same.Addresses, same.Log = TCP, []netip.AddrPort{a}, slog.New(slog.DiscardHandler)
+		same.Protocol, same.Addresses, same.Rate, same.Log = TCP, []netip.AddrPort{a}, 0, slog.New(slog.DiscardHandler)
 		tcp, err := New(same)
 		if err != nil {
 			return nil, err
@@ -122,6 +124,9 @@ func (p *Plain) Latency() (usual, patience time.Duration) { return p.rtt.usual()
 // sent since.
 func (p *Plain) Silent() time.Duration { return p.waiting.lasted(p.now()) }
 
+// RateWait returns what that of an Upstream does.
+func (p *Plain) RateWait() time.Duration { return p.rate.wait(p.now) }
+
 // Reached reports whether a first answer may still be on its way. Over UDP there is no
 // dial whose steps show that a server is there, so a server that has never answered may
 // be far away for as long as clients wait (Options.Patience).
@@ -136,6 +141,7 @@ func (p *Plain) now() int64 { return int64(time.Since(p.epoch)) + 1 }
 func (p *Plain) Counts() Counts {
 	var c Counts
 	p.counts.addTo(&c)
+	p.rate.addTo(&c)
 	for _, s := range p.servers {
 		t := s.tcp.Counts()
 		c.Dials, c.Open = c.Dials+t.Dials, c.Open+t.Open
@@ -172,7 +178,9 @@ func (p *Plain) Ask(_ context.Context, q wire.Query, done func(wire.Answer, erro
 		done(wire.Answer{}, named(p.o.Name, ErrBusy))
 		return
 	}
-	p.waiting.CompareAndSwap(0, p.now())
+	now := p.now()
+	p.waiting.CompareAndSwap(0, now)
+	p.rate.add(now)
 	p.wg.Go(func() {
 		began := time.Now()
 		r := p.ask(pending.ctx, q)
@@ -181,6 +189,9 @@ func (p *Plain) Ask(_ context.Context, q wire.Query, done func(wire.Answer, erro
 		outcome := outcomeOf(r.answer, err)
 		r.from.attempts[outcome].Add(1)
 		p.attemptStats.add(outcome, time.Since(began), err)
+		if outcome == GotRefused {
+			p.rate.onRefused(now, p.now(), nil)
+		}
 		if err != nil {
 			done(wire.Answer{}, named(p.o.Name, err))
 			return

@@ -22,8 +22,8 @@ const (
 	sparePeriod = 10 * time.Second
 	// garbagePause is how long garbage causes no further connection.
 	garbagePause = time.Second
-	// limitedWindow is how recently a server that limits the rate of queries must have
-	// answered one.
+	// limitedWindow is how recently, apart from the time of a Retry-After, a server that
+	// limits the rate of queries must have answered one.
 	limitedWindow = time.Second
 	// growPause is how long no further connection is tried after the upstream
 	// closed one without an answer: the number of connections may be limited there.
@@ -119,8 +119,10 @@ func (u *Upstream) failed(c *call, err error) {
 // garbagePause, so that garbage for all queries causes no flood of dials.
 func (u *Upstream) garbled(s *stream, c *call, err error) {
 	now := u.now()
-	if OutcomeOf(err) == HTTPLimited && now-u.lastRead.Load() < int64(limitedWindow) {
-		u.failed(c, &limitedError{err})
+	if e, ok := errors.AsType[*rateError](err); ok && now-u.lastRead.Load() < int64(limitedWindow+e.after) {
+		s.waiting.Store(0) // it is a sign of life
+		u.waiting.Store(0)
+		u.failed(c, &limitedError{e})
 		return
 	}
 	if OutcomeOf(err).ofHTTP() {
@@ -143,9 +145,9 @@ func (u *Upstream) garbled(s *stream, c *call, err error) {
 
 // A limitedError is that of a query beyond a limit of queries a second. It is no evidence
 // against the upstream, which answers others.
-type limitedError struct{ error }
+type limitedError struct{ *rateError }
 
-func (e *limitedError) Unwrap() error { return e.error }
+func (e *limitedError) Unwrap() error { return &failure{HTTPLimited, e.rateError} }
 func (e *limitedError) Excused() bool { return true }
 
 // silent has the calls of s sent on another stream as well.

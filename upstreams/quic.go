@@ -359,7 +359,7 @@ func (a *http3Asker) ask(ctx context.Context, query []byte) ([]byte, error) {
 		return nil, a.explain(err)
 	}
 	defer response.Body.Close()
-	h := responseHeader{status: response.StatusCode}
+	h := responseHeader{status: response.StatusCode, after: parseRetryAfter(response.Header.Get("Retry-After"))}
 	h.setContentType(response.Header.Get("Content-Type"))
 	h.setAge(response.Header.Get("Age"))
 	if err := h.check(); err != nil {

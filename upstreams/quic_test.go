@@ -105,7 +105,7 @@ func TestErrorsOfHTTP3(t *testing.T) {
 		}
 	}
 	f(dottest.HTTPSFault{Status: 503}, HTTPFailed, "HTTP status 503")
-	f(dottest.HTTPSFault{Status: 429}, HTTPLimited, "limits the rate")
+	f(dottest.HTTPSFault{Status: 429, RetryAfter: "5"}, HTTPLimited, "HTTP status 429, retry after 5s")
 	f(dottest.HTTPSFault{ContentType: "text/html"}, HTTPNotDNS, "no DNS message")
 	f(dottest.HTTPSFault{Reset: true}, Reset, "H3_INTERNAL_ERROR")
 }

@@ -59,12 +59,15 @@ type Counts struct {
 	OutOfBailiwick  uint64 `json:"out_of_bailiwick"` // responses with answers about names that were not asked for
 	Malformed       uint64 `json:"malformed"`        // responses that are not well-formed, or truncated
 	Stripped        uint64 `json:"stripped"`         // answers accepted without some of their records, which did not belong to the question
+	OverRate        uint64 `json:"over_rate"`        // queries sent although the upstream was at the limit of its rate
 
 	Open      int    `json:"-"` // connections open now
 	Transport string `json:"-"` // the best of theirs: dot, doh, doq, doh3 or tcp; empty if none is open
 	// Instead is the transport that is preferred to that, as no connection over it can be
 	// made; empty if there is none.
-	Instead string `json:"-"`
+	Instead    string `json:"-"`
+	Rate       int    `json:"-"` // how many queries a second it is spared from exceeding; 0 if no limit is known
+	RateLearnt bool   `json:"-"` // that was learnt; Options.Rate has another limit, or none
 }
 
 // Counts returns the totals.
@@ -87,6 +90,7 @@ func (u *Upstream) Counts() Counts {
 		c.Dials += t.dials.Load()
 	}
 	u.counts.addTo(&c)
+	u.rate.addTo(&c)
 	return c
 }
 
@@ -131,6 +135,9 @@ func (u *Upstream) recordCall(c *call, now int64, a wire.Answer, err error) {
 		now = u.now()
 	}
 	u.attemptStats.add(outcome, time.Duration(now-c.began), err)
+	if outcome == GotRefused || outcome == HTTPLimited {
+		u.rate.onRefused(c.began, now, err)
+	}
 }
 
 // attemptStats has how long attempts took, at all addresses together.

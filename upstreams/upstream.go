@@ -39,6 +39,7 @@
 //   - stream.go, call.go: one connection over TLS or TCP, and a query on it; its states are
 //     described at stream
 //   - plain.go: UDP
+//   - rate.go: limits of queries a second, configured and learnt
 //   - outcome.go, stats.go, trace.go: what is counted and recorded
 //   - drill.go, faults.go: fault injection
 //   - probe.go: the command "dotgate probe"
@@ -87,6 +88,7 @@ type Upstream struct {
 	log         *slog.Logger
 	dialer      dialer
 	dialTime    dialTime
+	rate        rateLimit
 	waiting     silence      // since the last sign of life
 	dialStep    atomic.Int32 // the step that a dial has reached since the last answer
 	wentSilent  atomic.Bool  // a connection was given up for its silence since then
@@ -126,6 +128,7 @@ func New(o Options) (*Upstream, error) {
 	if o.Protocol == TCP {
 		o.warnOfPublic(u.log)
 	}
+	u.rate.init(o.Rate, u.log)
 	u.ctx, u.stop = context.WithCancel(context.Background())
 	u.dialer.background = func(f func(context.Context)) { u.wg.Go(func() { f(u.ctx) }) }
 	u.dialer.test = u.testLink
@@ -202,6 +205,11 @@ func (u *Upstream) Reached() bool {
 		!slices.ContainsFunc(u.streams, func(s *stream) bool { return s.silentFor(now) > overdue })
 }
 
+// RateWait returns how long a query would have to wait so as not to exceed the rate that the
+// upstream is to be spared from: Options.Rate, or what was learnt. It returns 0 if the query
+// need not wait. Ask sends it at once nevertheless.
+func (u *Upstream) RateWait() time.Duration { return u.rate.wait(u.now) }
+
 // The steps of a dial that show that the upstream lives.
 const (
 	tcpConnected = 1 + iota
@@ -233,6 +241,7 @@ func (u *Upstream) dialProgressed(step int32) {
 func (u *Upstream) Ask(ctx context.Context, q wire.Query, done func(wire.Answer, error)) {
 	began := u.now()
 	u.waiting.CompareAndSwap(0, began)
+	u.rate.add(began)
 	u.send(&call{query: q, done: done, upstream: u, began: began, trace: u.traceOf(ctx)}, began, 0, 0)
 }
 

@@ -130,6 +130,9 @@ func writeUpstreams(out io.Writer, upstreams []api.UpstreamStatus, now time.Time
 		return err
 	}
 	for _, u := range upstreams {
+		if u.Rate != nil {
+			fmt.Fprintf(out, "%s: its limit is %d queries a second (%s); %d were sent beyond it\n", u.Name, u.Rate.Limit, either(u.Rate.Learnt, "learnt", "option rate"), u.Counts.OverRate)
+		}
 		for _, n := range u.Endpoints {
 			if !n.Avoided.IsZero() {
 				fmt.Fprintf(out, "%s: %v (%s) is avoided because another address or transport works better; next try at %s\n", u.Name, n.Address, n.Transport, n.Avoided.Format(time.TimeOnly))

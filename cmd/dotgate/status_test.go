@@ -29,7 +29,7 @@ func TestStatusIsATable(t *testing.T) {
 		Network: "tcp/853 is blocked on this network since 10:02 (no SYN-ACK at 2 of 3 upstreams); using DoH",
 		Upstreams: []api.UpstreamStatus{
 			{Name: "quad9", State: "up", Since: before(72 * time.Hour), Usual: ms(8.127), Patience: ms(45.25), Open: 1, Transport: "doh",
-				Counts: upstreams.Counts{Sent: 12345, Answered: 12340, Resent: 2},
+				Counts: upstreams.Counts{Sent: 12345, Answered: 12340, Resent: 2, OverRate: 3}, Rate: &api.RateStatus{Limit: 47, Learnt: true},
 				Endpoints: []api.EndpointStatus{
 					{Address: netip.MustParseAddrPort("[2620:fe::fe]:853"), Transport: "dot", State: "avoided", Dialled: before(10 * time.Second), Result: "dial_timeout", Avoided: now.Add(20 * time.Second)},
 					{Address: netip.MustParseAddrPort("9.9.9.9:853"), Transport: "dot", State: "unproven", Without: "alpn,key_share"},
@@ -59,6 +59,7 @@ UPSTREAM  STATE    FOR    LATENCY  PATIENCE  CONNECTIONS  VIA  SENT   ANSWERED  
 quad9     up       3d     8.13ms   45.2ms    1            doh  12345  12340     2       
 office    down     1m23s  -        200ms     0            -    0      0         0       connection refused
 new       suspect  -      -        200ms     0            -    0      0         0       3 failures in a row
+quad9: its limit is 47 queries a second (learnt); 3 were sent beyond it
 quad9: [2620:fe::fe]:853 (dot) is avoided because another address or transport works better; next try at 03:04:25
 quad9: 9.9.9.9:853 (dot) is asked without alpn,key_share
 

@@ -59,6 +59,7 @@ type HTTPSFault struct {
 	Share       float64       // of the requests that Status, Never and Reset apply to; 0 means all
 	PerSecond   int           // requests in any second that are answered before Status applies
 	Status      int           // instead of 200, with a page of HTML
+	RetryAfter  string        // goes with Status
 	For         string        // Status is for queries that have this in their names only
 	ContentType string        // instead of that of a DNS message
 	Delay       time.Duration // of responses
@@ -215,6 +216,9 @@ func (s *HTTPSServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if f.Status != 0 {
 		w.Header().Set("Content-Type", "text/html")
+		if f.RetryAfter != "" {
+			w.Header().Set("Retry-After", f.RetryAfter)
+		}
 		w.WriteHeader(f.Status)
 		io.WriteString(w, "<html><body>"+http.StatusText(f.Status)+"</body></html>")
 		return

@@ -116,6 +116,8 @@ func why(s balancer.Trace, c balancer.CandidateTrace) string {
 		return c.State.String()
 	case c.State == balancer.Suspect:
 		return "suspect: upstreams that are up come first"
+	case c.RateWait > 0:
+		return "at its limit of queries a second"
 	case slices.ContainsFunc(s.Candidates, better):
 		return "an upstream of a lower tier is up"
 	}

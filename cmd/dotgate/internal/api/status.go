@@ -53,6 +53,7 @@ type UpstreamStatus struct {
 	Open      int              `json:"connections"`
 	Transport string           `json:"transport,omitempty"` // of these; of several, the one that is preferred
 	Instead   string           `json:"instead,omitempty"`   // the transport that would be preferred to it, but fails
+	Rate      *RateStatus      `json:"rate,omitempty"`      // nil if no limit is known
 	Counts    upstreams.Counts `json:"counts"`
 	// Attempts has the number of attempts by outcome, without zeros.
 	Attempts map[string]uint64 `json:"attempts"`
@@ -65,6 +66,12 @@ type UpstreamStatus struct {
 	Certificate time.Time      `json:"certificate_not_after,omitzero"` // zero if none was seen
 	Failure     *FailureStatus `json:"last_failure,omitempty"`         // nil if none
 	Changes     []ChangeStatus `json:"changes,omitempty"`              // the latest, the newest last
+}
+
+// A RateStatus is the limit of queries a second that an upstream is spared from exceeding.
+type RateStatus struct {
+	Limit  int  `json:"limit"`
+	Learnt bool `json:"learnt"` // by refused queries; else it is option rate
 }
 
 // An EndpointStatus describes an address and a transport of an upstream.
@@ -172,6 +179,9 @@ func upstreamStatus(m Member) UpstreamStatus {
 		if a.Address.IsValid() {
 			status.Endpoints = append(status.Endpoints, endpointStatus(a))
 		}
+	}
+	if c.Rate > 0 {
+		status.Rate = &RateStatus{c.Rate, c.RateLearnt}
 	}
 	if len(m.Routes) > 1 {
 		status.Routes = m.Routes

@@ -298,6 +298,8 @@ func TestUpstreamProblems(t *testing.T) {
 	f("- {preset: quad9, transports: [dot, doh3], proxy: 'socks5://192.0.2.1:1080'}", "2: upstreams[0].transports: has doh3, which goes through no proxy; remove it here, or remove proxy")
 	f("- {protocol: udp, addresses: [192.0.2.1], proxy: 'socks5://192.0.2.1:1080'}", "2: upstreams[0].proxy: has no effect with protocol udp")
 	f("- {preset: quad9, proxy: 'http://a:b@192.0.2.1:1'}\n- {preset: quad9, proxy: 'http://a:c@192.0.2.1:1'}", `3: upstreams[1].name: "quad9" is the name of upstreams[0] too, which is another upstream`)
+	f("- {preset: quad9, rate: -1}", "2: upstreams[0].rate: must be between 1 and 100000, or 0")
+	f("- {preset: quad9, rate: fast}", "2: upstreams[0].rate: ")
 	f("- {preset: quad8}", `2: upstreams[0].preset: "quad8" is not a preset; there are adguard, `)
 	f("- {preset: [quad9]}", `2: upstreams[0].preset: a list is not a preset`)
 	f("- {preset: quad9, server_name: ''}", `2: upstreams[0].server_name: is empty; remove the key to have the default, dns.quad9.net`)
