@@ -9,7 +9,7 @@ import (
 	"dotgate/gateway/wire"
 )
 
-// asked sends so many queries a second for 5 s, and returns how many each member got in a
+// asked sends load queries a second for 5 s, and returns how many each member got in a
 // second, and how many of them were beyond its limit.
 func asked(t *testing.T, policy string, load int, candidates ...Candidate) (got []float64, beyond int) {
 	t.Helper()

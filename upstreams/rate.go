@@ -182,13 +182,17 @@ func (l *rateLimit) onRefused(sent, now int64, err error) {
 	if s := l.slotLocked(sent / int64(rateSlot)); s != nil && s.sent > s.refused {
 		s.refused++
 	}
-	if sent-l.since < int64(rateSpan) || err == nil && now < l.doubt {
-		return
+	if sent-l.since >= int64(rateSpan) && (err != nil || now >= l.doubt) {
+		l.learnLocked(sent, now, err == nil)
 	}
-	// All that it takes was sent within the rateSpan before.
+}
+
+// learnLocked learns from a refused query, which got REFUSED or 429: all that the server takes
+// was sent within the rateSpan before.
+func (l *rateLimit) learnLocked(sent, now int64, isRefused bool) {
 	_, taken := l.countLocked(sent)
 	limit := int(rateMargin * float64(taken))
-	if limit == 0 || l.limit > 0 && limit >= l.limit || err == nil && l.doubtLocked(limit, now) {
+	if limit == 0 || l.limit > 0 && limit >= l.limit || isRefused && l.doubtLocked(limit, now) {
 		return
 	}
 	if l.limit == l.configured {

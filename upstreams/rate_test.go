@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// A limiter is a server that takes a rate of queries: so many from each begin of a second on
+// A limiter is a server that takes a rate of queries: from each begin of a second on
 // or, with a burst, as a token bucket.
 type limiter struct {
 	rate, burst, tokens float64

@@ -224,6 +224,10 @@ func (c *checker) costs() {
 	if c.faultCost > faultCostLimit && c.scenario.special.repeat == 0 && c.scenario.expect != servfail {
 		c.figure("%.2f upstream queries per query during the fault", c.faultCost)
 	}
+	half := c.line.start.Add(c.line.end.Sub(c.line.start) / 2)
+	if cost := c.line.cost(half, c.line.end); c.scenario.learntCost > 0 && cost > c.scenario.learntCost {
+		c.figure("%.3f upstream queries per query in the second half of the fault", cost)
+	}
 }
 
 // transports checks how queries move from one transport to another and back.

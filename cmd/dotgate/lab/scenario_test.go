@@ -36,6 +36,8 @@ import (
 //	    a !, in the short form, too
 //	switch: the limit of upstream queries a query in the first second of the fault, if not
 //	    the usual one
+//	limit: option rate of the upstreams
+//	learnt: the limit of upstream queries a query in the second half of the fault
 //	first: the limit for the first answer after a fault from the start
 //	share: by how many points the first upstream's share of the queries may change
 //	single: "yes": the gateway has upstream a only
@@ -73,6 +75,8 @@ type scenario struct {
 	backInShort bool
 	share       int     // 0: not checked
 	switchCost  float64 // 0: the usual limit
+	learntCost  float64 // 0: not checked
+	rateLimit   int
 }
 
 // faultAt returns the fault as upstream i has it.
@@ -291,6 +295,10 @@ func (s *scenario) set(key, value string) (err error) {
 		s.first, err = time.ParseDuration(value)
 	case "switch":
 		s.switchCost, err = strconv.ParseFloat(value, 64)
+	case "limit":
+		s.rateLimit, err = strconv.Atoi(value)
+	case "learnt":
+		s.learntCost, err = strconv.ParseFloat(value, 64)
 	case "share":
 		s.share, err = strconv.Atoi(value)
 	case "single":

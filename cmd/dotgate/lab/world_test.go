@@ -44,7 +44,7 @@ func upstreamsFile(t *testing.T, s scenario, dot, doh [upstreams][]netip.AddrPor
 			break
 		}
 		name := "upstream@" + append(dot[i], doh[i]...)[0].String()
-		text += fmt.Sprintf("- {name: %q, server_name: %s, transports: [%s]", name, dottest.ServerName, strings.Join(s.transports, ", "))
+		text += fmt.Sprintf("- {name: %q, server_name: %s, rate: %d, transports: [%s]", name, dottest.ServerName, s.rateLimit, strings.Join(s.transports, ", "))
 		for option, list := range map[string][]netip.AddrPort{"addresses": dot[i], "doh_addresses": doh[i]} {
 			if len(list) > 0 {
 				text += fmt.Sprintf(", %s: [%s]", option, strings.ReplaceAll(strings.Trim(fmt.Sprint(list), "[]"), " ", ", "))
