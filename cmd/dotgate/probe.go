@@ -231,7 +231,7 @@ func (f found) where() string {
 
 func writeExaminations(out io.Writer, all []found, now time.Time) error {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "UPSTREAM\tADDRESS\tTCP\tTLS\tVERSION\tALPN\tCERTIFICATE ENDS\tRESUMES\tCONCURRENT\tOUT OF ORDER\tPADDED\tIDLE\tP50\tP90\tP99\tRESULT")
+	fmt.Fprintln(t, "UPSTREAM\tADDRESS\tTRANSPORT\tTCP\tTLS\tVERSION\tALPN\tCERTIFICATE ENDS\tRESUMES\tCONCURRENT\tOUT OF ORDER\tPADDED\tIDLE\tP50\tP90\tP99\tRESULT")
 	for _, f := range all {
 		result := "ok"
 		switch {
@@ -254,7 +254,7 @@ func writeExaminations(out io.Writer, all []found, now time.Time) error {
 		if f.Designated {
 			result += " (designated by the upstream)"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.Upstream, f.where(),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", f.Upstream, f.where(), cmp.Or(f.Transport, "-"),
 			milliseconds(f.TCP), milliseconds(f.TLS), cmp.Or(f.Version, "-"), cmp.Or(f.ALPN, "-"), ends, either(f.Resumes, "yes", "no"), f.Pipelined,
 			either(f.OutOfOrder, "yes", "not seen"), either(f.Padded, "yes", "no"), idle, milliseconds(f.P50), milliseconds(f.P90), milliseconds(f.P99), result)
 	}

@@ -37,7 +37,11 @@ func (c *Config) WriteEffective(w io.Writer) error {
 // defaults.
 func WriteUpstreams(w io.Writer, all []Upstream) error {
 	var out bytes.Buffer
-	out.WriteString("upstreams:\n")
+	if len(all) == 0 {
+		out.WriteString("upstreams: []\n")
+	} else {
+		out.WriteString("upstreams:\n")
+	}
 	usual := configs.SettingsOf("", &Upstream{Options: upstreams.Defaults(), Weight: 1})
 	for _, u := range all {
 		indent := "  - "
