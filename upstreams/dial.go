@@ -182,6 +182,7 @@ func (u *Upstream) addStreamLocked(l link, to *endpoint) *stream {
 	u.wg.Go(s.writeLoop)
 	s.after, u.rung = u.rung, to.rung
 	u.climbLaterLocked()
+	u.standbyLaterLocked()
 	return s
 }
 

@@ -358,8 +358,8 @@ func (d *dialer) leave(rung int, endpoints []*endpoint) {
 
 // climb dials the best endpoint of transports that are better than that of a rung, and returns
 // the first connection that brings an answer: that of the best one each time, and of the
-// others each fourth time, by turn, which makes less than ten dials a minute. Endpoints that the system
-// has no route to take no turn.
+// others each fourth time, by turn, which makes less than ten dials a minute. Endpoints that
+// the system has no route to take no turn.
 func (d *dialer) climb(ctx context.Context, rung, n int) (link, *endpoint, error) {
 	_ = d.resolve(ctx) // one of the endpoints is in use
 	better := []int{0}

@@ -16,7 +16,8 @@
 //
 // An endpoint is an address and a transport. The transports of an upstream form a ladder:
 // while no connection can be made on a better rung, the next one is used, and the best
-// one is tried every 8 s. Queries move to the better connection as soon as there is one.
+// one is tried every 8 s. While it is in use and queries are asked, one of the others is tried
+// every 30 s, by turn. Queries move to the better connection as soon as there is one.
 // If the same transport fails at several upstreams at once, the Network is taken to block it:
 // all leave it, and all return to it when it works for one of them.
 //
@@ -33,6 +34,7 @@
 //   - network.go: what the network does to all upstreams
 //   - dialer.go, endpoint.go, throttle.go, limits.go: which address is dialled, when, and for
 //     how long
+//   - standby.go: tries of the transports that stand by
 //   - dot.go, clienthello.go, certificate.go, tcp.go, source.go, proxy.go: the transports that open connections
 //   - http2.go: HTTP/2, as a connection that DNS messages are written to
 //   - quic.go: QUIC, for DNS over QUIC and over HTTP/3, in the same way
@@ -106,8 +108,12 @@ type Upstream struct {
 	streams   []*stream
 	dials     []*dial     // in progress, the newest last
 	climbing  *time.Timer // runs climb; nil if no better transport is to be tried
+	standby   *time.Timer // runs tryStandby; nil if nothing has been asked lately
 	climbSent uint64      // counts.sent when they were tried last
 	climbs    int         // how often that was
+	standbys  int         // how often tryStandby has tried one
+	// standbySent is counts.sent at the last tryStandby.
+	standbySent uint64
 	// climbAgain is set if a try has begun before the network changed.
 	climbAgain bool
 	rung       int // of the newest stream, which may have ended
@@ -277,8 +283,10 @@ func waitFor(ctx context.Context, ask func(context.Context, wire.Query, func(wir
 func (u *Upstream) Close() error {
 	u.mu.Lock()
 	u.isClosed = true
-	if u.climbing != nil {
-		u.climbing.Stop()
+	for _, timer := range []*time.Timer{u.climbing, u.standby} {
+		if timer != nil {
+			timer.Stop()
+		}
 	}
 	streams := slices.Clone(u.streams)
 	u.mu.Unlock()
