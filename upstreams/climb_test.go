@@ -175,8 +175,8 @@ func TestQueriesDoNotMoveToAConnectionWithoutAnswers(t *testing.T) {
 	if tries < 1 || tries > 4 {
 		t.Errorf("tried %d times", tries)
 	}
-	if n := after.Queries - before.Queries; n > tries {
-		t.Errorf("%d queries moved, besides one to test each connection", n-tries)
+	if n := after.Queries - before.Queries; n > asked/4 { // one tests each connection
+		t.Errorf("%d of %d queries moved", n, asked)
 	}
 	if n := doh.Requests(); n < asked {
 		t.Errorf("%d of %d over HTTPS", n, asked)
