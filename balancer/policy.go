@@ -69,8 +69,8 @@ const (
 )
 
 // order appends all members for q to dst, which is empty: by level, within levelLimited by
-// the time until it is over, within a level by tier, within a tier by policy. It returns whether the first one is known to resolve the
-// domain of q where others do not.
+// the time until it is over, within a level by tier, within a tier by policy. It returns
+// whether the first one is known to resolve the domain of q where others do not.
 func (b *Balancer) order(dst []*member, q wire.Query) (order []*member, resolves bool) {
 	now := b.set.Load()
 	order = append(dst, now.members...)

@@ -154,7 +154,7 @@ func (u *Upstream) runDial(ctx context.Context, d *dial, first bool) {
 	case err != nil:
 		u.passOnLocked(d, err)
 	case len(ended) == 0 || u.isClosed:
-		l.abort()
+		defer l.abort() // not under mu: it may wait for goroutines of the connection
 		err = ErrClosed
 	default:
 		s = u.addStreamLocked(l, to)
@@ -293,7 +293,7 @@ func (u *Upstream) climbFrom(rung, n int) {
 		u.climbing = nil
 		s = u.addStreamLocked(l, to)
 	case err == nil:
-		l.abort()
+		defer l.abort()
 	case u.isClosed:
 	case u.climbAgain:
 		u.climbing.Reset(0)

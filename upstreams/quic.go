@@ -196,10 +196,10 @@ type quicConn struct {
 	open     atomic.Int32 // streams
 	room     atomic.Int32 // how many may be open at once
 
-	mu       sync.Mutex // guards the fields below
-	changed  sync.Cond  // of what Read waits for
-	answers  bytes.Buffer
-	failed   []error // of requests
+	mu       sync.Mutex   // guards the fields below
+	changed  sync.Cond    // of what Read waits for
+	answers  bytes.Buffer // of inFlightMax queries at most
+	failed   []error      // of requests
 	deadline time.Time
 	err      error // why the connection ended, or nil
 }
@@ -417,7 +417,11 @@ func (c *quicConn) SetReadDeadline(t time.Time) error {
 	defer c.mu.Unlock()
 	c.deadline = t
 	if !t.IsZero() {
-		time.AfterFunc(time.Until(t)+1, c.changed.Broadcast)
+		time.AfterFunc(time.Until(t)+1, func() {
+			c.mu.Lock() // so that Read, which has just looked at the deadline, waits by now
+			defer c.mu.Unlock()
+			c.changed.Broadcast()
+		})
 	}
 	return nil
 }
@@ -431,7 +435,7 @@ func (c *quicConn) SetWriteDeadline(time.Time) error { return nil }
 // capacity returns how many queries the server answers at once.
 func (c *quicConn) capacity() int { return int(c.room.Load()) }
 
-// Close ends the connection. The server is told, and nothing is waited for.
+// Close ends the connection. The server is told, and none of its packets is waited for.
 func (c *quicConn) Close() error {
 	c.fail(net.ErrClosed)
 	_ = c.CloseWithError(c.code, "") // it is a courtesy

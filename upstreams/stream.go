@@ -303,8 +303,8 @@ func (s *stream) sweep(now int64) {
 // exceptions. The oldest query is not resent: on a server that answers in order it is the
 // one that blocks the rest. But it is resent over another transport. Queries sent well
 // before the last answer are not resent either: they have arrived and are merely slow. Nor
-// are those that nothing waits for any more, except for the newest. If the stream had been idle for longer than
-// idleSuspectAfter, exactly the queries sent since then are resent.
+// are those that nothing waits for any more, except for the newest. If the stream had been
+// idle for longer than idleSuspectAfter, exactly the queries sent since then are resent.
 func (s *stream) resendPending(to *stream) {
 	_, patience := s.shared.rtt.usual()
 	skipped, since := 1, s.lastRead.Load()-int64(patience)
