@@ -64,14 +64,8 @@ func over(form string) contender {
 // startTransports starts an upstream for URLs of this form.
 func startTransports(t *testing.T, addr netip.AddrPort, form string) {
 	t.Helper()
-	dir := t.TempDir()
+	dir := certificateFiles(t)
 	scheme, _, _ := strings.Cut(form, ":")
-	chain, key := pemOf(t, ca.Issue(dottest.CertOptions{Names: []string{dottest.ServerName}}))
-	for name, data := range map[string][]byte{"cert.pem": chain, "key.pem": key} {
-		if err := os.WriteFile(dir+"/"+name, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

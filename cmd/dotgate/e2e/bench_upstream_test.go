@@ -90,16 +90,23 @@ func TestBenchUpstream(t *testing.T) {
 	}
 }
 
-// startBenchUpstream starts the upstream on the processor of the load.
-func startBenchUpstream(t *testing.T, delay time.Duration) (*process, netip.AddrPort) {
+// certificateFiles returns a directory with a server's cert.pem and key.pem.
+func certificateFiles(t *testing.T) (dir string) {
 	t.Helper()
-	dir := t.TempDir()
+	dir = t.TempDir()
 	chain, key := pemOf(t, ca.Issue(dottest.CertOptions{Names: []string{dottest.ServerName}}))
 	for name, data := range map[string][]byte{"cert.pem": chain, "key.pem": key} {
 		if err := os.WriteFile(dir+"/"+name, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+	return dir
+}
+
+// startBenchUpstream starts the upstream on the processor of the load.
+func startBenchUpstream(t *testing.T, delay time.Duration) (*process, netip.AddrPort) {
+	t.Helper()
+	dir := certificateFiles(t)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
