@@ -154,7 +154,7 @@ func TestServersOverQUIC(t *testing.T) {
 				t.Errorf("%+v: query %d: %v", fault, i, err)
 			}
 		}
-		time.Sleep(2 * options.Idle)
+		time.Sleep(2 * options.Idle) // until the server has forgotten the connection
 		if err := many(u, queries, "later%d.example.com"); err != nil && fault.Close == 0 {
 			t.Errorf("%+v: later: %v", fault, err)
 		}

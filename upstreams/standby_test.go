@@ -42,7 +42,7 @@ func TestTransportsThatStandByAreTried(t *testing.T) {
 		u.mu.Unlock()
 		for range 100 {
 			u.counts.sent.Add(1)
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // fake time
 		}
 		mu.Lock()
 		defer mu.Unlock()
@@ -53,7 +53,7 @@ func TestTransportsThatStandByAreTried(t *testing.T) {
 			t.Errorf("last is %v", e.addr)
 		}
 		mu.Unlock()
-		time.Sleep(time.Hour)
+		time.Sleep(time.Hour) // fake time
 		mu.Lock()
 		if n := len(tried); n > 4 {
 			t.Errorf("%d tries of an upstream that is not asked", n-4)
